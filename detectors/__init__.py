@@ -1,0 +1,1 @@
+"""Online anomaly detectors for streams: score, then learn, in bounded memory."""

@@ -1,0 +1,1 @@
+"""The only place that talks to the outside: Faust, Kafka, the web port, clocks and logs."""
