@@ -1,0 +1,157 @@
+"""The life of one alert: inactive, pending, firing, resolved; in event time, replayable to the byte.
+
+The words are vmalert's. A condition is met when `k` of the last `n` values are over the limit; it
+fires once it has been met for `for_us`, and resolves once it has not been met for
+`resolve_after_us`. Each firing is one episode: one `opened`, one `resolved`, the same `episode_id`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any, Literal
+
+import numpy as np
+from msgspec import Struct
+
+from detectors.protocol import F64, I64
+
+State = Literal["inactive", "pending", "firing"]
+
+
+class Policy(Struct, frozen=True, gc=False):
+    """When a condition becomes an alert; times in microseconds."""
+
+    for_us: int = 0
+    resolve_after_us: int = 600_000_000
+    k: int = 1
+    n: int = 1
+
+
+class Step(Struct, frozen=True, gc=False):
+    """One transition, at `row` of the values observed (-1: by the passing of time)."""
+
+    action: Literal["opened", "resolved"]
+    row: int
+    at_us: int
+    started_us: int
+    opening: int
+    offset_first: int
+    offset_last: int
+    peak: float
+
+
+class Lifecycle:
+    """The state of one alert condition."""
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy = policy
+        self.state: State = "inactive"
+        self.seen = 0  # values observed so far
+        self.recent: list[int] = []  # the counts at which the last k breaches were seen
+        self.since_us = 0  # when the condition was first met in this run
+        self.last_us = 0  # when it was last met
+        self.opening = -1  # offset that names the episode
+        self.offset_first = -1
+        self.offset_last = -1
+        self.peak = 0.0
+
+    def observe(self, breach: np.typing.NDArray[np.bool_], scores: F64, times: I64, offsets: I64) -> list[Step]:
+        """Take values in order; return the transitions. All (n,); `offsets` names the evidence."""
+        if self.state == "inactive" and not breach.any():
+            self.seen += len(breach)
+            return []
+        steps: list[Step] = []
+        policy = self.policy
+        for row in range(len(breach)):
+            at = int(times[row])
+            self.seen += 1
+            if self.state == "firing" and at - self.last_us >= policy.resolve_after_us:
+                steps.append(self._resolve(row, self.last_us + policy.resolve_after_us))
+            met = False
+            if breach[row]:
+                if self.state == "inactive" and (not self.recent or self.seen - self.recent[-1] >= policy.n):
+                    self._reset()  # breaches too long ago to count are no part of this episode
+                self.recent.append(self.seen)
+                del self.recent[: -policy.k]
+                met = len(self.recent) >= policy.k and self.seen - self.recent[0] < policy.n
+                if self.offset_first < 0:
+                    self.offset_first = int(offsets[row])
+                self.offset_last = int(offsets[row])
+                self.peak = max(self.peak, float(scores[row]))
+            if met:
+                if self.state == "inactive":
+                    self.state = "pending"
+                    self.since_us = at
+                    self.opening = int(offsets[row])
+                self.last_us = at
+                if self.state == "pending" and at - self.since_us >= policy.for_us:
+                    self.state = "firing"
+                    steps.append(self._step("opened", row, at))
+            elif self.state == "pending" and self.seen - self.recent[0] >= policy.n:
+                self._reset()
+        return steps
+
+    def expire(self, now_us: int) -> list[Step]:
+        """Resolve what has been quiet long enough at `now_us`, though no value came."""
+        if self.state == "firing" and now_us - self.last_us >= self.policy.resolve_after_us:
+            return [self._resolve(-1, self.last_us + self.policy.resolve_after_us)]
+        return []
+
+    def due_us(self) -> int | None:
+        """Return when `expire` would resolve, or None."""
+        return self.last_us + self.policy.resolve_after_us if self.state == "firing" else None
+
+    def _resolve(self, row: int, at_us: int) -> Step:
+        step = self._step("resolved", row, at_us)
+        self._reset()
+        return step
+
+    def _reset(self) -> None:
+        self.state = "inactive"
+        self.recent = []
+        self.opening = self.offset_first = self.offset_last = -1
+        self.peak = 0.0
+
+    def _step(self, action: Literal["opened", "resolved"], row: int, at_us: int) -> Step:
+        return Step(
+            action, row, at_us, self.since_us, self.opening, self.offset_first, self.offset_last, self.peak
+        )
+
+    def snapshot(self) -> list[Any]:
+        """Return the state as a list of plain values."""
+        return [
+            self.state,
+            self.seen,
+            list(self.recent),
+            self.since_us,
+            self.last_us,
+            self.opening,
+            self.offset_first,
+            self.offset_last,
+            self.peak,
+        ]
+
+    def restore(self, state: list[Any]) -> None:
+        """Take up what `snapshot` gave."""
+        (
+            self.state,
+            self.seen,
+            self.recent,
+            self.since_us,
+            self.last_us,
+            self.opening,
+            self.offset_first,
+            self.offset_last,
+            self.peak,
+        ) = state
+        self.recent = list(self.recent)
+
+
+def identity(*parts: object) -> str:
+    """Return a short stable name for what the parts say together: 128 bits of SHA-256, in hex.
+
+    The same parts give the same name after a crash and on another machine, so a consumer that has
+    seen it can drop the copy.
+    """
+    joined = "\x1f".join(map(str, parts))
+    return hashlib.sha256(joined.encode()).hexdigest()[:32]

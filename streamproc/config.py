@@ -1,0 +1,468 @@
+"""YAML to a frozen `Config`; every mistake is named with file, line, column and remedy.
+
+Two blocks are enough (`version` and `kafka`); all else has a default that works.
+"""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import hashlib
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+import yaml
+from msgspec import Meta, Struct, field
+
+from streamproc.errors import ConfigError, ConfigIssue
+
+_UNITS_US = {"us": 1, "ms": 1_000, "s": 1_000_000, "m": 60_000_000, "h": 3_600_000_000, "d": 86_400_000_000}
+_QUANTITY = re.compile(r"^\s*([+-]?\d+(?:\.\d+)?)\s*([a-zA-Z%{}]*)\s*$")
+_ENV = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
+
+Sensitivity = Literal["low", "medium", "high"]
+Severity = Literal["critical", "warning", "info"]
+Direction = Literal["up", "down", "both"]
+
+
+class Duration:
+    """A length of time written with its unit: `250ms`, `3m`, `7d`."""
+
+    __slots__ = ("us",)
+
+    def __init__(self, us: int) -> None:
+        self.us = us
+
+    @classmethod
+    def parse(cls, text: object) -> Duration:
+        """Read a duration; raise ValueError saying what was meant."""
+        match = _QUANTITY.match(text) if isinstance(text, str) else None
+        if match is not None and match[2] in _UNITS_US:
+            us = float(match[1]) * _UNITS_US[match[2]]
+            if us < 0:
+                raise ValueError(f'"{text}" is negative; a duration is 0s or longer')
+            return cls(round(us))
+        shown = text if isinstance(text, int | float) and not isinstance(text, bool) else (match and match[1])
+        if shown is not None and (match is None or not match[2]):
+            raise ValueError(f'"{text}" has no unit; did you mean {shown}s or {shown}ms?')
+        raise ValueError(f'"{text}" is no duration; write a number and one of us, ms, s, m, h, d, such as 30s')
+
+    def __repr__(self) -> str:
+        for unit in ("d", "h", "m", "s", "ms"):
+            if self.us and self.us % _UNITS_US[unit] == 0:
+                return f"{self.us // _UNITS_US[unit]}{unit}"
+        return f"{self.us}us"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Duration) and other.us == self.us
+
+    def __hash__(self) -> int:
+        return hash(self.us)
+
+
+class Breaches:
+    """How many of how many: `5/20` fires when 5 of the last 20 values are over the limit."""
+
+    __slots__ = ("k", "n")
+
+    def __init__(self, k: int, n: int) -> None:
+        self.k, self.n = k, n
+
+    @classmethod
+    def parse(cls, text: object) -> Breaches:
+        """Read `k/n`; raise ValueError saying what was meant."""
+        match = re.match(r"^\s*(\d+)\s*/\s*(\d+)\s*$", text) if isinstance(text, str) else None
+        if match is None or not 1 <= int(match[1]) <= int(match[2]) <= 1000:
+            raise ValueError(f'"{text}" is not k/n with 1 <= k <= n <= 1000, such as 5/20')
+        return cls(int(match[1]), int(match[2]))
+
+    def __repr__(self) -> str:
+        return f"{self.k}/{self.n}"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Breaches) and (other.k, other.n) == (self.k, self.n)
+
+    def __hash__(self) -> int:
+        return hash((self.k, self.n))
+
+
+class Quantity:
+    """A number, with the unit it was written in where it has one: `50ms`, `2%`, `0.05`."""
+
+    __slots__ = ("number", "unit")
+
+    def __init__(self, number: float, unit: str = "") -> None:
+        self.number, self.unit = number, unit
+
+    @classmethod
+    def parse(cls, text: object) -> Quantity:
+        """Read a quantity; raise ValueError saying what was meant."""
+        if isinstance(text, int | float) and not isinstance(text, bool):
+            return cls(float(text))
+        match = _QUANTITY.match(text) if isinstance(text, str) else None
+        if match is None:
+            raise ValueError(f'"{text}" is no number; write one, with a unit such as 50ms or 2% where it has one')
+        return cls(float(match[1]), match[2])
+
+    def to(self, unit: str, *, name: str) -> float:
+        """Return the number in `unit` ("s", "1" or another). Raise ValueError where they do not fit."""
+        if unit == "s":
+            if self.unit not in _UNITS_US:
+                shown = f"{self.number:g}"
+                raise ValueError(f'"{shown}{self.unit}" has no unit; did you mean {shown}ms or {shown}s?')
+            return self.number * _UNITS_US[self.unit] / 1e6
+        if self.unit == "%":
+            return self.number / 100
+        if self.unit:
+            raise ValueError(f'"{self.number:g}{self.unit}": {name} is measured in "{unit}"; leave the unit out')
+        return self.number
+
+    def __repr__(self) -> str:
+        return f"{self.number:g}{self.unit}"
+
+
+class Kafka(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where events come from and alerts go."""
+
+    brokers: str | list[str]
+    predictions: list[str] = field(default_factory=list)
+    telemetry: list[str] = field(default_factory=list)
+    labels: list[str] = field(default_factory=list)
+    alerts: str = "alerts"
+    dead_letters: str = "streamproc-dead-letters"
+    snapshots: str = "streamproc-snapshots"
+    app_id: str = "streamproc"
+    partitions: Annotated[int, Meta(ge=1, le=10_000)] = 4
+    replication_factor: Annotated[int, Meta(ge=-1)] = -1
+    create_topics: bool = True
+    repartition: bool = False
+    auto_offset_reset: Literal["earliest", "latest"] = "earliest"
+    session_timeout: Duration = Duration(10_000_000)
+    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] | None = None
+    username: str | None = None
+    password: str | None = None
+    ssl_cafile: str | None = None
+    ssl_certfile: str | None = None
+    ssl_keyfile: str | None = None
+    ssl_check_hostname: bool = True
+
+    def sources(self) -> dict[str, str]:
+        """Return every source topic with the kind of event on it."""
+        kinds = {"predictions": self.predictions, "telemetry": self.telemetry, "labels": self.labels}
+        return {topic: kind for kind, topics in kinds.items() for topic in topics}
+
+    def broker_list(self) -> list[str]:
+        """Return the brokers as host:port."""
+        parts = self.brokers.split(",") if isinstance(self.brokers, str) else self.brokers
+        return [p.strip() for p in parts if p.strip()]
+
+
+class Worker(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How a worker process runs; a change needs a restart."""
+
+    snapshot_interval: Duration = Duration(5_000_000)
+    web_host: str = "0.0.0.0"  # noqa: S104 - a container's metrics port is meant to be reached
+    web_port: Annotated[int, Meta(ge=0, le=65535)] = 6066
+    shutdown_grace: Duration = Duration(8_000_000)
+    idle_advance: bool = True
+    redact: bool = False
+
+
+class Discover(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which models are taken up as they appear, and how many are remembered."""
+
+    models: str | list[str] = "*"
+    max_series: Annotated[int, Meta(ge=1)] = 5000
+    idle_ttl: Duration = Duration(7 * 86_400_000_000)
+
+
+class SignalRule(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What an operator may say of one signal; None takes the signal's default."""
+
+    detector: str | None = None
+    params: dict[str, Any] = field(default_factory=dict)
+    mode: Literal["on", "shadow", "off"] | None = None
+    sensitivity: Sensitivity | None = None
+    severity: Severity | None = None
+    direction: Direction | None = None
+    min_effect: Quantity | None = None
+    min_samples: Annotated[int, Meta(ge=0)] | None = None
+    for_: Duration | None = field(name="for", default=None)
+    resolve_after: Duration | None = None
+    breaches: Breaches | None = None
+    upper_limit: Quantity | None = None
+    lower_limit: Quantity | None = None
+
+
+class Defaults(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What holds for every model that says nothing else."""
+
+    discover: Discover = field(default_factory=Discover)
+    sensitivity: Sensitivity = "medium"
+    window: Duration = Duration(60_000_000)
+    lateness: Duration = Duration(10_000_000)
+    max_future: Duration = Duration(300_000_000)
+    min_samples: Annotated[int, Meta(ge=0)] = 50
+    for_: Duration | None = field(name="for", default=None)
+    resolve_after: Duration | None = None
+    silence_after: Duration | None = None
+    max_features: Annotated[int, Meta(ge=1, le=2000)] = 200
+    max_classes: Annotated[int, Meta(ge=1, le=1000)] = 50
+    signals: dict[str, SignalRule] | Literal["auto"] = "auto"
+
+
+class Match(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which models a block is for; names are globs."""
+
+    model: str = "*"
+
+
+class ModelBlock(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What holds for the models it matches; later blocks win over earlier ones."""
+
+    match: Match
+    owner: str | None = None
+    runbook: str | None = None
+    env: str | None = None
+    window: Duration | None = None
+    lateness: Duration | None = None
+    silence_after: Duration | None = None
+    sensitivity: Sensitivity | None = None
+    signals: dict[str, SignalRule] = field(default_factory=dict)
+
+
+class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Everything an operator can say."""
+
+    version: Literal[1]
+    kafka: Kafka
+    defaults: Defaults = field(default_factory=Defaults)
+    models: list[ModelBlock] = field(default_factory=list)
+    fields: dict[Literal["predictions", "telemetry", "labels"], dict[str, str]] = field(default_factory=dict)
+    worker: Worker = field(default_factory=Worker)
+
+    def blocks_for(self, model: str) -> list[ModelBlock]:
+        """Return the blocks that match a model, in the order of the file."""
+        return [b for b in self.models if fnmatch.fnmatchcase(model, b.match.model)]
+
+    def discovers(self, model: str) -> bool:
+        """Return whether a model is to be watched at all."""
+        globs = self.defaults.discover.models
+        return any(
+            fnmatch.fnmatchcase(model, g) for g in ([globs] if isinstance(globs, str) else globs)
+        ) or any(True for _ in self.blocks_for(model))
+
+
+#: Reports a mistake: the path of the field, a code, and what is wrong and what to do.
+Report = Callable[[str, str, str], None]
+
+#: A further check, by a floor above that knows more than the shape of a config.
+Check = Callable[[Config, Report], None]
+
+
+def load(path: str | Path, *, env: Mapping[str, str], checks: Sequence[Check] = ()) -> Config:
+    """Read, check and return the config at `path`. Raise `ConfigError` with every mistake found."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError as e:
+        raise ConfigError([ConfigIssue(str(path), 0, 0, "E001", "", f"cannot be read: {e.strerror or e}")]) from None
+    except UnicodeDecodeError as e:
+        raise ConfigError([ConfigIssue(str(path), 0, 0, "E001", "", f"is not UTF-8 at byte {e.start}")]) from None
+    return parse(text, name=str(path), env=env, checks=checks)
+
+
+def digest(text: str | bytes) -> str:
+    """Return a short hash by which people tell configs apart."""
+    return hashlib.sha256(text.encode() if isinstance(text, str) else text).hexdigest()[:8]
+
+
+def parse(
+    text: str,
+    *,
+    name: str = "<config>",
+    env: Mapping[str, str] | None = None,
+    checks: Sequence[Check] = (),
+) -> Config:
+    """Return the config written in `text`; `name` stands for the file in messages."""
+    tree, places = _compose(text, name)
+    problems: list[ConfigIssue] = []
+
+    def report(path: str, code: str, message: str) -> None:
+        line, column = _place(places, path)
+        problems.append(ConfigIssue(name, line, column, code, path, message))
+
+    tree = _expand(tree, "", env if env is not None else {}, report)
+    if not isinstance(tree, dict):
+        report("", "E003", "a config is a mapping with `version` and `kafka`; this file is empty or a list")
+        raise ConfigError(problems)
+    _find_unknown(tree, Config, "", report)
+    if problems:
+        raise ConfigError(problems)
+    try:
+        config = msgspec.convert(tree, Config, dec_hook=_dec_hook)
+    except msgspec.ValidationError as e:
+        message, path = _split_path(str(e))
+        path = _deepest(places, path)
+        report(path, "E010", _friendly(message))
+        raise ConfigError(problems) from None
+    for check in (_check_kafka, *checks):
+        check(config, report)
+    if problems:
+        raise ConfigError(problems)
+    return config
+
+
+# ------------------------------------------------------------------- from text to a tree with places
+
+
+def _compose(text: str, name: str) -> tuple[Any, dict[str, tuple[int, int]]]:
+    """Return the plain tree and, for each path in it, line and column (from 1) of its value."""
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.YAMLError as e:
+        mark = getattr(e, "problem_mark", None)
+        line, column = (mark.line + 1, mark.column + 1) if mark is not None else (0, 0)
+        problem = getattr(e, "problem", None) or str(e).splitlines()[0]
+        hint = "; indent with spaces, not tabs" if "\\t" in str(problem) else ""
+        raise ConfigError([ConfigIssue(name, line, column, "E002", "", f"is not YAML: {problem}{hint}")]) from None
+    places: dict[str, tuple[int, int]] = {"": (1, 1)}
+    if node is None:
+        return None, places
+    constructor = yaml.SafeLoader("")
+    problems: list[ConfigIssue] = []
+
+    def walk(node: yaml.Node, path: str) -> Any:
+        places[path] = (node.start_mark.line + 1, node.start_mark.column + 1)
+        if isinstance(node, yaml.MappingNode):
+            out: dict[str, Any] = {}
+            for key_node, value_node in node.value:
+                key = str(constructor.construct_object(key_node, deep=True))  # type: ignore[no-untyped-call]
+                if key in out:
+                    line, column = key_node.start_mark.line + 1, key_node.start_mark.column + 1
+                    problems.append(
+                        ConfigIssue(name, line, column, "E004", f"{path}.{key}".strip("."), "is given twice")
+                    )
+                child = f"{path}.{key}" if path else key
+                out[key] = walk(value_node, child)
+                places[child + "\0key"] = (key_node.start_mark.line + 1, key_node.start_mark.column + 1)
+            return out
+        if isinstance(node, yaml.SequenceNode):
+            return [walk(child, f"{path}[{i}]") for i, child in enumerate(node.value)]
+        return constructor.construct_object(node, deep=True)  # type: ignore[no-untyped-call]
+
+    tree = walk(node, "")
+    if problems:
+        raise ConfigError(problems)
+    return tree, places
+
+
+def _expand(tree: Any, path: str, env: Mapping[str, str], report: Report) -> Any:
+    """Replace `${NAME}` and `${NAME:-default}` in every string."""
+    if isinstance(tree, dict):
+        return {k: _expand(v, f"{path}.{k}" if path else k, env, report) for k, v in tree.items()}
+    if isinstance(tree, list):
+        return [_expand(v, f"{path}[{i}]", env, report) for i, v in enumerate(tree)]
+    if not isinstance(tree, str) or "${" not in tree:
+        return tree
+
+    def value(match: re.Match[str]) -> str:
+        if match[1] in env:
+            return env[match[1]]
+        if match[2] is not None:
+            return match[2]
+        report(path, "E005", f"the environment has no {match[1]}; set it, or write ${{{match[1]}:-default}}")
+        return ""
+
+    return _ENV.sub(value, tree)
+
+
+def _place(places: Mapping[str, tuple[int, int]], path: str) -> tuple[int, int]:
+    while path not in places:
+        cut = max(path.rfind("."), path.rfind("["))
+        path = path[: max(cut, 0)]
+    return places[path]
+
+
+def _split_path(message: str) -> tuple[str, str]:
+    match = re.search(r" - at `(?:key in )?\$\.?([^`]*)`$", message)
+    return (message[: match.start()], match[1]) if match is not None else (message, "")
+
+
+def _deepest(places: Mapping[str, tuple[int, int]], path: str) -> str:
+    """Return msgspec's path with its `[...]` (any key of a mapping) resolved, where only one fits."""
+    if "[...]" not in path:
+        return path
+    pattern = re.compile(re.escape(path).replace(r"\[\.\.\.\]", r"\.([^.\[]+)") + "$")
+    found = [p for p in places if pattern.match(p)]
+    return found[0] if len(found) == 1 else path.split("[...]")[0]
+
+
+def _friendly(message: str) -> str:
+    message = message.replace("Expected `", "expected `").replace("Object missing", "is missing")
+    return re.sub(r"^is missing required field (`\w+`)", r"is missing its required field \1", message)
+
+
+def _fields_of(kind: Any) -> dict[str, Any]:
+    return {f.encode_name: f.type for f in msgspec.structs.fields(kind)}
+
+
+def _find_unknown(tree: Any, kind: Any, path: str, report: Report) -> None:
+    """Report every unknown field at once, each with the nearest known one."""
+    for kind_ in _struct_types(kind):
+        if isinstance(tree, dict) and isinstance(kind_, tuple):  # a dict of structs
+            for key, value in tree.items():
+                _find_unknown(value, kind_[0], f"{path}.{key}" if path else key, report)
+        elif isinstance(tree, list) and isinstance(kind_, list):
+            for i, value in enumerate(tree):
+                _find_unknown(value, kind_[0], f"{path}[{i}]", report)
+        elif isinstance(tree, dict) and isinstance(kind_, type):
+            known = _fields_of(kind_)
+            for key, value in tree.items():
+                child = f"{path}.{key}" if path else key
+                if key in known:
+                    _find_unknown(value, known[key], child, report)
+                else:
+                    near = difflib.get_close_matches(key, known, n=1)
+                    hint = f"did you mean `{near[0]}`?" if near else f"known here: {', '.join(sorted(known))}"
+                    report(child, "E011", f"there is no `{key}`; {hint}")
+
+
+def _struct_types(kind: Any) -> list[Any]:
+    """Return the struct types within an annotation: T, [T] for a list, (T,) for a dict of T."""
+    args = getattr(kind, "__args__", ())
+    origin = getattr(kind, "__origin__", None)
+    if isinstance(kind, type) and issubclass(kind, Struct):
+        return [kind]
+    if origin is list:
+        return [[args[0]]]
+    if origin is dict:
+        return [(args[1],)]
+    return [t for a in args for t in _struct_types(a)]
+
+
+def _dec_hook(kind: type, value: Any) -> Any:
+    if kind in (Duration, Breaches, Quantity):
+        return kind.parse(value)  # type: ignore[attr-defined]
+    raise NotImplementedError(kind)
+
+
+def _check_kafka(config: Config, report: Report) -> None:
+    """Report what is well-formed and yet cannot be meant."""
+    if not config.kafka.broker_list():
+        report("kafka.brokers", "E020", "names no broker; write host:port, several with commas")
+    sources = [*config.kafka.predictions, *config.kafka.telemetry, *config.kafka.labels]
+    if not sources:
+        report("kafka", "E021", "reads no topic; name at least one under predictions, telemetry or labels")
+    for topic in sorted({t for t in sources if sources.count(t) > 1}):
+        report("kafka", "E022", f"topic `{topic}` is named twice; a topic carries one kind of event")
+    for own in (config.kafka.alerts, config.kafka.dead_letters, config.kafka.snapshots):
+        if own in sources:
+            report("kafka", "E023", f"topic `{own}` is both read and written; the worker would feed on itself")
+    if config.kafka.security_protocol.startswith("SASL") and not (config.kafka.username and config.kafka.password):
+        report("kafka.security_protocol", "E024", "SASL needs `username` and `password`, best as ${KAFKA_PASSWORD}")
+    if config.defaults.window.us < 1000:
+        report("defaults.window", "E025", "a window is at least 1ms")

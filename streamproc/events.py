@@ -1,0 +1,455 @@
+"""Wire types of everything streamproc reads and writes, and the decoding of what it reads.
+
+Unknown fields are tolerated everywhere: producers add fields before we know them. A record that
+cannot be read is a value, `Rejected`, never an exception: one bad record must not stop a stream.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, Literal, TypeAlias
+
+import msgspec
+from msgspec import Meta, Struct, field
+
+#: Longest model name, source and id we keep; longer ones are a producer's mistake, and keys of state.
+MAX_NAME = 512
+
+Header: TypeAlias = tuple[str, bytes | None]
+Scalar: TypeAlias = float | bool | str | None
+Time: TypeAlias = dt.datetime | float | int | None
+
+_EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
+
+
+class RecordBatch(Struct, frozen=True, gc=False):
+    """Records of one partition in the order of the log, as columns of equal length.
+
+    timestamps_ms is Kafka's record time in milliseconds, -1 where the broker has none.
+    """
+
+    topic: str
+    partition: int
+    offsets: Sequence[int]
+    timestamps_ms: Sequence[int]
+    keys: Sequence[bytes | None]
+    values: Sequence[bytes | None]
+    headers: Sequence[Sequence[Header]]
+
+    def __len__(self) -> int:
+        return len(self.offsets)
+
+    def since(self, offset: int) -> RecordBatch:
+        """Return the records from `offset` on."""
+        if not self.offsets or self.offsets[0] >= offset:
+            return self
+        first = next((i for i, o in enumerate(self.offsets) if o >= offset), len(self.offsets))
+        return RecordBatch(
+            self.topic,
+            self.partition,
+            self.offsets[first:],
+            self.timestamps_ms[first:],
+            self.keys[first:],
+            self.values[first:],
+            self.headers[first:],
+        )
+
+
+class Rejected(Struct, frozen=True, gc=False):
+    """A record that could not be read: where it stands in its batch, and why.
+
+    error_type is a short stable word for metrics; message says what is wrong, without the payload.
+    """
+
+    row: int
+    offset: int
+    error_type: str
+    message: str
+
+
+class ModelRef(Struct, gc=False):
+    """The model that answered."""
+
+    name: str = ""
+    version: str | int | None = None
+
+
+class Outcome(Struct, gc=False):
+    """What a model answered: a number, a label, a score for one class, or scores by class."""
+
+    value: float | None = None
+    label: str | int | bool | None = None
+    score: float | None = None
+    scores: dict[str, float] | list[float] | None = None
+
+
+class ErrorInfo(Struct, gc=False):
+    """Why a model did not answer; `type` follows OpenTelemetry's `error.type`."""
+
+    type: str = ""
+    message: str | None = None
+
+
+class Prediction(Struct, gc=False):
+    """One prediction a serving system made, or failed to make.
+
+    Needs `id`, `source`, a model name, and one of `prediction` and an error type; in CloudEvents
+    binary mode the first two come from the headers.
+    """
+
+    model: ModelRef | str | None = None
+    prediction: Outcome | float | str | bool | None = None
+    features: dict[str, Any] | None = None
+    duration_s: float | None = None
+    time: Time = None
+    id: str = ""
+    source: str = ""
+    error: ErrorInfo | str | None = None
+    segment: dict[str, Scalar] | None = None
+    request_id: str | None = None
+    flat_model_name: str | None = field(name="model.name", default=None)
+    flat_model_version: str | int | None = field(name="model.version", default=None)
+    flat_error_type: str | None = field(name="error.type", default=None)
+    service_name: str | None = field(name="service.name", default=None)
+    environment: str | None = field(name="deployment.environment.name", default=None)
+    mlflow_model_uri: str | None = field(name="mlflow.model_uri", default=None)
+    traceparent: str | None = None
+
+
+class Telemetry(Struct, gc=False):
+    """One measurement of a service: a gauge or the change of a counter.
+
+    `model` (or the attribute `model.name`) says which model it belongs to; else `service.name` does.
+    """
+
+    name: str
+    value: float | None = None
+    unit: str = "1"
+    model: ModelRef | str | None = None
+    time: Time = None
+    count: float | None = None
+    sum: float | None = None
+    attributes: dict[str, Any] | None = None
+    window_s: float | None = None
+    start_time: Time = None
+    id: str = ""
+    source: str = ""
+    flat_model_name: str | None = field(name="model.name", default=None)
+    service_name: str | None = field(name="service.name", default=None)
+
+
+class Label(Struct, gc=False):
+    """The truth about one earlier prediction, as it becomes known."""
+
+    prediction_id: str
+    label: str | int | bool | None = None
+    value: float | None = None
+    model: ModelRef | str | None = None
+    time: Time = None
+    observed_at: Time = None
+    origin: Literal["ground_truth", "human", "judge"] = "ground_truth"
+    id: str = ""
+    source: str = ""
+    flat_model_name: str | None = field(name="model.name", default=None)
+
+
+class Feedback(Struct, gc=False):
+    """An operator's verdict on an alert."""
+
+    fingerprint: str
+    verdict: Literal["ANOMALY", "ANOMALY_EXPECTED", "NOT_ANOMALY", "ANOMALY_NEW_TREND"]
+    cause: str | None = None
+    author: str | None = None
+    comment: str | None = None
+    time: Time = None
+
+
+class Expected(Struct, frozen=True, gc=False, omit_defaults=True):
+    """What the detector took for normal, in the unit of the value."""
+
+    value: float | None = None
+    lower: float | None = None
+    upper: float | None = None
+
+
+class Share(Struct, frozen=True, gc=False):
+    """How much of a score one feature carries, 0 to 1."""
+
+    feature: str
+    share: Annotated[float, Meta(ge=0, le=1.0000001)]
+
+
+class Span(Struct, frozen=True, gc=False):
+    """The records an alert rests on."""
+
+    topic: str
+    partition: int
+    offset_first: int
+    offset_last: int
+
+
+class DetectorRef(Struct, frozen=True, gc=False):
+    """Which detector spoke, and a hash of its parameters."""
+
+    name: str
+    params_hash: str
+
+
+class Alert(Struct, frozen=True, gc=False, omit_defaults=True, kw_only=True):
+    """One step of one alert's life, in the flat form that alerting systems take.
+
+    `id` names this step and repeats when a crash makes it be published again; `fingerprint` names
+    the condition for ever; `episode_id` names one firing of it. Times are event time, RFC 3339.
+    """
+
+    id: str
+    fingerprint: str
+    episode_id: str
+    name: str
+    status: Literal["firing", "resolved"]
+    severity: Literal["critical", "warning", "info"]
+    summary: Annotated[str, Meta(max_length=1024)]
+    action: Literal["opened", "updated", "escalated", "resolved"]
+    labels: dict[str, str]
+    annotations: dict[str, str]
+    startsAt: str  # noqa: N815 (Alertmanager's and Keep's own spelling)
+    lastReceived: str  # noqa: N815
+    signal: str
+    detector: DetectorRef
+    score: float
+    threshold: float = field(default=1.0)
+    schema_version: str = "v1"
+    source: list[str] = field(default_factory=lambda: ["streamproc"])
+    message: str = ""
+    description: str = ""
+    environment: str = ""
+    service: str = ""
+    url: str = ""
+    endsAt: str | None = None  # noqa: N815
+    value: float | None = None
+    expected: Expected | None = None
+    effect: float | None = None
+    n: int | None = None
+    category: Literal["data", "model", "infra", "traffic", "unknown"] = "unknown"
+    attribution: list[Share] = field(default_factory=list)
+    evidence: Span | None = None
+
+
+
+class _Envelope(Struct, gc=False):
+    """A structured CloudEvent, as far as it must be opened to reach its data."""
+
+    specversion: str = ""
+    id: str = ""
+    source: str = ""
+    type: str = ""
+    time: Time = None
+    data: msgspec.Raw = field(default_factory=msgspec.Raw)
+
+
+class Decoded(Struct, gc=False):
+    """The readable events of a batch and the unreadable: rows[i] is where events[i] stands in it."""
+
+    rows: list[int]
+    events: list[Any]
+    rejected: list[Rejected]
+
+
+#: Takes a record's value and headers; gives an event, or raises a msgspec error or ValueError.
+RecordDecoder: TypeAlias = Callable[[bytes, Sequence[Header]], Any]
+
+
+def time_us(value: dt.datetime | float | int) -> int:
+    """Return a wire time as microseconds since the epoch.
+
+    A datetime without an offset is UTC. A number is seconds, milliseconds or microseconds, told
+    apart by its size: the three ranges do not meet between the years 1973 and 5138.
+
+    >>> time_us(1_790_000_000), time_us(1_790_000_000_000), time_us(1_790_000_000_000_000)
+    (1790000000000000, 1790000000000000, 1790000000000000)
+    """
+    if isinstance(value, dt.datetime):
+        if value.tzinfo is None:
+            value = value.replace(tzinfo=dt.UTC)
+        return (value - _EPOCH) // dt.timedelta(microseconds=1)
+    size = abs(value)
+    if size < 1e11:
+        return round(value * 1e6)
+    return round(value * 1e3) if size < 1e14 else round(value)
+
+
+def rfc3339(us: int) -> str:
+    """Return microseconds since the epoch as RFC 3339 in UTC.
+
+    >>> rfc3339(1_790_000_000_000_000)
+    '2026-09-21T14:13:20.000000Z'
+    """
+    moment = _EPOCH + dt.timedelta(microseconds=us)
+    return moment.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def model_name(event: Prediction | Telemetry | Label) -> str:
+    """Return the name of the model an event belongs to, or "" where it names none."""
+    model = event.model
+    if type(model) is ModelRef:
+        return model.name
+    if isinstance(model, str):
+        return model
+    if event.flat_model_name is not None:
+        return event.flat_model_name
+    if isinstance(event, Telemetry):
+        attributes = event.attributes
+        if attributes is not None and isinstance(attributes.get("model.name"), str):
+            return str(attributes["model.name"])
+        return event.service_name or event.source
+    return ""
+
+
+def model_version(event: Prediction) -> str | None:
+    """Return the version of the model an event belongs to, or None."""
+    model = event.model
+    version = model.version if type(model) is ModelRef else event.flat_model_version
+    return None if version is None else str(version)
+
+
+def error_type(event: Prediction) -> str:
+    """Return why the model did not answer, or "" where it did."""
+    error = event.error
+    if error is None:
+        return event.flat_error_type or ""
+    return error if isinstance(error, str) else error.type or "error"
+
+
+class Decoder:
+    """Decode one kind of event from bare JSON, CloudEvents structured and CloudEvents binary.
+
+    field_map renames: it gives, for a field of ours, the dotted path at which a producer has it.
+    """
+
+    def __init__(
+        self,
+        kind: type[Prediction] | type[Telemetry] | type[Label] | type[Feedback],
+        *,
+        field_map: dict[str, str] | None = None,
+        max_bytes: int = 4_000_000,
+    ) -> None:
+        self.kind = kind
+        self.field_map = {ours: path.removeprefix("$.").split(".") for ours, path in (field_map or {}).items()}
+        self.max_bytes = max_bytes
+        self._decode = msgspec.json.Decoder(kind, strict=True).decode
+        self._envelope = msgspec.json.Decoder(_Envelope).decode
+        self._any = msgspec.json.Decoder().decode
+
+    def decode(self, batch: RecordBatch) -> Decoded:
+        """Decode every record of a batch; what cannot be read comes back as `Rejected`."""
+        if not self.field_map and not self._looks_structured(batch):
+            try:
+                events = list(map(self._decode, batch.values))  # type: ignore[arg-type]
+            except Exception:  # noqa: BLE001 - some record is bad: find out which, one by one
+                pass
+            else:
+                if max(map(len, batch.values), default=0) <= self.max_bytes:  # type: ignore[arg-type]
+                    if any(batch.headers):
+                        for event, headers in zip(events, batch.headers, strict=True):
+                            _complete(event, headers)
+                    if all(map(_answers[self.kind], events)):
+                        return Decoded(list(range(len(events))), events, [])
+        rows, events, rejected = [], [], []
+        for row, (value, headers) in enumerate(zip(batch.values, batch.headers, strict=True)):
+            try:
+                event = self.decode_one(value, headers)
+            except _UnreadableError as e:
+                rejected.append(Rejected(row, batch.offsets[row], e.error_type, str(e)))
+            else:
+                rows.append(row)
+                events.append(event)
+        return Decoded(rows, events, rejected)
+
+    def decode_one(self, value: bytes | None, headers: Sequence[Header] = ()) -> Any:
+        """Decode one record, or raise a ValueError whose `error_type` names the kind of trouble."""
+        if value is None:
+            raise _UnreadableError("null_value", "the record has no value")
+        if len(value) > self.max_bytes:
+            raise _UnreadableError("too_large", f"{len(value)} bytes; at most {self.max_bytes} are read")
+        try:
+            event = self._read(value, headers)
+        except msgspec.ValidationError as e:
+            raise _UnreadableError("schema", str(e)) from None
+        except msgspec.DecodeError as e:
+            raise _UnreadableError("malformed", str(e)) from None
+        except UnicodeDecodeError as e:
+            raise _UnreadableError("malformed", f"not UTF-8 at byte {e.start}") from None
+        except RecursionError:
+            raise _UnreadableError("too_deep", "nested too deeply") from None
+        if not _answers[self.kind](event):
+            raise _UnreadableError("schema", _NO_ANSWER[self.kind])
+        return event
+
+    def _looks_structured(self, batch: RecordBatch) -> bool:
+        """Guess from the first record: a producer does not change its envelope from one to the next."""
+        first = batch.values[0] if batch.values else None
+        return first is not None and b'"specversion"' in first
+
+    def _read(self, value: bytes, headers: Sequence[Header]) -> Any:
+        if b'"specversion"' in value and not any(k[:3].lower() == "ce_" for k, _ in headers):
+            envelope = self._envelope(value)
+            if envelope.specversion and envelope.data:
+                event = self._plain(bytes(envelope.data))
+                event.id = getattr(event, "id", "") or envelope.id
+                event.source = getattr(event, "source", "") or envelope.source
+                if event.time is None:
+                    event.time = envelope.time
+                return event
+        event = self._plain(value)
+        _complete(event, headers)
+        return event
+
+    def _plain(self, value: bytes) -> Any:
+        if not self.field_map:
+            return self._decode(value)
+        tree = self._any(value)
+        if not isinstance(tree, dict):
+            raise msgspec.ValidationError(f"Expected `object`, got `{type(tree).__name__}`")
+        for ours, path in self.field_map.items():
+            found: Any = tree
+            for part in path:
+                found = found.get(part) if isinstance(found, dict) else None
+            if found is not None:
+                tree[ours] = found
+        return msgspec.convert(tree, self.kind)
+
+
+def _complete(event: Any, headers: Sequence[Header]) -> None:
+    """Fill from the headers of CloudEvents binary mode what the data itself left out."""
+    for key, value in headers:
+        if value is None or key[:3].lower() != "ce_":
+            continue
+        name = key[3:].lower()
+        if name == "time":
+            if event.time is None:
+                event.time = msgspec.convert(value.decode(), dt.datetime)
+        elif name in {"id", "source"} and not getattr(event, name, "-"):
+            setattr(event, name, value.decode())
+
+
+#: Whether an event says anything: a prediction without answer and error is nobody's event of ours.
+_answers: dict[type, Callable[[Any], bool]] = {
+    Prediction: lambda e: (
+        e.prediction is not None or e.error is not None or e.flat_error_type is not None
+    ),
+    Telemetry: lambda e: e.value is not None or (e.sum is not None and e.count is not None and e.count > 0),
+    Label: lambda e: e.value is not None or e.label is not None,
+    Feedback: lambda e: True,  # noqa: ARG005
+}
+_NO_ANSWER = {
+    Prediction: "neither `prediction` nor `error.type`",
+    Telemetry: "neither `value` nor `sum` and `count`",
+    Label: "neither `label` nor `value`",
+}
+
+
+class _UnreadableError(ValueError):
+    def __init__(self, error_type: str, message: str) -> None:
+        super().__init__(message)
+        self.error_type = error_type

@@ -1,0 +1,772 @@
+"""From a batch of records to alerts, for one source partition; pure.
+
+The same `Pipeline` serves the worker, `replay`, the tests and the benchmarks. Its answer depends on
+the records in the order of the log and on nothing else: not on how they were cut into batches, not
+on the clock, not on what other partitions hold.
+
+State is kept model by model. Each model knows the next offset it expects, so that after a restore
+records it has already seen pass it by, wherever the replay begins (the fence).
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter, OrderedDict
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from msgspec import Struct, field
+
+from detectors import state as state_codec
+from detectors.protocol import F64, I64
+from streamproc.errors import SnapshotError
+from streamproc.events import (
+    Alert,
+    Decoder,
+    Label,
+    ModelRef,
+    Outcome,
+    Prediction,
+    RecordBatch,
+    Rejected,
+    Telemetry,
+    error_type,
+    model_name,
+    model_version,
+    time_us,
+)
+from streamproc.rules import ModelRules, RuleBook
+from streamproc.signals import FeatureSchema, Kind, outcome
+from streamproc.watch import SilenceWatch, Subject, Watch
+from streamproc.windows import Accumulator, Windows
+
+#: Format of a model's state; older ones are refused by name rather than misread.
+STATE_VERSION = 1
+
+_KINDS: dict[Kind, type[Prediction] | type[Telemetry] | type[Label]] = {
+    "predictions": Prediction,
+    "telemetry": Telemetry,
+    "labels": Label,
+}
+
+#: A model may be forgotten for a newcomer once it has been quiet this long.
+_REPLACEABLE_AFTER_US = 600_000_000
+
+#: Metrics, and classes or labels, watched per model beyond which newcomers share one name.
+_OTHER = "(other)"
+MAX_METRICS = 200
+
+
+class Output(Struct):
+    """What a batch came to."""
+
+    alerts: list[Alert] = field(default_factory=list)
+    rejected: list[Rejected] = field(default_factory=list)
+    events: int = 0
+    late: int = 0
+    fenced: int = 0
+    refused: int = 0  # of models beyond max_series
+    misplaced: int = 0  # whose record key is not their model
+    evicted: list[str] = field(default_factory=list)
+
+
+class Pipeline:
+    """All that one partition of one source topic has taught us."""
+
+    def __init__(
+        self, book: RuleBook, *, kind: Kind, topic: str, partition: int = 0, max_series: int | None = None
+    ) -> None:
+        self.book = book
+        self.kind = kind
+        self.topic = topic
+        self.partition = partition
+        self.max_series = max_series if max_series is not None else book.config.defaults.discover.max_series
+        self.models: OrderedDict[str, ModelState] = OrderedDict()  # least recently heard of first
+        self.dirty: set[str] = set()
+        self.gone: set[str] = set()
+        self.clock_us = 0  # the arrival clock: the greatest record time so far
+        self.next_offset = 0
+        self._due: list[tuple[int, str]] = []
+        self._decoder = Decoder(_KINDS[kind], field_map=book.config.fields.get(kind))
+
+    def process(self, batch: RecordBatch) -> Output:
+        """Take a batch in the order of the log; return alerts, rejections and counts."""
+        out = Output()
+        if not len(batch):
+            return out
+        decoded = self._decoder.decode(batch)
+        out.rejected = decoded.rejected
+        stamps = np.asarray(batch.timestamps_ms, np.int64) * 1000
+        arrivals = np.maximum(np.maximum.accumulate(stamps), self.clock_us)
+        before = np.concatenate(([self.clock_us], arrivals[:-1]))
+        offsets = np.asarray(batch.offsets, np.int64)
+        groups = self._group(batch, decoded.rows, decoded.events, out)
+        for name, (rows, events) in groups.items():
+            self._take(name, rows, events, stamps, arrivals, before, offsets, out)
+        self.clock_us = int(arrivals[-1])
+        self.next_offset = int(offsets[-1]) + 1
+        self._run_due(out)
+        out.rejected.sort(key=lambda r: r.row)
+        return out
+
+    def advance(self, clock_us: int) -> Output:
+        """Let the arrival clock pass without a record: what is silent or idle comes to its end."""
+        out = Output()
+        self.clock_us = max(self.clock_us, clock_us)
+        self._run_due(out)
+        return out
+
+    def _group(
+        self, batch: RecordBatch, rows: list[int], events: list[Any], out: Output
+    ) -> dict[str, tuple[list[int], list[Any]]]:
+        """Return the events of each model, in order."""
+        groups: dict[str, tuple[list[int], list[Any]]] = {}
+        keys = batch.keys
+        for row, event in zip(rows, events, strict=True):
+            model = event.model
+            name = model.name if type(model) is ModelRef else model_name(event)
+            key = keys[row]
+            if not name:
+                if not key:
+                    out.rejected.append(
+                        Rejected(row, batch.offsets[row], "no_model", "no `model.name`, and the record has no key")
+                    )
+                    continue
+                name = key.decode("utf-8", "replace")
+            group = groups.get(name)
+            if group is None:
+                if len(name) > 512:
+                    out.rejected.append(
+                        Rejected(row, batch.offsets[row], "schema", "`model.name` is longer than 512 characters")
+                    )
+                    continue
+                group = groups[name] = ([], [])
+                # One look a batch is enough to find a producer that keys by something else.
+                if key is not None and key != name.encode():
+                    out.misplaced += 1
+            group[0].append(row)
+            group[1].append(event)
+        return groups
+
+    def _take(
+        self,
+        name: str,
+        rows: list[int],
+        events: list[Any],
+        stamps: I64,
+        arrivals: I64,
+        before: I64,
+        offsets: I64,
+        out: Output,
+    ) -> None:
+        at = np.array(rows)
+        model = self.models.get(name)
+        if model is None:
+            model = self._admit(name, int(arrivals[at[0]]), out)
+            if model is None:
+                out.refused += len(rows)
+                return
+        own = offsets[at]
+        if own[0] < model.next_offset:  # the fence: its snapshot already covers these
+            keep = own >= model.next_offset
+            out.fenced += int(len(own) - np.count_nonzero(keep))
+            if not keep.any():
+                return
+            at, own = at[keep], own[keep]
+            events = [e for e, k in zip(events, keep.tolist(), strict=True) if k]
+        times = _times(events, stamps[at])
+        future = times > stamps[at] + self.book.config.defaults.max_future.us
+        if future.any():
+            for i in np.nonzero(future)[0]:
+                out.rejected.append(
+                    Rejected(
+                        int(at[i]),
+                        int(own[i]),
+                        "future_time",
+                        f"event time is {(int(times[i]) - int(stamps[at[i]])) / 1e6:.0f} s ahead of its record",
+                    )
+                )
+            keep = ~future
+            at, own, times = at[keep], own[keep], times[keep]
+            events = [e for e, k in zip(events, keep.tolist(), strict=True) if k]
+            if not events:
+                return
+        out.events += len(events)
+        late = model.windows.late
+        out.alerts += model.take(events, times, arrivals[at], before[at], own)
+        out.late += model.windows.late - late
+        model.next_offset = int(own[-1]) + 1
+        self.models.move_to_end(name)
+        self.dirty.add(name)
+        self._schedule(name, model)
+
+    def _admit(self, name: str, now_us: int, out: Output) -> ModelState | None:
+        if not self.book.discovers(name):
+            return None
+        if len(self.models) >= self.max_series:
+            oldest = next(iter(self.models))
+            if now_us - self.models[oldest].last_arrival_us < _REPLACEABLE_AFTER_US:
+                return None  # a flood of new names must not push out models that are alive
+            self._evict(oldest, out)
+        model = self.models[name] = _STATES[self.kind](self.book, name, self.topic, self.partition)
+        self.gone.discard(name)
+        return model
+
+    def _evict(self, name: str, out: Output) -> None:
+        model = self.models.pop(name)
+        out.alerts += model.retire()
+        out.evicted.append(name)
+        self.dirty.discard(name)
+        self.gone.add(name)
+
+    def _schedule(self, name: str, model: ModelState) -> None:
+        due = model.due_us(self.book.config.defaults.discover.idle_ttl.us)
+        if due != model.scheduled_us:
+            model.scheduled_us = due
+            heapq.heappush(self._due, (due, name))
+
+    def _run_due(self, out: Output) -> None:
+        """Run what the arrival clock has reached. Entries that no longer hold are passed over."""
+        ttl = self.book.config.defaults.discover.idle_ttl.us
+        while self._due and self._due[0][0] <= self.clock_us:
+            due, name = heapq.heappop(self._due)
+            model = self.models.get(name)
+            if model is None or model.scheduled_us != due:
+                continue
+            model.scheduled_us = -1
+            if self.clock_us - model.last_arrival_us >= ttl:
+                self._evict(name, out)
+                continue
+            out.alerts += model.advance(self.clock_us)
+            self.dirty.add(name)
+            self._schedule(name, model)
+
+    # ------------------------------------------------------------------------------ state
+
+    def snapshot_models(self, names: Sequence[str] | None = None) -> Iterator[tuple[str, bytes]]:
+        """Yield the state of each model named, or of each changed since it was last called without."""
+        if names is None:
+            names = sorted(self.dirty)
+            self.dirty.clear()
+        for name in names:
+            model = self.models.get(name)
+            if model is not None:
+                yield name, state_codec.dumps(model.snapshot())
+
+    def manifest(self) -> dict[str, Any]:
+        """Return what belongs to the partition rather than to a model."""
+        return {"next_offset": self.next_offset, "clock_us": self.clock_us}
+
+    def restore_manifest(self, manifest: dict[str, Any]) -> None:
+        """Take up what `manifest` gave."""
+        self.next_offset = int(manifest["next_offset"])
+        self.clock_us = int(manifest["clock_us"])
+
+    def restore_model(self, name: str, data: bytes) -> None:
+        """Take up one model's state. Raise `SnapshotError` where it cannot be read."""
+        try:
+            tree = state_codec.loads(data)
+            if tree["version"] != STATE_VERSION:
+                raise SnapshotError(
+                    f"state of {name} has version {tree['version']}; this program reads {STATE_VERSION}"
+                )
+            model = _STATES[self.kind](self.book, name, self.topic, self.partition)
+            model.restore(tree)
+        except (state_codec.StateError, KeyError, TypeError, ValueError, IndexError) as e:
+            raise SnapshotError(f"state of {name} cannot be read: {e}") from e
+        self.models[name] = model
+        self._schedule(name, model)
+
+    def restored(self) -> None:
+        """Put restored models in order of when they were last heard of."""
+        self.models = OrderedDict(sorted(self.models.items(), key=lambda m: (m[1].last_arrival_us, m[1].next_offset)))
+
+    def reconfigure(self, book: RuleBook) -> None:
+        """Take another config, keeping all that was learned wherever its structure did not change."""
+        self.book = book
+        self._decoder = Decoder(_KINDS[self.kind], field_map=book.config.fields.get(self.kind))
+        for name, model in self.models.items():
+            model.reconfigure(book)
+            self.dirty.add(name)
+            self._schedule(name, model)
+
+
+class ModelState:
+    """What is known of one model from one kind of event; the kinds differ in `_columns`."""
+
+    kind: Kind
+
+    def __init__(self, book: RuleBook, name: str, topic: str, partition: int) -> None:
+        self.name = name
+        self.book = book
+        self.rules: ModelRules = book.for_model(self.kind, name)
+        self.subject = Subject(topic, partition, name)
+        self.next_offset = 0
+        self.last_arrival_us = 0
+        self.scheduled_us = -1
+        self.windows = Windows(
+            size_us=self.rules.window_us,
+            lateness_us=self.rules.lateness_us,
+            idle_us=max(2 * self.rules.window_us, 1_000_000),
+        )
+        self.watches: dict[tuple[str, str], Watch] = {}
+        self.silence = [SilenceWatch(r) for r in self.rules.of("silence")]
+        self.started_us: int | None = None
+
+    # -- records in
+
+    def take(self, events: list[Any], times: I64, arrivals: I64, before: I64, offsets: I64) -> list[Alert]:
+        """Take this model's events of a batch; all arrays (n,), microseconds and offsets."""
+        alerts: list[Alert] = []
+        for silence in self.silence:
+            alerts += silence.observe(self.subject, arrivals, offsets)
+        if self.started_us is None:
+            self.started_us = int(times[0])
+        progress = self.windows.advance(times, arrivals, before)
+        index, late = self.windows.assign(times, progress)
+        alerts += self._columns(events, progress, offsets, index, late)
+        self.last_arrival_us = int(arrivals[-1])
+        return alerts + self._close()
+
+    def advance(self, clock_us: int) -> list[Alert]:
+        """Let the arrival clock pass without an event."""
+        alerts: list[Alert] = []
+        for silence in self.silence:
+            alerts += silence.advance(self.subject, clock_us)
+        self.windows.idle(clock_us)
+        alerts += self._close()
+        if self.windows.progress_us is not None:
+            for watch in self.watches.values():
+                alerts += watch.expire(self.subject, self.windows.progress_us)
+        return alerts
+
+    def due_us(self, idle_ttl_us: int) -> int:
+        """Return the arrival clock at which `advance` would next do something."""
+        due = [self.last_arrival_us + idle_ttl_us]
+        due += [d for s in self.silence if (d := s.due_us()) is not None]
+        if (window := self.windows.due_us()) is not None:
+            due.append(window)
+        if self.windows.max_event_us is not None:
+            shift = self.last_arrival_us + self.windows.idle_us - self.windows.max_event_us
+            due += [d + shift for w in self.watches.values() if (d := w.life.due_us()) is not None]
+        return min(due)
+
+    def retire(self) -> list[Alert]:
+        """Resolve whatever still fires, before the model is forgotten."""
+        forever = 1 << 62
+        return [a for w in self.watches.values() for a in w.expire(self.subject, forever)]
+
+    def _columns(self, events: list[Any], progress: I64, offsets: I64, index: I64, late: Any) -> list[Alert]:
+        raise NotImplementedError
+
+    def _by_window(
+        self, index: I64, late: Any, offsets: I64, versions: list[str | None] | None = None
+    ) -> Iterator[tuple[Accumulator, Any]]:
+        """Yield each open window that has events here, with which of them are its own."""
+        first = index[0]
+        if not late.any() and (index == first).all():
+            window = self.windows.at(int(first), int(offsets[0]))
+            window.count += len(index)
+            window.offset_last = int(offsets[-1])
+            if versions is not None:
+                window.version = versions[-1]
+            yield window, slice(None)
+            return
+        for value in np.unique(index[~late]):
+            rows = np.nonzero((index == value) & ~late)[0]
+            window = self.windows.at(int(value), int(offsets[rows[0]]))
+            window.count += len(rows)
+            window.offset_last = int(offsets[rows[-1]])
+            if versions is not None:
+                window.version = versions[rows[-1]]
+            yield window, rows
+
+    # -- windows out
+
+    def _close(self) -> list[Alert]:
+        alerts: list[Alert] = []
+        for window in self.windows.close():
+            end_us = (window.index + 1) * self.windows.size_us
+            # The window in which a model first appeared is not a whole one.
+            whole = self.started_us is not None and window.index * self.windows.size_us >= self.started_us
+            for signal, value, n in self._aggregates(window, whole):
+                alerts += self._observe_window(signal, value, n, end_us, window)
+        return alerts
+
+    def _aggregates(self, window: Accumulator, whole: bool) -> Iterator[tuple[str, float, int]]:
+        raise NotImplementedError
+
+    def _observe_window(
+        self, signal: str, value: float, n: int, end_us: int, window: Accumulator
+    ) -> list[Alert]:
+        alerts: list[Alert] = []
+        offset = window.offset_first if window.offset_first >= 0 else window.index
+        for watch in self._watches(signal):
+            if n >= watch.rule.min_samples:
+                alerts += watch.observe(
+                    self.subject,
+                    np.array([value]),
+                    np.array([end_us]),
+                    np.array([offset]),
+                    versions=(window.version,),
+                    n=n,
+                    last_offset=window.offset_last,
+                )
+        return alerts
+
+    def _observe_events(
+        self,
+        signal: str,
+        values: F64,
+        times: I64,
+        offsets: I64,
+        *,
+        versions: list[str | None] | None = None,
+        rows: Any = None,
+        columns: tuple[str, ...] = (),
+    ) -> list[Alert]:
+        """Show the watches of a signal its values; only those at `rows` where given."""
+        if rows is not None and not rows.all():
+            if not rows.any():
+                return []
+            values, times, offsets = values[rows], times[rows], offsets[rows]
+            versions = None if versions is None else [versions[i] for i in np.nonzero(rows)[0]]
+        alerts: list[Alert] = []
+        for watch in self._watches(signal, columns):
+            alerts += watch.observe(self.subject, values, times, offsets, versions=versions or ())
+        return alerts
+
+    def _watches(self, signal: str, columns: tuple[str, ...] = ()) -> list[Watch]:
+        found = []
+        for rule in self.rules.of(signal):
+            key = (signal, rule.detector)
+            watch = self.watches.get(key)
+            if watch is None or watch.columns != columns:
+                watch = self.watches[key] = Watch(rule, columns=columns)
+            found.append(watch)
+        return found
+
+    # -- state
+
+    def reconfigure(self, book: RuleBook) -> None:
+        """Take another config; a watch whose rule kept its structure keeps what it learned."""
+        old = self.rules
+        self.book, self.rules = book, book.for_model(self.kind, self.name)
+        self.windows.lateness_us = self.rules.lateness_us
+        if self.rules.window_us != old.window_us:
+            self.windows = Windows(
+                size_us=self.rules.window_us,
+                lateness_us=self.rules.lateness_us,
+                idle_us=max(2 * self.rules.window_us, 1_000_000),
+            )
+        for (signal, detector), watch in list(self.watches.items()):
+            rule = next((r for r in self.rules.of(signal) if r.detector == detector), None)
+            if rule is None or rule.structure != watch.rule.structure:
+                del self.watches[signal, detector]
+            else:
+                watch.adopt(rule)
+        wanted = self.rules.of("silence")
+        if len(wanted) == len(self.silence):
+            for silence, rule in zip(self.silence, wanted, strict=True):
+                silence.adopt(rule)
+        else:
+            self.silence = [SilenceWatch(r) for r in wanted]
+
+    def snapshot(self) -> dict[str, Any]:
+        """Return the state as a tree."""
+        return {
+            "version": STATE_VERSION,
+            "scalars": [self.next_offset, self.last_arrival_us, self.started_us],
+            "window_us": self.windows.size_us,
+            "windows": self.windows.snapshot(),
+            "watches": [[s, d, w.snapshot()] for (s, d), w in sorted(self.watches.items())],
+            "silence": [s.snapshot() for s in self.silence],
+            "own": self._own_state(),
+        }
+
+    def restore(self, tree: dict[str, Any]) -> None:
+        """Take up what `snapshot` gave; what the config has since changed in structure warms up anew."""
+        self.next_offset, self.last_arrival_us, self.started_us = tree["scalars"]
+        self._restore_own(tree["own"])
+        if tree["window_us"] == self.windows.size_us:
+            self.windows.restore(tree["windows"])
+        for signal, detector, state in tree["watches"]:
+            for rule in self.rules.of(signal):
+                if rule.detector == detector:
+                    watch = Watch(rule, columns=tuple(state["columns"]))
+                    watch.restore(state)
+                    self.watches[signal, detector] = watch
+        for silence, state in zip(self.silence, tree["silence"], strict=False):
+            silence.restore(state)
+
+    def _own_state(self) -> dict[str, Any]:
+        return {}
+
+    def _restore_own(self, own: dict[str, Any]) -> None:
+        pass
+
+
+class PredictionState(ModelState):
+    """A model as its predictions show it."""
+
+    kind: Kind = "predictions"
+
+    def __init__(self, book: RuleBook, name: str, topic: str, partition: int) -> None:
+        super().__init__(book, name, topic, partition)
+        self.features = FeatureSchema(max_features=book.config.defaults.max_features)
+        self.classes: list[str] = []
+        self._bind()
+
+    def _bind(self) -> None:
+        of = self.rules.of
+        self._wants_latency = any(of(f"latency_p{q}") for q in (50, 95, 99))
+        self._wants_each_latency = bool(of("latency"))
+        self._wants_drift = bool(of("prediction_drift"))
+        self._wants_failures = bool(of("failures"))
+        self._wants_outliers = bool(of("feature_outlier"))
+        self._wants_features = self._wants_outliers or bool(of("missing_features") or of("invalid_features"))
+
+    def reconfigure(self, book: RuleBook) -> None:
+        """Take another config."""
+        super().reconfigure(book)
+        self._bind()
+
+    def _columns(self, events: list[Any], progress: I64, offsets: I64, index: I64, late: Any) -> list[Alert]:
+        alerts: list[Alert] = []
+        raw = [m.version if type(m := e.model) is ModelRef else model_version(e) for e in events]
+        versions = [v if v is None or type(v) is str else str(v) for v in raw]
+        failed = [e for e in events if e.error is not None or e.flat_error_type is not None]
+        errors = np.array([bool(error_type(e)) for e in events]) if failed else None
+        values, labels = _outcomes(events)
+        latency = None
+        if self._wants_latency or self._wants_each_latency:
+            latency = np.array([e.duration_s for e in events], np.float64)
+            latency[latency < 0] = np.nan
+        for window, rows in self._by_window(index, late, offsets, versions):
+            if errors is not None:
+                window.errors += int(np.count_nonzero(errors[rows]))
+            if values is not None:
+                own = values[rows]
+                own = own[np.isfinite(own)]
+                if len(own):
+                    window.add_values(own)
+            if labels is not None:
+                chosen = labels if isinstance(rows, slice) else [labels[i] for i in rows]
+                self._count_classes(window, chosen)
+            if latency is not None and self._wants_latency:
+                own = latency[rows]
+                own = own[~np.isnan(own)]
+                if len(own):
+                    window.add_latencies(own)
+        if values is not None and self._wants_drift:
+            alerts += self._observe_events(
+                "prediction_drift", values, progress, offsets, versions=versions, rows=np.isfinite(values)
+            )
+        if latency is not None and self._wants_each_latency:
+            alerts += self._observe_events(
+                "latency", latency, progress, offsets, versions=versions, rows=~np.isnan(latency)
+            )
+        if self._wants_failures:
+            failures = np.zeros(len(events)) if errors is None else errors.astype(np.float64)
+            alerts += self._observe_events("failures", failures, progress, offsets, versions=versions)
+        if self._wants_features:
+            alerts += self._take_features([e.features for e in events], progress, offsets, index, late, versions)
+        return alerts
+
+    def _take_features(
+        self,
+        rows: list[dict[str, Any] | None],
+        progress: I64,
+        offsets: I64,
+        index: I64,
+        late: Any,
+        versions: list[str | None],
+    ) -> list[Alert]:
+        start = 0 if self.features.ready else self.features.learn(rows)
+        if start == len(rows):
+            return []
+        if start:
+            rows, progress, offsets = rows[start:], progress[start:], offsets[start:]
+            index, late, versions = index[start:], late[start:], versions[start:]
+        if not any(rows):
+            return []
+        values, missing, invalid, given = self.features.matrix(rows)
+        flawless = not missing.flags.writeable  # the shared zeros: every number is there
+        counted = given & ~late
+        for value in np.unique(index[counted]):
+            own = counted & (index == value)
+            window = self.windows.open[int(value)]
+            window.feature_rows += int(np.count_nonzero(own))
+            if window.missing is None or window.invalid is None:
+                window.missing = np.zeros(missing.shape[1], np.int64)
+                window.invalid = np.zeros(missing.shape[1], np.int64)
+            if not flawless:
+                window.missing += missing[own].sum(axis=0)
+                window.invalid += invalid[own].sum(axis=0)
+        if not self._wants_outliers or not values.shape[1]:
+            return []
+        return self._observe_events(
+            "feature_outlier",
+            values,
+            progress,
+            offsets,
+            versions=versions,
+            rows=None if flawless else ~np.isnan(values).any(axis=1),
+            columns=self.features.numeric,
+        )
+
+    def _count_classes(self, window: Accumulator, labels: list[str | None]) -> None:
+        if not window.classes:
+            window.classes = {}
+        for label, count in Counter(labels).items():
+            if label is None:
+                continue
+            name = _bounded(label, self.classes, self.book.config.defaults.max_classes)
+            window.classes[name] = window.classes.get(name, 0) + count
+
+    def _aggregates(self, window: Accumulator, whole: bool) -> Iterator[tuple[str, float, int]]:
+        n, answered = window.count, window.count - window.errors
+        if whole:
+            yield "throughput", n / (self.windows.size_us / 1e6), n
+        if n == 0:
+            return
+        yield "error_rate", window.errors / n, n
+        if window.value_n:
+            yield "prediction_value", window.value_sum / window.value_n, window.value_n
+        if (latencies := window.latency_n()) > 0:
+            for q in (50, 95, 99):
+                yield f"latency_p{q}", window.latency_quantile(q / 100), latencies
+        labelled = sum(window.classes.values())
+        if labelled:
+            for label in self.classes:
+                yield f"class_share:{label}", window.classes.get(label, 0) / labelled, labelled
+        if window.feature_rows and window.missing is not None and window.invalid is not None and answered:
+            cells = window.feature_rows * len(window.missing)
+            if cells:
+                yield "missing_features", int(window.missing.sum()) / cells, window.feature_rows
+                yield "invalid_features", int(window.invalid.sum()) / cells, window.feature_rows
+
+    def _own_state(self) -> dict[str, Any]:
+        return {"features": self.features.snapshot(), "classes": list(self.classes)}
+
+    def _restore_own(self, own: dict[str, Any]) -> None:
+        self.features.restore(own["features"])
+        self.classes = list(own["classes"])
+
+
+class TelemetryState(ModelState):
+    """A model or service as its telemetry shows it."""
+
+    kind: Kind = "telemetry"
+
+    def __init__(self, book: RuleBook, name: str, topic: str, partition: int) -> None:
+        super().__init__(book, name, topic, partition)
+        self.metrics: list[str] = []
+
+    def _columns(self, events: list[Any], progress: I64, offsets: I64, index: I64, late: Any) -> list[Alert]:
+        for _ in self._by_window(index, late, offsets):
+            pass
+        rows: dict[str, list[int]] = {}
+        for i, event in enumerate(events):
+            rows.setdefault(_bounded(event.name, self.metrics, MAX_METRICS), []).append(i)
+        alerts: list[Alert] = []
+        for name, at in rows.items():
+            if name == _OTHER:
+                continue  # unlike things have no common normal
+            values = np.array(
+                [e.value if e.value is not None else e.sum / e.count for e in (events[i] for i in at)], np.float64
+            )
+            alerts += self._observe_events(f"metric:{name}", values, progress[at], offsets[at])
+        return alerts
+
+    def _aggregates(self, window: Accumulator, whole: bool) -> Iterator[tuple[str, float, int]]:
+        return iter(())
+
+    def _own_state(self) -> dict[str, Any]:
+        return {"metrics": list(self.metrics)}
+
+    def _restore_own(self, own: dict[str, Any]) -> None:
+        self.metrics = list(own["metrics"])
+
+
+class LabelState(ModelState):
+    """A model as its true labels show it."""
+
+    kind: Kind = "labels"
+
+    def __init__(self, book: RuleBook, name: str, topic: str, partition: int) -> None:
+        super().__init__(book, name, topic, partition)
+        self.classes: list[str] = []
+
+    def _columns(self, events: list[Any], progress: I64, offsets: I64, index: I64, late: Any) -> list[Alert]:
+        for window, rows in self._by_window(index, late, offsets):
+            if not window.classes:
+                window.classes = {}
+            for event in events if isinstance(rows, slice) else [events[i] for i in rows]:
+                if event.label is not None:
+                    name = _bounded(str(event.label), self.classes, self.book.config.defaults.max_classes)
+                    window.classes[name] = window.classes.get(name, 0) + 1
+        return []
+
+    def _aggregates(self, window: Accumulator, whole: bool) -> Iterator[tuple[str, float, int]]:
+        if whole:
+            yield "throughput", window.count / (self.windows.size_us / 1e6), window.count
+        labelled = sum(window.classes.values())
+        if labelled:
+            for label in self.classes:
+                yield f"label_share:{label}", window.classes.get(label, 0) / labelled, labelled
+
+    def _own_state(self) -> dict[str, Any]:
+        return {"classes": list(self.classes)}
+
+    def _restore_own(self, own: dict[str, Any]) -> None:
+        self.classes = list(own["classes"])
+
+
+_STATES: dict[Kind, type[ModelState]] = {
+    "predictions": PredictionState,
+    "telemetry": TelemetryState,
+    "labels": LabelState,
+}
+
+
+def _bounded(name: str, known: list[str], limit: int) -> str:
+    """Return name where it is known or there is room to know it, else the name of all others."""
+    if name in known:
+        return name
+    if len(known) < limit:
+        known.append(name)
+        return name
+    return _OTHER
+
+
+def _times(events: list[Any], stamps: I64) -> I64:
+    """Return event times in microseconds; the record's own where an event has none."""
+    times = [e.time for e in events]
+    try:
+        if None not in times and all([t.tzinfo is not None for t in times]):
+            seconds = np.array([t.timestamp() for t in times])
+            return np.rint(seconds * 1e6).astype(np.int64)
+    except AttributeError:
+        pass  # some are numbers
+    return np.array(
+        [int(s) if t is None else time_us(t) for t, s in zip(times, stamps, strict=True)], np.int64
+    )
+
+
+def _outcomes(events: list[Any]) -> tuple[F64 | None, list[str | None] | None]:
+    """Return the numbers answered, nan where there is none, and the classes; None where no event has any."""
+    answers = [e.prediction for e in events]
+    if all([type(a) is Outcome for a in answers]) and not any([a.scores for a in answers]):
+        numbers: list[float | None] = [a.value if a.value is not None else a.score for a in answers]
+        raw = [a.label for a in answers]
+        labels: list[str | None] = [a if type(a) is str or a is None else str(a) for a in raw]
+    else:
+        both = [outcome(e) for e in events]
+        numbers, labels = [b[0] for b in both], [b[1] for b in both]
+    values = np.array(numbers, np.float64)
+    return (
+        None if np.isnan(values).all() else values,
+        None if labels.count(None) == len(labels) else labels,
+    )

@@ -1,0 +1,270 @@
+"""What a config means for one model: each signal with its detector and its alert policy.
+
+Also the checks of a config that need the table of signals and the registry of detectors.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+from msgspec import Struct
+
+from detectors import registry
+from detectors.protocol import Detector
+from streamproc import config as config_module
+from streamproc import signals
+from streamproc.alerts import Policy
+from streamproc.config import Config, Report, Sensitivity, SignalRule
+from streamproc.signals import Kind, SignalSpec
+
+
+class Rule(Struct, frozen=True, kw_only=True):
+    """One signal of one model, watched by one detector."""
+
+    signal: str
+    spec: SignalSpec
+    detector: str
+    params: dict[str, Any]
+    sensitivity: Sensitivity
+    severity: Literal["critical", "warning", "info"]
+    direction: Literal["up", "down", "both"]
+    min_effect: float
+    min_samples: int
+    shadow: bool
+    policy: Policy
+    owner: str
+    runbook: str
+    environment: str
+    structure: str  # equal for two rules whose learned state is interchangeable
+    params_hash: str
+
+    def build(self, *, columns: int, seed: int) -> Detector:
+        """Make this rule's detector, knowing nothing yet."""
+        return registry.create(
+            self.detector, self.params, columns=columns, sensitivity=self.sensitivity, seed=seed
+        )
+
+
+class ModelRules(Struct, frozen=True, kw_only=True):
+    """Everything a config says of one model, for one kind of event."""
+
+    window_us: int
+    lateness_us: int
+    rules: dict[str, list[Rule]]  # by signal; a family under its base name, its members under theirs
+
+    def of(self, signal: str) -> list[Rule]:
+        """Return the rules of a signal; a member of a family takes its own or the family's."""
+        found = self.rules.get(signal)
+        if found is None:
+            base = signal.partition(":")[0]
+            found = [_renamed(r, signal) for r in self.rules.get(base, [])]
+            self.rules[signal] = found
+        return found
+
+
+def _renamed(rule: Rule, signal: str) -> Rule:
+    return msgspec.structs.replace(rule, signal=signal)
+
+
+class RuleBook:
+    """The rules of every model under one config, worked out once for each."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self._known: dict[tuple[Kind, tuple[int, ...]], ModelRules] = {}
+        self._matching: dict[str, tuple[int, ...]] = {}
+
+    def discovers(self, model: str) -> bool:
+        """Return whether the config wants this model watched."""
+        return self.config.discovers(model)
+
+    def for_model(self, kind: Kind, model: str) -> ModelRules:
+        """Return the rules of a model; models matched by the same blocks share them."""
+        blocks = self.config.blocks_for(model)
+        key = (kind, tuple(i for i, b in enumerate(self.config.models) if b in blocks))
+        rules = self._known.get(key)
+        if rules is None:
+            rules = self._known[key] = self._resolve(kind, model)
+        return rules
+
+    def _resolve(self, kind: Kind, model: str) -> ModelRules:
+        defaults, blocks = self.config.defaults, self.config.blocks_for(model)
+        layers: list[tuple[Mapping[str, SignalRule], Sensitivity | None]] = []
+        if not isinstance(defaults.signals, str):
+            layers.append((defaults.signals, None))
+        layers += [(b.signals, b.sensitivity) for b in blocks]
+
+        def last(name: str, default: Any) -> Any:
+            return next((getattr(b, name) for b in reversed(blocks) if getattr(b, name) is not None), default)
+
+        silence_after = last("silence_after", defaults.silence_after)
+        wanted: dict[str, SignalSpec] = {n: s for n, s in signals.SIGNALS.items() if kind in s.sources}
+        for layer, _ in layers:
+            for name in layer:
+                spec = signals.find(name)
+                if spec is not None and kind in spec.sources:
+                    wanted.setdefault(name.removesuffix(":*"), spec)
+        rules: dict[str, list[Rule]] = {}
+        for name, spec in wanted.items():
+            merged = _merge(
+                [layer[n] for layer, _ in layers for n in (spec.name, f"{spec.name}:*", name) if n in layer]
+                if name != spec.name
+                else [layer[n] for layer, _ in layers for n in (spec.name, f"{spec.name}:*") if n in layer]
+            )
+            if merged.mode == "off" or (merged.mode is None and merged.detector is None and not spec.on):
+                if _has_limits(merged):
+                    rules[name] = [self._limits(name, spec, merged, last)]
+                continue
+            params = dict(merged.params) or (dict(spec.params) if merged.detector in (None, spec.detector) else {})
+            if spec.name == "silence" and silence_after is not None and "timeout_s" not in params:
+                params["timeout_s"] = silence_after.us / 1e6
+            rules[name] = [self._rule(name, spec, merged, merged.detector or spec.detector, params, last)]
+            if _has_limits(merged):
+                rules[name].append(self._limits(name, spec, merged, last))
+        return ModelRules(
+            window_us=last("window", defaults.window).us,
+            lateness_us=last("lateness", defaults.lateness).us,
+            rules=rules,
+        )
+
+    def _limits(self, name: str, spec: SignalSpec, merged: SignalRule, last: Any) -> Rule:
+        params = {
+            side: quantity.to(spec.unit, name=spec.name)
+            for side, quantity in (("upper", merged.upper_limit), ("lower", merged.lower_limit))
+            if quantity is not None
+        }
+        merged = msgspec.structs.replace(
+            merged, direction="both", min_effect=None, severity=merged.severity or "critical"
+        )
+        return self._rule(name, spec, merged, "limits", params, last)
+
+    def _rule(
+        self, name: str, spec: SignalSpec, merged: SignalRule, detector: str, params: dict[str, Any], last: Any
+    ) -> Rule:
+        defaults = self.config.defaults
+        own = detector == spec.detector
+        kept = merged.breaches
+        k, n = (kept.k, kept.n) if kept is not None else spec.breaches if own else (1, 1)
+        for_us = merged.for_ or defaults.for_
+        resolve = merged.resolve_after or defaults.resolve_after
+        window_us = last("window", defaults.window).us
+        structural = registry.spec(detector).structural
+        checked = {k_: v for k_, v in params.items() if k_ in structural}
+        return Rule(
+            signal=name,
+            spec=spec,
+            detector=detector,
+            params=params,
+            sensitivity=merged.sensitivity or last("sensitivity", defaults.sensitivity),
+            severity=merged.severity or spec.severity,
+            direction=merged.direction or (spec.direction if detector != "limits" else "both"),
+            min_effect=(
+                merged.min_effect.to(spec.unit, name=spec.name)
+                if merged.min_effect is not None
+                else (spec.min_effect if own else 0.0)
+            ),
+            min_samples=(
+                merged.min_samples
+                if merged.min_samples is not None
+                else (defaults.min_samples if spec.sampled and spec.shape == "window" else 0)
+            ),
+            shadow=merged.mode == "shadow",
+            policy=Policy(
+                for_us=for_us.us if for_us is not None else spec.for_us,
+                # Long enough to span some windows, whatever their size.
+                resolve_after_us=resolve.us if resolve is not None else max(5 * window_us, 5_000_000),
+                k=k,
+                n=n,
+            ),
+            owner=last("owner", ""),
+            runbook=last("runbook", ""),
+            environment=last("env", ""),
+            structure=_hash([detector, sorted(checked.items()), window_us if spec.shape == "window" else 0]),
+            params_hash=_hash([detector, sorted(params.items())]),
+        )
+
+
+def _merge(layers: list[SignalRule]) -> SignalRule:
+    merged = SignalRule()
+    for layer in layers:
+        said = {
+            f: v
+            for f in SignalRule.__struct_fields__
+            if (v := getattr(layer, f)) is not None and not (f == "params" and not v)
+        }
+        if layer.detector is not None and layer.detector != merged.detector:
+            said.setdefault("params", {})  # another detector's parameters mean nothing to this one
+        merged = msgspec.structs.replace(merged, **said)
+    return merged
+
+
+def _has_limits(rule: SignalRule) -> bool:
+    return rule.upper_limit is not None or rule.lower_limit is not None
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(msgspec.json.encode(value)).hexdigest()[:12]
+
+
+def load(path: str | Path, *, env: Mapping[str, str]) -> Config:
+    """Read a config and check it down to signals and detectors. Raise `ConfigError`."""
+    return config_module.load(path, env=env, checks=[check])
+
+
+def parse(text: str, *, name: str = "<config>", env: Mapping[str, str] | None = None) -> Config:
+    """Read a config from text and check it down to signals and detectors. Raise `ConfigError`."""
+    return config_module.parse(text, name=name, env=env, checks=[check])
+
+
+def check(config: Config, report: Report) -> None:
+    """Report signals there are not, detectors that do not fit them, and units that mean nothing."""
+    blocks: list[tuple[str, Mapping[str, SignalRule]]] = [
+        (f"models[{i}].signals", b.signals) for i, b in enumerate(config.models)
+    ]
+    if not isinstance(config.defaults.signals, str):
+        blocks.append(("defaults.signals", config.defaults.signals))
+    for path, rules in blocks:
+        for name, rule in rules.items():
+            spec = signals.find(name)
+            if spec is None:
+                near = difflib.get_close_matches(name, signals.names(), n=1)
+                hint = f"did you mean `{near[0]}`?" if near else f"known: {', '.join(signals.names())}"
+                report(f"{path}.{name}", "E030", f"there is no signal `{name}`; {hint}")
+            else:
+                _check_rule(f"{path}.{name}", rule, spec, report)
+
+
+def _check_rule(path: str, rule: SignalRule, spec: SignalSpec, report: Report) -> None:
+    for name in ("min_effect", "upper_limit", "lower_limit"):
+        quantity = getattr(rule, name)
+        if quantity is not None:
+            try:
+                quantity.to(spec.unit, name=spec.name)
+            except ValueError as e:
+                report(f"{path}.{name}", "E012", str(e))
+    if _has_limits(rule) and spec.shape in ("vector", "arrivals"):
+        report(f"{path}", "E033", f"{spec.name} takes no limits; it has no single value")
+    detector = rule.detector or spec.detector
+    try:
+        kind = registry.spec(detector).kind
+        if kind != spec.detector_kind and not (kind == "value" and spec.detector_kind == "boolean"):
+            fits = ", ".join(n for n in registry.names() if registry.spec(n).kind == spec.detector_kind)
+            report(
+                f"{path}.detector",
+                "E031",
+                f"`{detector}` watches a {kind} and {spec.name} is a {spec.detector_kind}; these fit: {fits}",
+            )
+        elif (detector == "silence") != (spec.shape == "arrivals"):
+            report(f"{path}.detector", "E031", "`silence` watches arrivals and only the signal `silence` is that")
+        else:
+            registry.create(detector, rule.params, columns=2 if kind == "vector" else 1)
+    except registry.UnknownDetectorError as e:
+        report(f"{path}.detector", "E031", str(e))
+    except registry.ParameterError as e:
+        at = f"{path}.params.{e.parameter}" if e.parameter in rule.params else f"{path}.params"
+        report(at if rule.params else f"{path}.detector", "E032", str(e))

@@ -1,0 +1,359 @@
+"""What is watched: the table of signals, and the columns they are computed from.
+
+A signal is one number over time. `window` signals are aggregates of a closed window; `event`
+signals are one value an event; the `vector` signal is one row of features an event; `arrivals` is
+the coming of events itself.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+from itertools import chain
+from operator import itemgetter
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from msgspec import Struct
+
+from detectors.protocol import F64
+from streamproc.events import Outcome, Prediction
+
+Kind = Literal["predictions", "telemetry", "labels"]
+Shape = Literal["window", "event", "vector", "arrivals"]
+
+#: Events from which a model's feature names and types are learned before any is called missing.
+LEARN_FEATURES_FROM = 50
+
+
+class SignalSpec(Struct, frozen=True, kw_only=True):
+    """One signal with its defaults. unit is "s", "1" (a share or a count) or "1/s".
+
+    direction, min_effect and the rest say what is worth waking somebody for; a change of theirs
+    never touches what was learned. family: the name is followed by `:` and a label or a metric.
+    """
+
+    name: str
+    summary: str
+    sources: tuple[Kind, ...]
+    shape: Shape
+    unit: str = "1"
+    detector: str = "robust_z"
+    params: dict[str, Any] = {}
+    detector_kind: Literal["value", "boolean", "vector"] = "value"
+    direction: Literal["up", "down", "both"] = "both"
+    min_effect: float = 0.0
+    relative_effect: float = 0.0
+    for_us: int = 0
+    resolve_after_us: int = 600_000_000
+    breaches: tuple[int, int] = (1, 1)
+    severity: Literal["critical", "warning", "info"] = "warning"
+    category: Literal["data", "model", "infra", "traffic", "unknown"] = "unknown"
+    sampled: bool = True
+    on: bool = True
+    family: bool = False
+
+
+_ALL: tuple[Kind, ...] = ("predictions", "telemetry", "labels")
+
+#: Two windows in a row: a single odd window is noise more often than news.
+_TWICE = (2, 3)
+
+SIGNALS: dict[str, SignalSpec] = {
+    s.name: s
+    for s in (
+        SignalSpec(
+            name="prediction_value",
+            summary="mean predicted value of a window",
+            sources=("predictions",),
+            shape="window",
+            breaches=_TWICE,
+            category="model",
+        ),
+        SignalSpec(
+            name="prediction_drift",
+            summary="every predicted value, for detectors of change",
+            sources=("predictions",),
+            shape="event",
+            detector="adwin",
+            category="model",
+            on=False,
+        ),
+        SignalSpec(
+            name="class_share",
+            summary="share of a predicted class in a window",
+            sources=("predictions",),
+            shape="window",
+            min_effect=0.05,
+            breaches=_TWICE,
+            category="model",
+            family=True,
+        ),
+        *(
+            SignalSpec(
+                name=f"latency_p{q}",
+                summary=f"{q}th percentile of prediction latency in a window",
+                sources=("predictions",),
+                shape="window",
+                unit="s",
+                direction="up",
+                relative_effect=0.2,
+                breaches=_TWICE,
+                category="infra",
+            )
+            for q in (50, 95, 99)
+        ),
+        SignalSpec(
+            name="latency",
+            summary="latency of every prediction",
+            sources=("predictions",),
+            shape="event",
+            unit="s",
+            direction="up",
+            category="infra",
+            on=False,
+        ),
+        SignalSpec(
+            name="failures",
+            summary="whether each request went unanswered: 1 or 0",
+            sources=("predictions",),
+            shape="event",
+            detector="hddm_a",
+            detector_kind="boolean",
+            direction="up",
+            category="infra",
+            on=False,
+        ),
+        SignalSpec(
+            name="error_rate",
+            summary="share of requests without an answer in a window",
+            sources=("predictions",),
+            shape="window",
+            direction="up",
+            min_effect=0.02,
+            severity="critical",
+            category="infra",
+        ),
+        SignalSpec(
+            name="throughput",
+            summary="events a second in a window",
+            sources=("predictions", "labels"),
+            shape="window",
+            unit="1/s",
+            relative_effect=0.5,
+            breaches=_TWICE,
+            category="traffic",
+            sampled=False,
+        ),
+        SignalSpec(
+            name="missing_features",
+            summary="share of known features that are null or absent in a window",
+            sources=("predictions",),
+            shape="window",
+            direction="up",
+            min_effect=0.01,
+            category="data",
+        ),
+        SignalSpec(
+            name="invalid_features",
+            summary="share of known features of the wrong type in a window",
+            sources=("predictions",),
+            shape="window",
+            direction="up",
+            min_effect=0.01,
+            category="data",
+        ),
+        SignalSpec(
+            name="feature_outlier",
+            summary="feature vectors unlike those seen before",
+            sources=("predictions",),
+            shape="vector",
+            detector="half_space_trees",
+            detector_kind="vector",
+            direction="up",
+            breaches=(10, 40),
+            category="data",
+        ),
+        SignalSpec(
+            name="silence",
+            summary="time without any event",
+            sources=_ALL,
+            shape="arrivals",
+            unit="s",
+            detector="silence",
+            direction="up",
+            severity="critical",
+            category="infra",
+        ),
+        SignalSpec(
+            name="metric",
+            summary="every point of a telemetry metric",
+            sources=("telemetry",),
+            shape="event",
+            breaches=_TWICE,
+            category="infra",
+            family=True,
+        ),
+        SignalSpec(
+            name="label_share",
+            summary="share of a true label in a window",
+            sources=("labels",),
+            shape="window",
+            min_effect=0.05,
+            breaches=_TWICE,
+            category="model",
+            family=True,
+        ),
+    )
+}
+
+
+def names() -> list[str]:
+    """Return the names a config may use; `name:*` stands for a family."""
+    return [f"{s.name}:*" if s.family else s.name for s in SIGNALS.values()]
+
+
+def find(name: str) -> SignalSpec | None:
+    """Return the signal a config's name means, or None."""
+    base, colon, member = name.partition(":")
+    spec = SIGNALS.get(base)
+    if spec is None or bool(colon and member) and not spec.family:
+        return None
+    return spec
+
+
+class FeatureSchema:
+    """The feature names of one model, learned from its first events and then kept.
+
+    Numbers and booleans are numeric; anything else is categorical, watched for absence only.
+    """
+
+    def __init__(self, *, max_features: int) -> None:
+        self.max_features = max_features
+        self.left = LEARN_FEATURES_FROM
+        self.numeric: tuple[str, ...] = ()
+        self.categorical: tuple[str, ...] = ()
+        self._votes: dict[str, int] = {}
+        self._bind()
+
+    def _bind(self) -> None:
+        self._numeric = frozenset(self.numeric)
+        self._in_order = self.numeric if not self.categorical else ()
+        self._get = itemgetter(*self.numeric) if len(self.numeric) > 1 else None
+
+    @property
+    def ready(self) -> bool:
+        """Whether names are settled."""
+        return self.left == 0
+
+    def learn(self, rows: Sequence[dict[str, Any] | None]) -> int:
+        """Learn from rows until names are settled; return how many rows that took."""
+        used = 0
+        for features in rows:
+            if self.left == 0:
+                break
+            used += 1
+            if not features:
+                continue
+            self.left -= 1
+            for name, value in features.items():
+                if name in self._votes or len(self._votes) < self.max_features:
+                    vote = 0 if value is None else 1 if isinstance(value, int | float) else -1
+                    self._votes[name] = self._votes.get(name, 0) + vote
+        if self.left == 0 and self._votes:
+            self.numeric = tuple(n for n, v in self._votes.items() if v > 0)
+            self.categorical = tuple(n for n, v in self._votes.items() if v <= 0)
+            self._votes = {}
+            self._bind()
+        return used
+
+    def matrix(
+        self, rows: Sequence[dict[str, Any] | None]
+    ) -> tuple[F64, npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+        """Return rows as numbers, with what is wrong with them.
+
+        Returns
+        -------
+        values (n, d) with nan where there is no number; missing and invalid (n, d + c) as 0 and 1,
+        numeric features first; given (n,), False where an event carried no features at all.
+        """
+        d, width = len(self.numeric), len(self.numeric) + len(self.categorical)
+        order = self._in_order
+        if order:
+            try:
+                if all([tuple(f) == order for f in rows]):  # type: ignore[arg-type]
+                    flat = array("d", chain.from_iterable([f.values() for f in rows]))  # type: ignore[union-attr]
+                    values = np.frombuffer(flat, np.float64).reshape(len(rows), d)
+                    return values, _none(len(rows), width), _none(len(rows), width), np.ones(len(rows), bool)
+            except TypeError:
+                pass  # a null or a text among the numbers: find out where
+        values = np.full((len(rows), d), np.nan)
+        missing = np.zeros((len(rows), width), np.int64)
+        invalid = np.zeros((len(rows), width), np.int64)
+        given = np.zeros(len(rows), bool)
+        for i, features in enumerate(rows):
+            if not features:
+                continue
+            given[i] = True
+            for j, name in enumerate(self.numeric):
+                value = features.get(name)
+                if value is None:
+                    missing[i, j] = 1
+                elif isinstance(value, float | int):
+                    values[i, j] = value
+                else:
+                    invalid[i, j] = 1
+            for j, name in enumerate(self.categorical, start=d):
+                value = features.get(name)
+                if value is None:
+                    missing[i, j] = 1
+                elif isinstance(value, dict | list):
+                    invalid[i, j] = 1
+        return values, missing, invalid, given
+
+    def snapshot(self) -> dict[str, Any]:
+        """Return the state as a tree."""
+        return {
+            "left": self.left,
+            "numeric": list(self.numeric),
+            "categorical": list(self.categorical),
+            "votes": dict(self._votes),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take up what `snapshot` gave."""
+        self.left = state["left"]
+        self.numeric, self.categorical = tuple(state["numeric"]), tuple(state["categorical"])
+        self._votes = dict(state["votes"])
+        self._bind()
+
+
+_NONE: dict[int, npt.NDArray[np.int64]] = {}
+
+
+def _none(n: int, width: int) -> npt.NDArray[np.int64]:
+    """Return a read-only (n, width) of zeros without allocating it each time."""
+    zeros = _NONE.get(width)
+    if zeros is None or len(zeros) < n:
+        zeros = _NONE[width] = np.zeros((max(n, 1024), width), np.int64)
+        zeros.flags.writeable = False
+    return zeros[:n]
+
+
+def outcome(event: Prediction) -> tuple[float | None, str | None]:
+    """Return the number and the class a model answered with; None for what it did not give."""
+    answer = event.prediction
+    if type(answer) is Outcome:
+        value = answer.value if answer.value is not None else answer.score
+        label = answer.label
+        if label is None and isinstance(answer.scores, dict) and answer.scores:
+            label = max(answer.scores, key=answer.scores.__getitem__)
+        return value, None if label is None else str(label)
+    if answer is None:
+        return None, None
+    if isinstance(answer, bool):
+        return None, str(answer)
+    if isinstance(answer, str):
+        return None, answer
+    return float(answer), None  # type: ignore[arg-type]

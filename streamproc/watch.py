@@ -1,0 +1,355 @@
+"""One series under one rule: its detector, its alert's life, and the alert in words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from msgspec import Struct
+
+from detectors.protocol import F64, I64, Detector, Evidence
+from streamproc.alerts import Lifecycle, Step, identity
+from streamproc.events import Alert, DetectorRef, Expected, Share, Span, rfc3339
+from streamproc.rules import Rule
+
+
+class Subject(Struct, frozen=True, gc=False):
+    """What an alert is about: a model as its records in one partition show it."""
+
+    topic: str
+    partition: int
+    model: str
+
+
+class _Silence(Protocol):
+    """What the silence detector offers beyond the others."""
+
+    def score(self, values: F64, times: I64) -> F64: ...
+    def explain(self, index: int = -1) -> Evidence: ...
+    def deadline_us(self) -> int | None: ...
+    def snapshot(self) -> dict[str, Any]: ...
+    def restore(self, state: dict[str, Any]) -> None: ...
+
+
+class Watch:
+    """A detector over one series and the life of its alert."""
+
+    def __init__(self, rule: Rule, *, columns: tuple[str, ...] = ()) -> None:
+        self.rule = rule
+        self.columns = columns
+        # One seed for all: models of equal width then share the structure of their random trees.
+        self.detector: Detector = rule.build(columns=max(1, len(columns)), seed=0)
+        self.life = Lifecycle(rule.policy)
+        self.version: str | None = None  # of the model when the episode opened: labels are identity
+
+    def observe(
+        self,
+        subject: Subject,
+        values: F64,
+        times: I64,
+        offsets: I64,
+        *,
+        versions: Sequence[str | None] = (),
+        n: int | None = None,
+        last_offset: int | None = None,
+    ) -> list[Alert]:
+        """Score values in order and return what came of it.
+
+        values (n,) or (n, d) in the signal's unit, times and offsets (n,); versions: the model's at
+        each. n and last_offset: how many events a window's value rests on, and the last of them.
+        """
+        scores = self.detector.score(values, times)
+        breach = scores >= 1.0  # nan, while warming up, is not
+        if not breach.any():
+            if self.life.state == "inactive":
+                self.life.seen += len(breach)
+                return []
+        else:
+            for row in np.nonzero(breach)[0]:
+                if not self._matters(values, int(row)):
+                    breach[row] = False
+        steps = self.life.observe(breach, scores, times, offsets)
+        alerts = []
+        for step in steps:
+            if step.action == "opened":
+                self.version = versions[step.row] if versions else None
+            alerts.append(self._alert(subject, step, values, scores, n=n, last_offset=last_offset))
+        return alerts
+
+    def expire(self, subject: Subject, now_us: int) -> list[Alert]:
+        """Return what the passing of event time up to `now_us` brings: at most a resolution."""
+        return [self._alert(subject, step, None, None) for step in self.life.expire(now_us)]
+
+    def adopt(self, rule: Rule) -> None:
+        """Take a changed rule of equal structure, keeping what was learned."""
+        if rule.params != self.rule.params or rule.sensitivity != self.rule.sensitivity:
+            state = self.detector.snapshot()
+            self.detector = rule.build(columns=max(1, len(self.columns)), seed=0)
+            self.detector.restore(state)
+        self.rule = rule
+        self.life.policy = rule.policy
+
+    def _matters(self, values: F64, row: int) -> bool:
+        """Whether an excess is in the rule's direction and large enough to matter."""
+        rule = self.rule
+        relative = rule.spec.relative_effect if rule.detector == rule.spec.detector else 0.0
+        if values.ndim > 1 or (rule.direction == "both" and rule.min_effect == 0.0 and relative == 0.0):
+            return True
+        expected = self.detector.explain(row).expected
+        if expected is None:
+            return True
+        change = float(values[row]) - expected
+        if rule.direction == "up" and change < 0 or rule.direction == "down" and change > 0:
+            return False
+        return abs(change) >= max(rule.min_effect, relative * abs(expected))
+
+    def _alert(
+        self,
+        subject: Subject,
+        step: Step,
+        values: F64 | None,
+        scores: F64 | None,
+        *,
+        n: int | None = None,
+        last_offset: int | None = None,
+    ) -> Alert:
+        opened = step.action == "opened"
+        evidence, value = Evidence(), None
+        if opened and values is not None and step.row >= 0:
+            evidence = self.detector.explain(step.row)
+            value = float(values[step.row]) if values.ndim == 1 else None
+        score = float(scores[step.row]) if opened and scores is not None else step.peak
+        return build_alert(
+            self.rule,
+            subject,
+            step,
+            score=score,
+            value=value,
+            n=n if opened else None,
+            evidence=evidence,
+            columns=self.columns,
+            last_offset=last_offset,
+            version=self.version,
+        )
+
+    def snapshot(self) -> dict[str, Any]:
+        """Return the state as a tree."""
+        return {
+            "structure": self.rule.structure,
+            "columns": list(self.columns),
+            "detector": self.detector.snapshot(),
+            "life": self.life.snapshot(),
+            "version": self.version,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take up what `snapshot` gave; of another structure, nothing: the detector warms up anew."""
+        if state["structure"] == self.rule.structure and tuple(state["columns"]) == self.columns:
+            self.detector.restore(state["detector"])
+        self.life.restore(state["life"])
+        self.version = state["version"]
+
+
+class SilenceWatch:
+    """Watch arrivals: open when the arrival clock passes the deadline, resolve at the next event.
+
+    Whether the clock or the next event shows the silence first, the alerts are the same.
+    """
+
+    def __init__(self, rule: Rule) -> None:
+        self.rule = rule
+        self.detector: _Silence = rule.build(columns=1, seed=0)  # type: ignore[assignment]
+        self.open = False
+        self.last_offset = -1
+        self.last_us = 0
+        self.opened_us = 0
+
+    def observe(self, subject: Subject, arrivals: I64, offsets: I64) -> list[Alert]:
+        """Take arrivals, (n,) on the arrival clock, not decreasing."""
+        before = np.concatenate(([self.last_us], arrivals[:-1]))
+        offsets_before = np.concatenate(([self.last_offset], offsets[:-1]))
+        scores = self.detector.score(arrivals.astype(np.float64), arrivals)
+        alerts: list[Alert] = []
+        for row in np.nonzero(scores >= 1.0)[0]:
+            self.last_us, self.last_offset = int(before[row]), int(offsets_before[row])
+            timeout_s = self.detector.explain(int(row)).upper
+            if timeout_s is not None:
+                alerts += self._fire(subject, self.last_us + round(timeout_s * 1e6))
+            if self.open:
+                alerts.append(self._alert(subject, "resolved", int(arrivals[row])))
+                self.open = False
+        self.open = False
+        self.last_us, self.last_offset = int(arrivals[-1]), int(offsets[-1])
+        return alerts
+
+    def advance(self, subject: Subject, clock_us: int) -> list[Alert]:
+        """Take note of the arrival clock."""
+        deadline = self.detector.deadline_us()
+        if deadline is None or clock_us < deadline:
+            return []
+        return self._fire(subject, deadline)
+
+    def due_us(self) -> int | None:
+        """Return when `advance` would open, or None."""
+        return None if self.open else self.detector.deadline_us()
+
+    def adopt(self, rule: Rule) -> None:
+        """Take a changed rule, keeping what was learned where its structure is equal."""
+        if rule.params != self.rule.params or rule.sensitivity != self.rule.sensitivity:
+            state = self.detector.snapshot()
+            self.detector = rule.build(columns=1, seed=0)  # type: ignore[assignment]
+            if rule.structure == self.rule.structure:
+                self.detector.restore(state)
+        self.rule = rule
+
+    def _fire(self, subject: Subject, at_us: int) -> list[Alert]:
+        if self.open:
+            return []
+        self.open = True
+        self.opened_us = at_us
+        return [self._alert(subject, "opened", at_us)]
+
+    def _alert(self, subject: Subject, action: Any, at_us: int) -> Alert:
+        timeout_s = (self.opened_us - self.last_us) / 1e6
+        waited_s = (at_us - self.last_us) / 1e6
+        step = Step(
+            action, -1, at_us, self.last_us, self.last_offset, self.last_offset, self.last_offset, 1.0
+        )
+        evidence = Evidence(upper=timeout_s, note=f"nothing for {_amount(waited_s, 's')}")
+        score = max(1.0, waited_s / timeout_s) if timeout_s > 0 else 1.0
+        return build_alert(self.rule, subject, step, score=score, value=waited_s, n=None, evidence=evidence)
+
+    def snapshot(self) -> dict[str, Any]:
+        """Return the state as a tree."""
+        return {
+            "structure": self.rule.structure,
+            "detector": self.detector.snapshot(),
+            "life": [self.open, self.last_offset, self.last_us, self.opened_us],
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take up what `snapshot` gave."""
+        if state["structure"] == self.rule.structure:
+            self.detector.restore(state["detector"])
+        self.open, self.last_offset, self.last_us, self.opened_us = state["life"]
+
+
+def build_alert(
+    rule: Rule,
+    subject: Subject,
+    step: Step,
+    *,
+    score: float,
+    value: float | None,
+    n: int | None,
+    evidence: Evidence,
+    columns: tuple[str, ...] = (),
+    last_offset: int | None = None,
+    version: str | None = None,
+) -> Alert:
+    """Return the alert that one transition is published as."""
+    fingerprint = identity(subject.model, rule.signal, rule.detector)
+    episode = identity(fingerprint, subject.topic, subject.partition, step.opening)
+    attribution = [Share(columns[i], min(1.0, s)) for i, s in evidence.shares if i < len(columns)]
+    summary = _summary(rule, subject, step, value=value, evidence=evidence, attribution=attribution)
+    opened = step.action == "opened"
+    labels = {
+        "alertname": rule.signal,
+        "model": subject.model,
+        "severity": rule.severity,
+        "signal": rule.signal,
+        "detector": rule.detector,
+    }
+    if version is not None:
+        labels["model_version"] = version
+    if rule.environment:
+        labels["env"] = rule.environment
+    if rule.owner:
+        labels["team"] = rule.owner
+    annotations = {"summary": summary, "description": rule.spec.summary}
+    if rule.runbook:
+        annotations["runbook_url"] = rule.runbook.replace("{model}", subject.model).replace(
+            "{signal}", rule.signal
+        )
+    expected = None
+    if evidence.expected is not None or evidence.upper is not None or evidence.lower is not None:
+        expected = Expected(evidence.expected, evidence.lower, evidence.upper)
+    return Alert(
+        id=identity(episode, step.action),
+        fingerprint=fingerprint,
+        episode_id=episode,
+        name=f"{subject.model} {rule.signal}",
+        status="firing" if opened else "resolved",
+        severity=rule.severity,
+        summary=summary[:1024],
+        action=step.action,
+        labels=labels,
+        annotations=annotations,
+        startsAt=rfc3339(step.started_us),
+        lastReceived=rfc3339(step.at_us),
+        endsAt=None if opened else rfc3339(step.at_us),
+        signal=rule.signal,
+        detector=DetectorRef(rule.detector, rule.params_hash),
+        score=score,
+        message=summary,
+        description=rule.spec.summary,
+        environment=rule.environment,
+        service=subject.model,
+        url=annotations.get("runbook_url", ""),
+        value=value,
+        expected=expected,
+        effect=value - evidence.expected if value is not None and evidence.expected is not None else None,
+        n=n,
+        category=rule.spec.category,
+        attribution=attribution,
+        evidence=Span(
+            subject.topic,
+            subject.partition,
+            step.offset_first,
+            max(step.offset_last, last_offset if last_offset is not None and opened else -1),
+        ),
+    )
+
+
+def _summary(
+    rule: Rule,
+    subject: Subject,
+    step: Step,
+    *,
+    value: float | None,
+    evidence: Evidence,
+    attribution: list[Share],
+) -> str:
+    what = f"{subject.model}: {rule.signal}"
+    if step.action == "resolved":
+        lasted = (step.at_us - step.started_us) / 1e6
+        return f"{what} is back to normal after {_amount(lasted, 's')}"
+    unit = rule.spec.unit
+    if rule.spec.shape == "arrivals":
+        return f"{what}: no event for {_amount(value or 0.0, 's')}"
+    if value is None:
+        carried = ", ".join(f"{s.feature} {s.share:.0%}" for s in attribution[:3])
+        return f"{what}: {rule.spec.summary}" + (f"; carried by {carried}" if carried else "")
+    text = f"{what} is {_amount(value, unit)}"
+    if evidence.lower is not None and evidence.upper is not None:
+        text += f", expected {_amount(evidence.lower, unit)} to {_amount(evidence.upper, unit)}"
+    elif evidence.upper is not None:
+        text += f", the limit is {_amount(evidence.upper, unit)}"
+    elif evidence.lower is not None:
+        text += f", the limit is {_amount(evidence.lower, unit)}"
+    elif evidence.note:
+        text += f": {evidence.note}"
+    if attribution:
+        text += "; " + ", ".join(f"{s.feature} {s.share:.0%}" for s in attribution[:3])
+    return text
+
+
+def _amount(number: float, unit: str) -> str:
+    if unit == "s":
+        if abs(number) >= 120:
+            return f"{number / 60:.3g} min" if abs(number) < 7200 else f"{number / 3600:.3g} h"
+        return f"{number:.3g} s" if abs(number) >= 1 else f"{number * 1e3:.3g} ms"
+    return f"{number:.4g}" if unit == "1" else f"{number:.4g} {unit}"
+
+
