@@ -26,7 +26,9 @@ _EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 class RecordBatch(Struct, frozen=True, gc=False):
     """Records of one partition in the order of the log, as columns of equal length.
 
-    timestamps_ms is Kafka's record time in milliseconds, -1 where the broker has none.
+    timestamps_ms is Kafka's record time in milliseconds, -1 where the broker has none. position is
+    the offset from which the batch was asked for, -1 where nobody asked; previous is the last offset
+    read before it, -1 for none. Together they tell a hole in the log from a batch that went missing.
     """
 
     topic: str
@@ -36,6 +38,8 @@ class RecordBatch(Struct, frozen=True, gc=False):
     keys: Sequence[bytes | None]
     values: Sequence[bytes | None]
     headers: Sequence[Sequence[Header]]
+    position: int = -1
+    previous: int = -1
 
     def __len__(self) -> int:
         return len(self.offsets)
@@ -53,6 +57,8 @@ class RecordBatch(Struct, frozen=True, gc=False):
             self.keys[first:],
             self.values[first:],
             self.headers[first:],
+            offset,
+            offset - 1,
         )
 
 

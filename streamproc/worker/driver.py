@@ -1,0 +1,206 @@
+"""Faust's Kafka driver, made to deliver a partition's records a batch at a time.
+
+Everything here hangs on private parts of faust-streaming 0.15 and aiokafka; nothing outside this
+file does, and `tests/worker/test_driver.py` holds each part to the installed versions.
+
+Stock Faust makes two asyncio tasks and several objects of every record. Here an agent receives one
+event whose value is a `RecordBatch`, for the topics named in `app.conf.batched_topics`:
+
+- aiokafka's `PartitionRecords` yields batches of columns instead of a `ConsumerRecord` each;
+- `Consumer._to_message` wraps a batch as one message, `BatchSchema` passes it through undecoded;
+- offsets are the engine's affair: Faust's acks commit nothing for these topics, `_new_offset`
+  answers with the engine's watermark, `perform_seek` seeks to where the engine has got to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from itertools import islice
+from typing import Any, ClassVar
+
+import aiokafka.consumer.fetcher as fetcher
+import faust
+from aiokafka.coordinator.assignors.range import RangePartitionAssignor
+from faust.transport.consumer import ensure_TP
+from faust.transport.drivers import TRANSPORTS
+from faust.transport.drivers import aiokafka as stock
+from faust.types import TP, ConsumerMessage
+
+from streamproc.events import RecordBatch
+
+#: Records of one partition an agent gets at once: enough to spread the cost of a batch thin, few
+#: enough that a batch takes some milliseconds and the event loop stays responsive.
+BATCH_RECORDS = 2000
+
+#: Where `faust.App(broker="batched://…")` finds this driver.
+SCHEME = "batched"
+
+_batched: set[str] = set()
+_last_read: dict[Any, int] = {}
+
+_StockRecords = fetcher.PartitionRecords
+
+
+class BatchRecords(_StockRecords):  # type: ignore[misc]
+    """A partition's share of one fetch response, unpacked to batches of columns."""
+
+    def _consumer_record(self, tp: Any, record: Any) -> Any:
+        return record if tp.topic in _batched else super()._consumer_record(tp, record)
+
+    def _unpack_records(self) -> Iterator[Any]:
+        tp, records = self._tp, super()._unpack_records()
+        if tp.topic not in _batched:
+            yield from records
+            return
+        while True:
+            position = self.next_fetch_offset
+            chunk = list(islice(records, BATCH_RECORDS))
+            if not chunk:
+                return
+            previous = _last_read.get(tp, -1)
+            _last_read[tp] = chunk[-1].offset
+            yield RecordBatch(
+                tp.topic,
+                tp.partition,
+                [r.offset for r in chunk],
+                [r.timestamp if r.timestamp is not None else -1 for r in chunk],
+                [r.key for r in chunk],
+                [r.value for r in chunk],
+                [r.headers for r in chunk],
+                position,
+                previous,
+            )
+
+
+class BatchSchema(faust.Schema):  # type: ignore[misc]
+    """Pass a message's value through: it is a `RecordBatch` already."""
+
+    def loads_key(self, app: Any, message: Any, *, loads: Any = None, serializer: Any = None) -> Any:  # noqa: ARG002
+        """Return no key: a batch has many."""
+        return None
+
+    def loads_value(self, app: Any, message: Any, *, loads: Any = None, serializer: Any = None) -> Any:  # noqa: ARG002
+        """Return the batch."""
+        return message.value
+
+
+class ConsumerThread(stock.AIOKafkaConsumerThread):  # type: ignore[misc]
+    """The thread that owns the aiokafka consumer."""
+
+    def _create_worker_consumer(self, transport: Any) -> Any:
+        consumer = super()._create_worker_consumer(transport)
+        # Range gives partition n of every topic to one worker, where topics have equally many.
+        consumer._partition_assignment_strategy = (RangePartitionAssignor,)
+        return consumer
+
+    async def _commit(self, offsets: Mapping[TP, int]) -> bool:
+        # A commit only shows others how far we are; the manifest is what we restart from. So a
+        # broker that is away for a moment is no reason to end the process, as stock Faust does.
+        try:
+            known = {tp: o for tp, o in offsets.items() if tp in self.assignment()}
+            if known:
+                await self._ensure_consumer().commit({stock.ensure_aiokafka_TP(t): o for t, o in known.items()})
+        except Exception as e:  # noqa: BLE001
+            self.log.warning("offsets were not committed, will be with the next snapshot: %s", e)
+            return False
+        return True
+
+
+class Consumer(stock.Consumer):  # type: ignore[misc]
+    """A Faust consumer whose batched topics are steered by an engine.
+
+    The engine is `app.engine`: it has `positions(tps)`, `watermark(tp)` and `on_revoked(tps)`.
+    """
+
+    def _new_consumer_thread(self) -> Any:
+        return ConsumerThread(self, loop=self.loop, beacon=self.beacon)
+
+    def _to_message(self, tp: Any, record: Any) -> ConsumerMessage:
+        if not isinstance(record, RecordBatch):
+            return super()._to_message(tp, record)
+        return ConsumerMessage(
+            record.topic,
+            record.partition,
+            record.offsets[-1],
+            record.timestamps_ms[-1] / 1000.0,
+            0,
+            None,
+            None,
+            record,
+            None,
+            0,
+            0,
+            tp,
+            generation_id=self.app.consumer_generation_id,
+        )
+
+    def ack(self, message: Any) -> bool:
+        """Note that a message is done with. For a batch this says nothing about its offset."""
+        if message.topic not in _batched:
+            return bool(super().ack(message))
+        message.acked = True
+        self._unacked_messages.discard(message)
+        return True
+
+    async def _add_gap(self, tp: Any, offset_from: int, offset_to: int) -> None:
+        if tp.topic not in _batched:
+            await super()._add_gap(tp, offset_from, offset_to)
+
+    def _filter_tps_with_pending_acks(self, topics: Any = None) -> Iterator[TP]:
+        yield from super()._filter_tps_with_pending_acks(topics)
+        for tp in self.app.engine.owned():
+            if topics is None or tp in topics or tp.topic in topics:
+                yield tp
+
+    def _new_offset(self, tp: Any) -> int | None:
+        if tp.topic in _batched:
+            offset: int | None = self.app.engine.watermark(tp)
+            return offset
+        return super()._new_offset(tp)  # type: ignore[no-any-return]
+
+    async def on_partitions_revoked(self, revoked: set[TP]) -> None:
+        """Let the engine make its state durable while the partitions are still ours."""
+        await self.app.engine.on_revoked({ensure_TP(tp) for tp in revoked if tp.topic in _batched})
+        await super().on_partitions_revoked(revoked)
+
+    async def perform_seek(self) -> None:
+        """Seek to where the engine goes on, having restored what it needs.
+
+        Stock Faust seeks to committed offsets and leaves a partition without one where it happens
+        to be, which loses what was fetched early.
+        """
+        own = {ensure_TP(tp) for tp in self.assignment() if tp.topic in _batched}
+        positions = await self.app.engine.positions(own)
+        await self.seek_to(positions)
+
+    async def seek_to(self, positions: Mapping[TP, int]) -> None:
+        """Seek partitions that are still ours."""
+        current = {ensure_TP(tp) for tp in self.assignment()}
+        wanted = {tp: offset for tp, offset in positions.items() if tp in current}
+        for tp in wanted:
+            self._read_offset[tp] = None
+            _last_read.pop(stock.ensure_aiokafka_TP(tp), None)
+        if wanted:
+            await self._thread.call_thread(self._seek_all, wanted)
+
+    async def _seek_all(self, positions: Mapping[TP, int]) -> None:
+        consumer = self._thread._ensure_consumer()
+        for tp, offset in positions.items():
+            consumer.seek(stock.ensure_aiokafka_TP(tp), offset)
+
+
+class Transport(stock.Transport):  # type: ignore[misc]
+    """The driver behind `batched://`."""
+
+    Consumer: ClassVar[type] = Consumer
+
+
+def install(topics: Iterable[str]) -> None:
+    """Make `batched://` known to Faust, delivering these topics in batches."""
+    _batched.clear()
+    _batched.update(topics)
+    fetcher.PartitionRecords = BatchRecords
+    TRANSPORTS.aliases[SCHEME] = f"{__name__}:Transport"
+
+
+Handler = Callable[[RecordBatch], Awaitable[None]]

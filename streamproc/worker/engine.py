@@ -1,0 +1,448 @@
+"""The engine: batches in, alerts out, and never an offset ahead of what is durable.
+
+It owns the pipelines of the partitions this worker holds. One lock orders everything that touches
+them, so a snapshot is always of a moment between two batches. The order of a snapshot is the
+guarantee: alerts and dead letters awaited, then models, then the manifest, then the commit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import orjson
+import structlog
+from faust.types import TP
+
+from streamproc.cloudevents import encode_alert
+from streamproc.config import Config
+from streamproc.errors import SnapshotError
+from streamproc.events import Alert, RecordBatch
+from streamproc.pipeline import Output, Pipeline
+from streamproc.rules import RuleBook
+from streamproc.worker import snapshots
+from streamproc.worker.deadletters import dead_letter
+from streamproc.worker.metrics import Metrics
+
+log = structlog.get_logger("streamproc.engine")
+
+#: A snapshot may take this share of a worker's time; where it takes longer, it comes less often.
+_SNAPSHOT_SHARE = 0.1
+
+#: A partition with lag that has not moved for this long is stuck.
+_STUCK_S = 60.0
+
+#: Nothing read for this long, and nothing left to read: the arrival clock follows the wall clock.
+_IDLE_S = 2.0
+
+
+class Owned:
+    """One partition in our hands."""
+
+    def __init__(self, tp: TP, pipeline: Pipeline, writer: snapshots.Writer, offset: int) -> None:
+        self.tp = tp
+        self.pipeline = pipeline
+        self.writer = writer
+        self.expected = offset  # the only offset whose batch is taken next
+        self.durable = offset  # covered by a manifest
+        self.saved_at = time.monotonic()
+        self.moved_at = time.monotonic()
+        self.unawaited: list[asyncio.Future[Any]] = []
+        self.rewound: tuple[int, int] | None = None
+
+
+class Engine:
+    """Everything between Faust and the pipelines."""
+
+    def __init__(
+        self,
+        app: Any,
+        config: Config,
+        *,
+        settings: Mapping[str, Any],
+        partitions: Mapping[str, int],
+        snapshot_partitions: int,
+        metrics: Metrics,
+        source: str,
+        on_fatal: Callable[[BaseException], None],
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        self.app = app
+        self.config = config
+        self.book = RuleBook(config)
+        self.metrics = metrics
+        self._settings = dict(settings)
+        self._kinds = config.kafka.sources()
+        self._partitions = dict(partitions)
+        self._snapshot_partitions = snapshot_partitions
+        self._source = source
+        self._on_fatal = on_fatal
+        self._wall = wall
+        self._owned: dict[TP, Owned] = {}
+        self._parked: dict[TP, tuple[Owned, int]] = {}
+        self._restoring: dict[TP, asyncio.Task[None]] = {}
+        self._homes: dict[tuple[str, str], int] = {}
+        self._lock = asyncio.Lock()
+        self._interval_s = config.worker.snapshot_interval.us / 1e6
+        self.first_scored_at: float | None = None
+        self.restored_once = False
+
+    # ---------------------------------------------------------------------- what the driver asks
+
+    def owned(self) -> list[TP]:
+        """Return the partitions we hold."""
+        return list(self._owned)
+
+    def watermark(self, tp: TP) -> int | None:
+        """Return the offset that may be committed: all before it is durable."""
+        held = self._owned.get(tp)
+        return None if held is None else held.durable
+
+    async def positions(self, tps: set[TP]) -> dict[TP, int]:
+        """Return where to read each partition from, restoring those that are new to us.
+
+        A restore goes on even where the caller gives up waiting; the next call finds it done.
+        """
+        async with self._lock:
+            generation = self.app.consumer_generation_id
+            fresh = []
+            for tp in tps:
+                parked = self._parked.pop(tp, None)
+                if tp in self._owned or tp in self._restoring:
+                    continue
+                if parked is not None and parked[1] + 1 == generation:
+                    # Ours in the generation before this one: nobody else can have had it between.
+                    self._owned[tp] = parked[0]
+                    parked[0].moved_at = time.monotonic()
+                else:
+                    fresh.append(tp)
+            self._parked.clear()
+            if fresh:
+                task = asyncio.ensure_future(self._restore(fresh))
+                for tp in fresh:
+                    self._restoring[tp] = task
+        waiting = {self._restoring[tp] for tp in tps if tp in self._restoring}
+        for task in waiting:
+            await asyncio.shield(task)
+        return {tp: self._owned[tp].expected for tp in tps if tp in self._owned}
+
+    async def on_revoked(self, tps: set[TP]) -> None:
+        """Make the state of partitions that leave us durable, and let go of them."""
+        own = [tp for tp in tps if tp in self._owned]
+        generation = self.app.consumer_generation_id
+        try:
+            async with asyncio.timeout(max(1.0, self.config.kafka.session_timeout.us / 1e6 * 0.6)):
+                await self.snapshot(own)
+            kept = True
+        except Exception as e:  # noqa: BLE001 - whoever comes next goes on from the last manifest
+            log.warning("state was not saved at revocation; the next owner repeats", error=str(e))
+            kept = False
+        for tp in tps:
+            held = self._owned.pop(tp, None)
+            if held is not None and kept:
+                self._parked[tp] = (held, generation)
+        log.info("partitions revoked", partitions=_names(tps), saved=kept)
+
+    # ---------------------------------------------------------------------- records in
+
+    async def take(self, batch: RecordBatch) -> None:
+        """Process one batch, exactly if it is the one expected next."""
+        tp = TP(batch.topic, batch.partition)
+        async with self._lock:
+            held = self._owned.get(tp)
+            if held is None:
+                return  # delivered before its state was restored, or after it left us: read again later
+            if batch.offsets[-1] < held.expected:
+                return
+            if batch.offsets[0] > held.expected and not self._contiguous(held, batch):
+                await self._rewind(held, batch)
+                return
+            started = time.perf_counter()
+            fresh = batch.since(held.expected)
+            try:
+                out = held.pipeline.process(fresh)
+            except Exception as e:
+                # Broken code is not a record's fault. Going on would lose these records in silence.
+                log.exception("the pipeline failed", topic=tp.topic, partition=tp.partition, offset=held.expected)
+                self._on_fatal(e)
+                raise
+            self.metrics.batch_seconds.observe(time.perf_counter() - started)
+            held.expected = batch.offsets[-1] + 1
+            held.moved_at = time.monotonic()
+            if self.first_scored_at is None and out.events:
+                self.first_scored_at = time.monotonic()
+            await self._publish(held, out, fresh)
+
+    def _contiguous(self, held: Owned, batch: RecordBatch) -> bool:
+        """Whether nothing was read between what we expect and this batch: a hole in the log itself.
+
+        Compaction, transaction markers and retention leave such holes.
+        """
+        if batch.previous == held.expected - 1 or batch.position <= held.expected:
+            return True
+        return held.rewound == (held.expected, batch.offsets[0])  # read anew, and it is still so
+
+    async def _rewind(self, held: Owned, batch: RecordBatch) -> None:
+        log.warning(
+            "a batch went missing between Kafka and us; reading again",
+            topic=batch.topic,
+            partition=batch.partition,
+            expected=held.expected,
+            got=batch.offsets[0],
+        )
+        held.rewound = (held.expected, batch.offsets[0])
+        self.metrics.rewinds.inc()
+        await self.app.consumer.seek_to({held.tp: held.expected})
+
+    async def _publish(self, held: Owned, out: Output, batch: RecordBatch | None) -> None:
+        """Send what came of a batch. What is sent is awaited before the next manifest."""
+        pipeline, kafka, m = held.pipeline, self.config.kafka, self.metrics
+        for alert in out.alerts:
+            if self._is_shadow(pipeline, alert):
+                m.shadow_alerts.inc()
+                continue
+            value, headers = encode_alert(alert, source=self._source)
+            await self._send(held, kafka.alerts, alert.labels["model"].encode(), value, headers)
+            m.alerts.labels(action=alert.action, severity=alert.severity).inc()
+        if batch is not None:
+            for rejected in out.rejected:
+                record = dead_letter(batch, rejected, redact=self.config.worker.redact)
+                await self._send(held, kafka.dead_letters, *record)
+                m.dead_letters.labels(reason=rejected.error_type).inc()
+            m.events.labels(topic=batch.topic).inc(out.events)
+            m.bytes.labels(topic=batch.topic).inc(sum(len(v) for v in batch.values if v is not None))
+            if out.misplaced:
+                self._check_homes(held)
+        m.late.inc(out.late)
+        m.fenced.inc(out.fenced)
+        m.refused.inc(out.refused)
+        if out.evicted:
+            m.evicted.inc(len(out.evicted))
+        if len(held.unawaited) > 5000:
+            await asyncio.gather(*held.unawaited)
+            held.unawaited.clear()
+
+    async def _send(
+        self, held: Owned, topic: str, key: bytes | None, value: bytes | None, headers: list[tuple[str, bytes]]
+    ) -> None:
+        future = await self.app.producer.send(
+            topic, key=key, value=value, partition=None, timestamp=None, headers=headers
+        )
+        held.unawaited.append(future)
+
+    def _is_shadow(self, pipeline: Pipeline, alert: Alert) -> bool:
+        rules = self.book.for_model(pipeline.kind, alert.labels["model"]).of(alert.signal)
+        return any(r.shadow for r in rules if r.detector == alert.detector.name)
+
+    def _check_homes(self, held: Owned) -> None:
+        """Warn, once a model, where records of one model are spread over partitions."""
+        for model in held.pipeline.models:
+            home = self._homes.setdefault((held.tp.topic, model), held.tp.partition)
+            if home not in (held.tp.partition, -1):
+                self._homes[held.tp.topic, model] = -1
+                self.metrics.spread_models.inc()
+                log.warning(
+                    "a model's records are in several partitions, so it is seen in parts; "
+                    "key them by model, or set kafka.repartition: true",
+                    model=model,
+                    topic=held.tp.topic,
+                    partitions=[home, held.tp.partition],
+                )
+
+    # ---------------------------------------------------------------------- state out
+
+    async def snapshot(self, tps: list[TP] | None = None) -> None:
+        """Make everything up to now durable, then move the watermark, then commit."""
+        async with self._lock:
+            started = time.perf_counter()
+            size = 0
+            for tp in self.owned() if tps is None else tps:
+                held = self._owned.get(tp)
+                if held is not None:
+                    size += await self._save(held)
+            took = time.perf_counter() - started
+            self.metrics.snapshot_seconds.observe(took)
+            self.metrics.snapshot_bytes.inc(size)
+            base = self.config.worker.snapshot_interval.us / 1e6
+            self._interval_s = max(base, took / _SNAPSHOT_SHARE)
+        await self.app.consumer.commit()
+
+    async def _save(self, held: Owned) -> int:
+        sent, held.unawaited = held.unawaited, []
+        await asyncio.gather(*sent)
+        pipeline, size = held.pipeline, 0
+        if held.expected != held.durable or pipeline.dirty or pipeline.gone:
+            pipeline.next_offset = held.expected
+            gone = sorted(pipeline.gone)
+            size = await held.writer.write(pipeline.snapshot_models(), gone, pipeline.manifest())
+            pipeline.gone.difference_update(gone)
+            held.durable = held.expected
+        held.saved_at = time.monotonic()
+        return size
+
+    async def run_snapshots(self) -> None:
+        """Snapshot for ever, at the configured interval or as often as its share of time allows."""
+        while True:
+            await asyncio.sleep(self._interval_s)
+            if self._owned and not self.app.rebalancing:
+                await self.snapshot()
+
+    async def run_clock(self) -> None:
+        """Move the arrival clock of partitions that have nothing left to read; keep the gauges."""
+        while True:
+            await asyncio.sleep(0.5)
+            now = time.monotonic()
+            for held in list(self._owned.values()):
+                if self._owned.get(held.tp) is not held:
+                    continue
+                lag = self.lag(held)
+                if lag is not None:
+                    self.metrics.lag.labels(topic=held.tp.topic, partition=str(held.tp.partition)).set(lag)
+                self.metrics.snapshot_age.labels(
+                    topic=held.tp.topic, partition=str(held.tp.partition)
+                ).set(now - held.saved_at)
+                idle = lag == 0 and now - held.moved_at >= _IDLE_S
+                if idle and self.config.worker.idle_advance and held.pipeline.clock_us:
+                    async with self._lock:
+                        if self._owned.get(held.tp) is held:
+                            out = held.pipeline.advance(int(self._wall() * 1e6))
+                            await self._publish(held, out, None)
+            self.metrics.series.set(sum(len(h.pipeline.models) for h in self._owned.values()))
+            self.metrics.partitions.set(len(self._owned))
+
+    # ---------------------------------------------------------------------- state in
+
+    async def _restore(self, tps: list[TP]) -> None:
+        started = time.perf_counter()
+        try:
+            stored = await self._read(tps)
+            without = [tp for tp in tps if stored[tp.topic, tp.partition].manifest is None]
+            begins = await self._starting_offsets(without)
+            models = 0
+            for tp in tps:
+                found = stored[tp.topic, tp.partition]
+                pipeline = self._pipeline(tp)
+                if found.manifest is not None:
+                    pipeline.restore_manifest(found.manifest)
+                else:
+                    pipeline.next_offset = begins[tp]
+                for count, (name, data) in enumerate(found.models.items()):
+                    try:
+                        pipeline.restore_model(name, data)
+                    except SnapshotError as e:
+                        # A newer program, or a damaged record: this model begins again, the others go on.
+                        log.error("a model's state cannot be used; it warms up again", model=name, error=str(e))
+                        self.metrics.unusable_states.inc()
+                    if count % 100 == 99:
+                        await asyncio.sleep(0)
+                pipeline.restored()
+                models += len(found.models)
+                writer = snapshots.Writer(
+                    self._send_snapshot,
+                    topic=tp.topic,
+                    partition=tp.partition,
+                    stored=found,
+                    snapshot_partition=self._snapshot_partition(tp),
+                )
+                self._owned[tp] = Owned(tp, pipeline, writer, pipeline.next_offset)
+            took = time.perf_counter() - started
+            self.metrics.restore_seconds.observe(took)
+            self.restored_once = True
+            log.info("partitions restored", partitions=_names(tps), models=models, seconds=round(took, 2))
+        except Exception as e:
+            log.error("state could not be restored", partitions=_names(tps), error=repr(e))
+            self._on_fatal(e)
+            raise
+        finally:
+            for tp in tps:
+                self._restoring.pop(tp, None)
+
+    async def _read(self, tps: list[TP]) -> dict[tuple[str, int], snapshots.Stored]:
+        claims: dict[tuple[str, int], tuple[int, int]] = {}
+        member = orjson.dumps({"claimed_by": self.app.conf.id, "at_ms": int(self._wall() * 1000)})
+        for tp in tps:
+            at = self._snapshot_partition(tp)
+            sent = await self._send_snapshot(at, snapshots.claim_key(tp.topic, tp.partition), member)
+            claims[tp.topic, tp.partition] = (at, (await sent).offset)
+        last = time.monotonic()
+
+        def progress(done: int, total: int) -> None:
+            nonlocal last
+            if time.monotonic() - last > 1.0:
+                last = time.monotonic()
+                log.info("restoring", records=done, of=total)
+
+        return await snapshots.read(
+            self._settings, topic=self.config.kafka.snapshots, claims=claims, progress=progress
+        )
+
+    async def _starting_offsets(self, tps: list[TP]) -> dict[TP, int]:
+        """Return where to begin partitions that have no manifest: the policy's end of the log."""
+        if not tps:
+            return {}
+        consumer = self.app.consumer
+        if self.config.kafka.auto_offset_reset == "latest":
+            found = await consumer.highwaters(*tps)
+        else:
+            found = await consumer.earliest_offsets(*tps)
+        return {TP(tp.topic, tp.partition): offset for tp, offset in found.items()}
+
+    def _pipeline(self, tp: TP) -> Pipeline:
+        share = self.config.defaults.discover.max_series / max(1, self._partitions.get(tp.topic, 1))
+        return Pipeline(
+            self.book,
+            kind=self._kinds[tp.topic],  # type: ignore[arg-type]
+            topic=tp.topic,
+            partition=tp.partition,
+            max_series=math.ceil(share),
+        )
+
+    def _snapshot_partition(self, tp: TP) -> int:
+        return tp.partition % self._snapshot_partitions
+
+    async def _send_snapshot(self, partition: int, key: bytes, value: bytes | None) -> asyncio.Future[Any]:
+        future: asyncio.Future[Any] = await self.app.producer.send(
+            self.config.kafka.snapshots, key=key, value=value, partition=partition, timestamp=None, headers=None
+        )
+        return future
+
+    # ---------------------------------------------------------------------- for the operator
+
+    def lag(self, held: Owned) -> int | None:
+        """Return how many records of a partition are still to be read, None where not known yet."""
+        try:
+            end = self.app.consumer.highwater(held.tp)
+        except Exception:  # noqa: BLE001 - between two assignments nobody knows
+            return None
+        return None if end is None else max(0, end - held.expected)
+
+    def stuck(self) -> list[str]:
+        """Return the partitions that have something to read and do not move."""
+        now = time.monotonic()
+        return [
+            f"{h.tp.topic}-{h.tp.partition}"
+            for h in self._owned.values()
+            if (self.lag(h) or 0) > 0 and now - h.moved_at > _STUCK_S
+        ]
+
+    @property
+    def ready(self) -> bool:
+        """Whether everything assigned to us is restored."""
+        return self.restored_once and not self._restoring and not self.app.rebalancing
+
+    async def reload(self, config: Config) -> None:
+        """Swap to another config between two batches."""
+        async with self._lock:
+            book = RuleBook(config)
+            self.config, self.book = config, book
+            for held in self._owned.values():
+                held.pipeline.reconfigure(book)
+            for held, _ in self._parked.values():
+                held.pipeline.reconfigure(book)
+
+
+def _names(tps: Any) -> list[str]:
+    return sorted(f"{tp.topic}-{tp.partition}" for tp in tps)

@@ -1,0 +1,62 @@
+"""What a worker tells Prometheus. Names: one prefix, base units, `_total` for counters."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+
+
+class Metrics:
+    """The metrics of one worker, in a registry of their own."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+
+        def counter(name: str, text: str, labels: tuple[str, ...] = ()) -> Counter:
+            return Counter(f"streamproc_{name}", text, labels, registry=registry)
+
+        def gauge(name: str, text: str, labels: tuple[str, ...] = ()) -> Gauge:
+            return Gauge(f"streamproc_{name}", text, labels, registry=registry)
+
+        def seconds(name: str, text: str) -> Histogram:
+            return Histogram(f"streamproc_{name}", text, buckets=_SECONDS, registry=registry)
+
+        self.events = counter("events_total", "Events scored.", ("topic",))
+        self.bytes = counter("source_bytes_total", "Bytes of records read.", ("topic",))
+        self.late = counter("late_events_total", "Events whose window had closed; not in any aggregate.")
+        self.fenced = counter("fenced_events_total", "Events skipped after a restore: already in the state.")
+        self.refused = counter("refused_events_total", "Events of models beyond max_series; not scored.")
+        self.evicted = counter("evicted_series_total", "Models forgotten: idle, or for a newcomer.")
+        self.dead_letters = counter("dead_letters_total", "Records that could not be read.", ("reason",))
+        self.alerts = counter("alerts_total", "Alerts published.", ("action", "severity"))
+        self.shadow_alerts = counter("shadow_alerts_total", "Alerts of rules in shadow mode; not published.")
+        self.rewinds = counter("rewinds_total", "Times a partition was read again from the expected offset.")
+        self.spread_models = counter("spread_models_total", "Models seen in more than one partition.")
+        self.unusable_states = counter("unusable_states_total", "Stored states that could not be read.")
+        self.snapshot_bytes = counter("snapshot_bytes_total", "Bytes of state written.")
+        self.repartitioned = counter("repartitioned_records_total", "Records sent on under their model's key.")
+        self.series = gauge("series_active", "Models held in memory.")
+        self.partitions = gauge("partitions_owned", "Source partitions held.")
+        self.lag = gauge("consumer_lag", "Records still to be read.", ("topic", "partition"))
+        self.snapshot_age = gauge(
+            "snapshot_age_seconds", "Time since a partition's state was last durable.", ("topic", "partition")
+        )
+        self.reload_ok = gauge("config_last_reload_successful", "1 where the last reload was taken.")
+        self.reload_ok.set(1)
+        self.info = gauge("build_info", "Version and config in force.", ("version", "config"))
+        self.batch_seconds = seconds("batch_seconds", "Time to process a batch.")
+        self.snapshot_seconds = seconds("snapshot_seconds", "Time to make state durable.")
+        self.restore_seconds = seconds("restore_seconds", "Time to restore assigned partitions.")
+
+    def text(self) -> bytes:
+        """Return all metrics in Prometheus' text format."""
+        return bytes(generate_latest(self.registry))
+
+    def forget_partition(self, topic: str, partition: int) -> None:
+        """Drop a partition's gauges once it is no longer ours."""
+        for metric in (self.lag, self.snapshot_age):
+            try:
+                metric.remove(topic, str(partition))
+            except KeyError:
+                continue
