@@ -16,6 +16,9 @@ from msgspec import Meta, Struct, field
 #: Longest model name, source and id we keep; longer ones are a producer's mistake, and keys of state.
 MAX_NAME = 512
 
+#: Where a record that was sent on under another key came from: `partition:offset`.
+ORIGIN_HEADER = "streamproc.origin"
+
 Header: TypeAlias = tuple[str, bytes | None]
 Scalar: TypeAlias = float | bool | str | None
 Time: TypeAlias = dt.datetime | float | int | None

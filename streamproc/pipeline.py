@@ -22,6 +22,7 @@ from detectors import state as state_codec
 from detectors.protocol import F64, I64
 from streamproc.errors import SnapshotError
 from streamproc.events import (
+    ORIGIN_HEADER,
     Alert,
     Decoder,
     Label,
@@ -75,12 +76,20 @@ class Pipeline:
     """All that one partition of one source topic has taught us."""
 
     def __init__(
-        self, book: RuleBook, *, kind: Kind, topic: str, partition: int = 0, max_series: int | None = None
+        self,
+        book: RuleBook,
+        *,
+        kind: Kind,
+        topic: str,
+        partition: int = 0,
+        max_series: int | None = None,
+        deduplicate: bool = False,
     ) -> None:
         self.book = book
         self.kind = kind
         self.topic = topic
         self.partition = partition
+        self.deduplicate = deduplicate
         self.max_series = max_series if max_series is not None else book.config.defaults.discover.max_series
         self.models: OrderedDict[str, ModelState] = OrderedDict()  # least recently heard of first
         self.dirty: set[str] = set()
@@ -103,7 +112,7 @@ class Pipeline:
         offsets = np.asarray(batch.offsets, np.int64)
         groups = self._group(batch, decoded.rows, decoded.events, out)
         for name, (rows, events) in groups.items():
-            self._take(name, rows, events, stamps, arrivals, before, offsets, out)
+            self._take(name, batch, rows, events, stamps, arrivals, before, offsets, out)
         self.clock_us = int(arrivals[-1])
         self.next_offset = int(offsets[-1]) + 1
         self._run_due(out)
@@ -152,6 +161,7 @@ class Pipeline:
     def _take(
         self,
         name: str,
+        batch: RecordBatch,
         rows: list[int],
         events: list[Any],
         stamps: I64,
@@ -175,6 +185,13 @@ class Pipeline:
                 return
             at, own = at[keep], own[keep]
             events = [e for e, k in zip(events, keep.tolist(), strict=True) if k]
+        if self.deduplicate:
+            rows, events = _first_copies(model.origins, batch, at.tolist(), events)
+            out.fenced += len(at) - len(rows)
+            if not rows:
+                return
+            at = np.array(rows)
+            own = offsets[at]
         times = _times(events, stamps[at])
         future = times > stamps[at] + self.book.config.defaults.max_future.us
         if future.any():
@@ -313,6 +330,7 @@ class ModelState:
         self.watches: dict[tuple[str, str], Watch] = {}
         self.silence = [SilenceWatch(r) for r in self.rules.of("silence")]
         self.started_us: int | None = None
+        self.origins: dict[int, int] = {}  # greatest offset had from each partition before a re-keying
 
     # -- records in
 
@@ -478,6 +496,7 @@ class ModelState:
         return {
             "version": STATE_VERSION,
             "scalars": [self.next_offset, self.last_arrival_us, self.started_us],
+            "origins": [list(o) for o in sorted(self.origins.items())],
             "window_us": self.windows.size_us,
             "windows": self.windows.snapshot(),
             "watches": [[s, d, w.snapshot()] for (s, d), w in sorted(self.watches.items())],
@@ -488,6 +507,7 @@ class ModelState:
     def restore(self, tree: dict[str, Any]) -> None:
         """Take up what `snapshot` gave; what the config has since changed in structure warms up anew."""
         self.next_offset, self.last_arrival_us, self.started_us = tree["scalars"]
+        self.origins = {int(p): int(o) for p, o in tree["origins"]}
         self._restore_own(tree["own"])
         if tree["window_us"] == self.windows.size_us:
             self.windows.restore(tree["windows"])
@@ -729,6 +749,23 @@ _STATES: dict[Kind, type[ModelState]] = {
     "telemetry": TelemetryState,
     "labels": LabelState,
 }
+
+
+def _first_copies(
+    seen: dict[int, int], batch: RecordBatch, rows: list[int], events: list[Any]
+) -> tuple[list[int], list[Any]]:
+    """Return the events that `seen` has not, and note them there."""
+    kept_rows, kept_events = [], []
+    for row, event in zip(rows, events, strict=True):
+        origin = next((v for k, v in batch.headers[row] if k == ORIGIN_HEADER and v is not None), None)
+        if origin is not None:
+            partition, _, offset = origin.partition(b":")
+            if seen.get(int(partition), -1) >= int(offset):
+                continue
+            seen[int(partition)] = int(offset)
+        kept_rows.append(row)
+        kept_events.append(event)
+    return kept_rows, kept_events
 
 
 def _bounded(name: str, known: list[str], limit: int) -> str:

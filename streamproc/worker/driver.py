@@ -14,7 +14,7 @@ event whose value is a `RecordBatch`, for the topics named in `app.conf.batched_
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any, ClassVar
 
@@ -183,6 +183,14 @@ class Consumer(stock.Consumer):  # type: ignore[misc]
         if wanted:
             await self._thread.call_thread(self._seek_all, wanted)
 
+    async def committed(self, tps: Iterable[TP]) -> dict[TP, int | None]:
+        """Return the committed offset of each partition, None where there is none."""
+        return dict(await self._thread.call_thread(self._committed, list(tps)))
+
+    async def _committed(self, tps: list[TP]) -> dict[TP, int | None]:
+        consumer = self._thread._ensure_consumer()
+        return {tp: await consumer.committed(stock.ensure_aiokafka_TP(tp)) for tp in tps}
+
     async def _seek_all(self, positions: Mapping[TP, int]) -> None:
         consumer = self._thread._ensure_consumer()
         for tp, offset in positions.items():
@@ -201,6 +209,3 @@ def install(topics: Iterable[str]) -> None:
     _batched.update(topics)
     fetcher.PartitionRecords = BatchRecords
     TRANSPORTS.aliases[SCHEME] = f"{__name__}:Transport"
-
-
-Handler = Callable[[RecordBatch], Awaitable[None]]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import orjson
@@ -26,6 +26,7 @@ from streamproc.rules import RuleBook
 from streamproc.worker import snapshots
 from streamproc.worker.deadletters import dead_letter
 from streamproc.worker.metrics import Metrics
+from streamproc.worker.repartition import Repartitioner
 
 log = structlog.get_logger("streamproc.engine")
 
@@ -51,7 +52,6 @@ class Owned:
         self.saved_at = time.monotonic()
         self.moved_at = time.monotonic()
         self.unawaited: list[asyncio.Future[Any]] = []
-        self.rewound: tuple[int, int] | None = None
 
 
 class Engine:
@@ -63,6 +63,8 @@ class Engine:
         config: Config,
         *,
         settings: Mapping[str, Any],
+        sources: Mapping[str, str],
+        raw: Sequence[str] = (),
         partitions: Mapping[str, int],
         snapshot_partitions: int,
         metrics: Metrics,
@@ -75,7 +77,10 @@ class Engine:
         self.book = RuleBook(config)
         self.metrics = metrics
         self._settings = dict(settings)
-        self._kinds = config.kafka.sources()
+        self._kinds = dict(sources)
+        self._raw_topics = frozenset(raw)
+        self._raw: dict[TP, int] = {}  # partitions that are only sent on, and where each has got to
+        self.forwarders: dict[str, Repartitioner] = {}
         self._partitions = dict(partitions)
         self._snapshot_partitions = snapshot_partitions
         self._source = source
@@ -84,6 +89,7 @@ class Engine:
         self._owned: dict[TP, Owned] = {}
         self._parked: dict[TP, tuple[Owned, int]] = {}
         self._restoring: dict[TP, asyncio.Task[None]] = {}
+        self._rewound: dict[TP, tuple[int, int]] = {}
         self._homes: dict[tuple[str, str], int] = {}
         self._lock = asyncio.Lock()
         self._interval_s = config.worker.snapshot_interval.us / 1e6
@@ -94,10 +100,12 @@ class Engine:
 
     def owned(self) -> list[TP]:
         """Return the partitions we hold."""
-        return list(self._owned)
+        return [*self._owned, *self._raw]
 
     def watermark(self, tp: TP) -> int | None:
         """Return the offset that may be committed: all before it is durable."""
+        if tp in self._raw:
+            return self._raw[tp]
         held = self._owned.get(tp)
         return None if held is None else held.durable
 
@@ -106,6 +114,12 @@ class Engine:
 
         A restore goes on even where the caller gives up waiting; the next call finds it done.
         """
+        raw = {tp for tp in tps if tp.topic in self._raw_topics}
+        tps = tps - raw
+        if unknown := [tp for tp in raw if tp not in self._raw]:
+            committed = await self.app.consumer.committed(unknown)
+            begins = await self._starting_offsets([tp for tp in unknown if committed.get(tp) is None])
+            self._raw.update({tp: begins[tp] if committed.get(tp) is None else committed[tp] for tp in unknown})
         async with self._lock:
             generation = self.app.consumer_generation_id
             fresh = []
@@ -127,7 +141,8 @@ class Engine:
         waiting = {self._restoring[tp] for tp in tps if tp in self._restoring}
         for task in waiting:
             await asyncio.shield(task)
-        return {tp: self._owned[tp].expected for tp in tps if tp in self._owned}
+        found = {tp: self._owned[tp].expected for tp in tps if tp in self._owned}
+        return found | {tp: self._raw[tp] for tp in raw if tp in self._raw}
 
     async def on_revoked(self, tps: set[TP]) -> None:
         """Make the state of partitions that leave us durable, and let go of them."""
@@ -142,8 +157,11 @@ class Engine:
             kept = False
         for tp in tps:
             held = self._owned.pop(tp, None)
-            if held is not None and kept:
-                self._parked[tp] = (held, generation)
+            if held is not None:
+                self.metrics.forget_partition(tp.topic, tp.partition)
+                if kept:
+                    self._parked[tp] = (held, generation)
+            self._raw.pop(tp, None)
         log.info("partitions revoked", partitions=_names(tps), saved=kept)
 
     # ---------------------------------------------------------------------- records in
@@ -157,8 +175,8 @@ class Engine:
                 return  # delivered before its state was restored, or after it left us: read again later
             if batch.offsets[-1] < held.expected:
                 return
-            if batch.offsets[0] > held.expected and not self._contiguous(held, batch):
-                await self._rewind(held, batch)
+            if batch.offsets[0] > held.expected and not self._contiguous(tp, held.expected, batch):
+                await self._rewind(tp, held.expected, batch)
                 return
             started = time.perf_counter()
             fresh = batch.since(held.expected)
@@ -176,26 +194,40 @@ class Engine:
                 self.first_scored_at = time.monotonic()
             await self._publish(held, out, fresh)
 
-    def _contiguous(self, held: Owned, batch: RecordBatch) -> bool:
+    async def forward(self, batch: RecordBatch) -> None:
+        """Send a batch of a source that is not keyed by model on under its models' keys."""
+        tp = TP(batch.topic, batch.partition)
+        expected = self._raw.get(tp)
+        if expected is None or batch.offsets[-1] < expected:
+            return
+        if batch.offsets[0] > expected and not self._contiguous(tp, expected, batch):
+            await self._rewind(tp, expected, batch)
+            return
+        count = await self.forwarders[batch.topic].forward(batch.since(expected))
+        self.metrics.repartitioned.inc(count)
+        if tp in self._raw:
+            self._raw[tp] = batch.offsets[-1] + 1
+
+    def _contiguous(self, tp: TP, expected: int, batch: RecordBatch) -> bool:
         """Whether nothing was read between what we expect and this batch: a hole in the log itself.
 
         Compaction, transaction markers and retention leave such holes.
         """
-        if batch.previous == held.expected - 1 or batch.position <= held.expected:
+        if batch.previous == expected - 1 or batch.position <= expected:
             return True
-        return held.rewound == (held.expected, batch.offsets[0])  # read anew, and it is still so
+        return self._rewound.get(tp) == (expected, batch.offsets[0])  # read anew, and it is still so
 
-    async def _rewind(self, held: Owned, batch: RecordBatch) -> None:
+    async def _rewind(self, tp: TP, expected: int, batch: RecordBatch) -> None:
         log.warning(
             "a batch went missing between Kafka and us; reading again",
             topic=batch.topic,
             partition=batch.partition,
-            expected=held.expected,
+            expected=expected,
             got=batch.offsets[0],
         )
-        held.rewound = (held.expected, batch.offsets[0])
+        self._rewound[tp] = (expected, batch.offsets[0])
         self.metrics.rewinds.inc()
-        await self.app.consumer.seek_to({held.tp: held.expected})
+        await self.app.consumer.seek_to({tp: expected})
 
     async def _publish(self, held: Owned, out: Output, batch: RecordBatch | None) -> None:
         """Send what came of a batch. What is sent is awaited before the next manifest."""
@@ -259,7 +291,7 @@ class Engine:
         async with self._lock:
             started = time.perf_counter()
             size = 0
-            for tp in self.owned() if tps is None else tps:
+            for tp in list(self._owned) if tps is None else tps:
                 held = self._owned.get(tp)
                 if held is not None:
                     size += await self._save(held)
@@ -287,7 +319,7 @@ class Engine:
         """Snapshot for ever, at the configured interval or as often as its share of time allows."""
         while True:
             await asyncio.sleep(self._interval_s)
-            if self._owned and not self.app.rebalancing:
+            if (self._owned or self._raw) and not self.app.rebalancing:
                 await self.snapshot()
 
     async def run_clock(self) -> None:
@@ -398,6 +430,7 @@ class Engine:
             topic=tp.topic,
             partition=tp.partition,
             max_series=math.ceil(share),
+            deduplicate=bool(self._raw_topics),
         )
 
     def _snapshot_partition(self, tp: TP) -> int:

@@ -1,0 +1,62 @@
+"""`repartition: true`: send records on under the key of their model.
+
+A producer that keys by request, or not at all, spreads a model over partitions, and no worker sees
+it whole. Then a first agent reads the source, finds each record's model and sends the record on,
+unchanged, to an internal topic under the model's name; the pipelines read that topic.
+
+A crash may send some records twice. Each copy carries where it came from, and the pipeline drops
+what a model has already had from that partition: order within a source partition is kept, so the
+greatest offset says all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from streamproc.config import Config
+from streamproc.events import ORIGIN_HEADER, Decoder, Label, Prediction, RecordBatch, Telemetry, model_name
+from streamproc.signals import Kind
+
+_KINDS: dict[Kind, Any] = {"predictions": Prediction, "telemetry": Telemetry, "labels": Label}
+
+def internal_topic(app_id: str, topic: str) -> str:
+    """Return the name of the topic that holds a source's records keyed by model."""
+    return f"{app_id}-{topic}-by-model"
+
+
+class Repartitioner:
+    """Sends one source topic's records on, keyed by model."""
+
+    def __init__(self, app: Any, config: Config, *, topic: str, kind: Kind) -> None:
+        self.app = app
+        self.target = internal_topic(config.kafka.app_id, topic)
+        self._decoder = Decoder(_KINDS[kind], field_map=config.fields.get(kind))
+
+    async def forward(self, batch: RecordBatch) -> int:
+        """Send a batch on and await the broker; return how many records.
+
+        What cannot be read goes on under its old key: the pipeline behind names the reason and sends
+        it to the dead letters.
+        """
+        decoded = self._decoder.decode(batch)
+        keys: list[bytes | None] = list(batch.keys)
+        for row, event in zip(decoded.rows, decoded.events, strict=True):
+            name = model_name(event)
+            if name:
+                keys[row] = name.encode()
+        sent = []
+        for row in range(len(batch)):
+            origin = f"{batch.partition}:{batch.offsets[row]}".encode()
+            sent.append(
+                await self.app.producer.send(
+                    self.target,
+                    key=keys[row],
+                    value=batch.values[row],
+                    partition=None,
+                    timestamp=batch.timestamps_ms[row] / 1000.0,
+                    headers=[*batch.headers[row], (ORIGIN_HEADER, origin)],
+                )
+            )
+        await asyncio.gather(*sent)
+        return len(sent)

@@ -1,0 +1,265 @@
+"""The life of a worker process: check, connect, run, reload, stop in time."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import structlog
+
+from streamproc import config as config_module
+from streamproc import rules
+from streamproc.config import Config
+from streamproc.errors import BrokerUnreachable, StreamprocError
+from streamproc.worker import app as app_module
+from streamproc.worker import topics
+from streamproc.worker.repartition import internal_topic
+from streamproc.worker.snapshots import MAX_SNAPSHOT_BYTES
+
+log = structlog.get_logger("streamproc.worker")
+
+#: What needs a restart: a reload that changes it is refused with this said.
+_FIXED = ("kafka", "worker", "fields")
+
+
+def topic_specs(config: Config) -> list[topics.TopicSpec]:
+    """Return every topic a worker reads or writes, as it should be."""
+    k = config.kafka
+
+    def spec(name: str, *, siblings: str | None = None, **settings: str) -> topics.TopicSpec:
+        dotted = {key.replace("_", "."): value for key, value in settings.items()}
+        return topics.TopicSpec(
+            name=name,
+            partitions=k.partitions,
+            replication_factor=k.replication_factor,
+            config=dotted,
+            siblings=siblings,
+        )
+
+    sources = [spec(t, siblings="sources") for t in k.sources()]
+    if k.repartition:
+        sources += [spec(internal_topic(k.app_id, t), siblings="internal") for t in k.sources()]
+    return [
+        *sources,
+        spec(k.alerts),
+        # A dead letter is its record and the reason: a little larger than the largest record.
+        spec(k.dead_letters, max_message_bytes=str(MAX_SNAPSHOT_BYTES)),
+        spec(k.snapshots, cleanup_policy="compact", max_message_bytes=str(MAX_SNAPSHOT_BYTES)),
+    ]
+
+
+def prepare_topics(config: Config, *, timeout_s: float, create: bool | None = None) -> dict[str, int]:
+    """Make sure every topic is there; return partitions by topic. Blocks; says when it waits.
+
+    Raises BrokerUnreachable after `timeout_s`, TopicMissing where creating is not allowed.
+    """
+
+    def on_retry(attempt: int, wait_s: float, reason: str) -> None:
+        log.warning("no broker yet", attempt=attempt, retry_in_s=round(wait_s, 1), reason=reason)
+
+    report = topics.ensure(
+        app_module.connection(config),
+        topic_specs(config),
+        create=config.kafka.create_topics if create is None else create,
+        timeout_s=timeout_s,
+        on_retry=on_retry,
+    )
+    for name in report.created:
+        log.info("topic created", topic=name, partitions=report.partitions[name])
+    for mismatch in report.mismatched:
+        log.warning("a topic is not as wanted", problem=str(mismatch))
+    return dict(report.partitions)
+
+
+class Reloader:
+    """Takes a changed config file: whole or not at all."""
+
+    def __init__(self, path: Path | None, env: Mapping[str, str], config: Config) -> None:
+        self.path = path
+        self.env = env
+        self.config = config
+        self.digest = "" if path is None else config_module.digest(path.read_bytes())
+        self.app: app_module.WorkerApp | None = None
+
+    async def reload(self) -> str:
+        """Read the file again and swap to it; return what is wrong with it, or ""."""
+        if self.path is None or self.app is None:
+            return "no config file to reload"
+        metrics = self.app.metrics
+        try:
+            digest = config_module.digest(self.path.read_bytes())
+            config = rules.load(self.path, env=self.env)
+            for block in _FIXED:
+                if getattr(config, block) != getattr(self.config, block):
+                    raise StreamprocError(f"{self.path}: `{block}` has changed, which needs a restart")
+            await self.app.engine.reload(config)
+        except (StreamprocError, OSError) as e:
+            metrics.reload_ok.set(0)
+            log.error("config not reloaded", problem=str(e), still_running=self.digest)
+            return f"{e}\nrunning config unchanged (sha {self.digest})"
+        self.config, self.digest = config, digest
+        metrics.reload_ok.set(1)
+        log.info("config reloaded", sha=digest)
+        return ""
+
+    async def watch(self) -> None:
+        """Reload when the file's content has changed: a ConfigMap swaps a link, which no event tells."""
+        refused = ""
+        while self.path is not None:
+            await asyncio.sleep(5.0)
+            try:
+                digest = config_module.digest(self.path.read_bytes())
+            except OSError:
+                continue
+            if digest not in (self.digest, refused):
+                refused = digest if await self.reload() else ""
+
+
+def run(
+    config: Config,
+    *,
+    path: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    connect_timeout_s: float = 60.0,
+    data_dir: str | None = None,
+    on_ready: Callable[[app_module.WorkerApp], None] | None = None,
+) -> int:
+    """Run a worker until a signal ends it; return the exit code."""
+    started = time.monotonic()
+    compile_kernels()
+    try:
+        partitions = prepare_topics(config, timeout_s=connect_timeout_s)
+    except StreamprocError as e:
+        log.error("cannot start", problem=str(e))
+        return e.exit_code
+    reloader = Reloader(path, env if env is not None else {}, config)
+    with tempfile.TemporaryDirectory(prefix="streamproc-") as scratch:
+        main = _serve(
+            config, reloader, partitions=partitions, data_dir=data_dir or scratch, started=started, on_ready=on_ready
+        )
+        try:
+            import uvloop
+        except ImportError:
+            return asyncio.run(main)
+        return uvloop.run(main)
+
+
+def compile_kernels() -> None:
+    """Compile the detectors' loops, or load them compiled, before the first event needs them."""
+    from detectors import compile as kernels
+
+    began = time.monotonic()
+
+    def progress(name: str, done: int, total: int) -> None:
+        if time.monotonic() - began > 1.0 and sys.stderr.isatty():
+            print(f"\rcompiling detectors {done}/{total} {name:30s}", end="", file=sys.stderr)  # noqa: T201
+
+    kernels.warm_up_kernels(progress)
+    took = time.monotonic() - began
+    if took > 1.0:
+        log.info("detectors compiled; the next start finds them ready", seconds=round(took, 1))
+
+
+async def _serve(
+    config: Config,
+    reloader: Reloader,
+    *,
+    partitions: Mapping[str, int],
+    data_dir: str,
+    started: float,
+    on_ready: Callable[[app_module.WorkerApp], None] | None,
+) -> int:
+    app = app_module.build(
+        config,
+        partitions=partitions,
+        snapshot_partitions=partitions[config.kafka.snapshots],
+        reload=reloader.reload,
+        data_dir=data_dir,
+    )
+    reloader.app = app
+    app.metrics.info.clear()
+    app.metrics.info.labels(version=app_module.__version__, config=reloader.digest).set(1)
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    background: set[asyncio.Task[str] | asyncio.Task[None]] = set()
+
+    def hangup() -> None:
+        task = loop.create_task(reloader.reload())
+        background.add(task)
+        task.add_done_callback(background.discard)
+
+    loop.add_signal_handler(signal.SIGHUP, hangup)
+    background.add(loop.create_task(reloader.watch()))
+    # What lives from the start lives to the end: the collector need never look at it again.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
+    code = 0
+    try:
+        await app.start()
+        log.info(
+            "worker started",
+            seconds=round(time.monotonic() - started, 2),
+            topics=sorted(config.kafka.sources()),
+            web=f"http://{config.worker.web_host}:{config.worker.web_port}",
+        )
+        if on_ready is not None:
+            on_ready(app)
+        stopping = loop.create_task(stop.wait())
+        crashed = loop.create_task(app._crashed.wait())
+        await asyncio.wait([stopping, crashed, app.failure], return_when=asyncio.FIRST_COMPLETED)
+        for task in (stopping, crashed):
+            task.cancel()
+        if not stop.is_set():
+            reason = app.failure.result() if app.failure.done() else app.crash_reason
+            log.error("worker failed; it ends rather than lose records", reason=repr(reason))
+            code = 1
+    except Exception as e:  # noqa: BLE001
+        log.error("worker failed to start", reason=repr(e))
+        code = BrokerUnreachable.exit_code if isinstance(e, ConnectionError) else 1
+    await _stop(app, config, code)
+    for task in background:
+        task.cancel()
+    return code
+
+
+async def _stop(app: app_module.WorkerApp, config: Config, code: int) -> None:
+    """Save, leave the group and end, within the grace; with the broker gone too."""
+    grace_s = config.worker.shutdown_grace.us / 1e6
+    log.info("stopping", grace_s=grace_s)
+
+    def end() -> None:
+        # Faust waits for the broker for ever. What is not durable by now is read again at the next
+        # start, so ending here loses nothing.
+        log.warning("stopped at the end of the grace period; the next start repeats what was not saved")
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+    watchdog = threading.Timer(grace_s, end)
+    watchdog.daemon = True
+    watchdog.start()
+    if code == 0:
+        try:
+            async with asyncio.timeout(grace_s * 0.6):
+                await app.engine.snapshot()
+        except Exception as e:  # noqa: BLE001
+            log.warning("state was not saved at the end; the next start repeats", error=repr(e))
+    try:
+        await app.stop()
+    except Exception as e:  # noqa: BLE001
+        log.warning("did not stop cleanly", error=repr(e))
+    watchdog.cancel()
+    log.info("stopped")
+
+
