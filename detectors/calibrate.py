@@ -34,7 +34,7 @@ from detectors.params import Sensitivity
 from detectors.protocol import F64, State
 from detectors.state import StateError
 
-__all__ = ["ALPHA", "HALF_LIFE", "WARM_UP", "Calibrator", "calibrate", "calibrate_one", "tail_of"]
+__all__ = ["ALPHA", "HALF_LIFE", "WARM_UP", "Calibrator", "calibrate", "calibrate_one", "tail_of", "value_with_tail"]
 
 #: Tail probability at which a score is 1.0.
 ALPHA: Final[dict[Sensitivity, float]] = {"low": 1e-4, "medium": 1e-3, "high": 1e-2}
@@ -176,6 +176,33 @@ def learn_one(sketch: F64, raw: float, weight: float) -> None:
     sketch[_TOTAL] += weight
     if i + 1 == _BUFFER:
         _settle(sketch)
+
+
+@kernel
+def value_with_tail(sketch: F64, tail: float) -> float:
+    """Return the largest past value that more than a share `tail` of the past reaches; 0 with no past."""
+    used, waiting, total = int(sketch[_USED]), int(sketch[_WAITING]), sketch[_TOTAL]
+    # The few that wait are not sorted: walk both downwards by taking the largest not yet taken.
+    taken = np.zeros(_BUFFER, dtype=np.bool_)
+    weight, value = 0.0, 0.0
+    cell = used - 1
+    while True:
+        best = -1
+        for i in range(waiting):
+            if not taken[i] and (best < 0 or sketch[_BV + i] > sketch[_BV + best]):
+                best = i
+        if best >= 0 and (cell < 0 or sketch[_BV + best] >= sketch[_V + cell]):
+            value = sketch[_BV + best]
+            weight += sketch[_BW + best]
+            taken[best] = True
+        elif cell >= 0:
+            value = sketch[_V + cell]
+            weight += sketch[_W + cell]
+            cell -= 1
+        else:
+            return value
+        if weight > tail * total:
+            return value
 
 
 @kernel

@@ -42,9 +42,15 @@ def refuse_non_finite(name: str) -> ValueError:
     return ValueError(f"{name}: values must be finite; count nan and infinities as a data-quality signal")
 
 
+def _own(values: F64) -> F64:
+    array = np.ascontiguousarray(values, dtype=np.float64)
+    # A read-only array is another type to numba, and would be compiled for in the middle of a stream.
+    return array if array.flags.writeable else array.copy()
+
+
 def as_values(values: F64, times: I64, *, name: str) -> F64:
     """Return values as a contiguous (n,) float64 array, or raise ValueError on another shape."""
-    array = np.ascontiguousarray(values, dtype=np.float64)
+    array = _own(values)
     if array.ndim != 1 or times.shape != array.shape:
         raise ValueError(f"{name}: expected values (n,) and times (n,), got {values.shape} and {times.shape}")
     return array
@@ -52,7 +58,7 @@ def as_values(values: F64, times: I64, *, name: str) -> F64:
 
 def as_rows(values: F64, times: I64, *, columns: int, name: str) -> F64:
     """Return values as a contiguous (n, columns) float64 array, or raise ValueError on another shape."""
-    array = np.ascontiguousarray(values, dtype=np.float64)
+    array = _own(values)
     if array.ndim == 1 and columns == 1:
         array = array.reshape(-1, 1)
     if array.ndim != 2 or array.shape[1] != columns or times.shape != array.shape[:1]:
@@ -64,4 +70,5 @@ def as_rows(values: F64, times: I64, *, columns: int, name: str) -> F64:
 
 def as_times(times: I64) -> I64:
     """Return times as a contiguous int64 array."""
-    return np.ascontiguousarray(times, dtype=np.int64)
+    array = np.ascontiguousarray(times, dtype=np.int64)
+    return array if array.flags.writeable else array.copy()
