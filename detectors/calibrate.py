@@ -16,9 +16,9 @@ a logarithm only.
 Warm-up is `WARM_UP` raw scores. They resolve p = 1/301 by counting; until 1/alpha have been seen, a
 smaller p comes from the exponential tail alone, and a heavier tail will alarm more often than alpha says.
 
-Raw scores with p below `_DAMPED_BELOW` may come in bursts: an incident. After three of them, one being forgiven
-every 500 raw scores, further ones are learned at 1/32 of their weight, so that an incident does not
-become normal in its first minutes. It does in the end: some 32 alpha n raw scores later.
+Raw scores with p below `_DAMPED_BELOW` may come in bursts: an incident. After three of them, one being
+forgiven every 500 raw scores, further ones are learned at 1/32 of their weight, so that an incident does
+not become normal in its first minutes. It does in the end: some 32 alpha n raw scores later.
 """
 
 from __future__ import annotations
@@ -34,7 +34,16 @@ from detectors.params import Sensitivity
 from detectors.protocol import F64, State
 from detectors.state import StateError
 
-__all__ = ["ALPHA", "HALF_LIFE", "WARM_UP", "Calibrator", "calibrate", "calibrate_one", "tail_of", "value_with_tail"]
+__all__ = [
+    "ALPHA",
+    "HALF_LIFE",
+    "WARM_UP",
+    "Calibrator",
+    "calibrate",
+    "calibrate_one",
+    "tail_of",
+    "value_with_tail",
+]
 
 #: Tail probability at which a score is 1.0.
 ALPHA: Final[dict[Sensitivity, float]] = {"low": 1e-4, "medium": 1e-3, "high": 1e-2}
@@ -87,7 +96,7 @@ def tail_of(sketch: F64, raw: float) -> float:
     for i in range(int(sketch[_WAITING])):
         if sketch[_BV + i] >= raw:
             weight += sketch[_BW + i]
-    return weight
+    return float(weight)
 
 
 @kernel
@@ -200,9 +209,9 @@ def value_with_tail(sketch: F64, tail: float) -> float:
             weight += sketch[_W + cell]
             cell -= 1
         else:
-            return value
+            return float(value)
         if weight > tail * total:
-            return value
+            return float(value)
 
 
 @kernel

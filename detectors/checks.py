@@ -93,7 +93,7 @@ def _cuts(n: int, rng: np.random.Generator) -> Iterator[slice]:
 
 
 def check_cuts_change_nothing(subject: Subject) -> None:
-    """However a stream is cut into batches, empty ones and single values too, scores and evidence are the same."""
+    """Hold that no way to cut a stream, empty batches and single values too, changes scores or evidence."""
     n = subject.warm_up + subject.length
     values, times = subject.stream(n)
     whole_detector = subject.factory()
@@ -115,7 +115,7 @@ def check_cuts_change_nothing(subject: Subject) -> None:
 
 
 def check_snapshot_continues(subject: Subject) -> None:
-    """A restored detector goes on as the one that never stopped, and its own snapshot is the same bytes."""
+    """Hold that a restored detector goes on as if never stopped, and gives the same snapshot itself."""
     warm_up = subject.warm_up
     n = warm_up + subject.length
     values, times = subject.stream(n)
@@ -140,7 +140,7 @@ def check_snapshot_continues(subject: Subject) -> None:
 
 
 def check_scored_before_learned(subject: Subject) -> None:
-    """A score depends on the values up to its own, and on none after."""
+    """Hold that a score depends on the values up to its own, and on none after."""
     n = subject.warm_up + subject.length
     values, times = subject.stream(n)
     whole = _score(subject.factory(), values, times)
@@ -150,11 +150,12 @@ def check_scored_before_learned(subject: Subject) -> None:
         scores = _score(subject.factory(), changed, times)
         _assert_same(whole[:at], scores[:at], f"changing value {at} changed an earlier score")
     half = n // 2
-    _assert_same(whole[:half], _score(subject.factory(), values[:half], times[:half]), "later values mattered")
+    alone = _score(subject.factory(), values[:half], times[:half])
+    _assert_same(whole[:half], alone, "values after the last one scored mattered")
 
 
 def check_input_untouched(subject: Subject) -> None:
-    """Input arrays are read only, and a score handed out is the caller's."""
+    """Hold that input is never written to, and that scores handed out are the caller's own."""
     values, times = subject.stream(subject.warm_up + 50)
     kept_values, kept_times = values.copy(), times.copy()
     values.flags.writeable = False
@@ -169,7 +170,7 @@ def check_input_untouched(subject: Subject) -> None:
 
 
 def check_constant_is_silent(subject: Subject) -> None:
-    """A stream that never changes never alarms."""
+    """Hold that a stream that never changes never alarms."""
     n = subject.warm_up + subject.length
     times = np.arange(n, dtype=np.int64) * _SECOND_US
     for constant in (0.0, 1.0) if subject.kind == "boolean" else _CONSTANTS:
@@ -180,7 +181,7 @@ def check_constant_is_silent(subject: Subject) -> None:
 
 
 def check_state_is_bounded(subject: Subject) -> None:
-    """After `long` values the state is no more than 1.3 times what it was after a quarter of them."""
+    """Hold that after `long` values the state is at most 1.3 times what it was after a quarter of them."""
     warm_up, quarter = subject.warm_up, subject.long // 4
     values, times = subject.stream(warm_up + subject.long)
     detector = subject.factory()
@@ -192,7 +193,7 @@ def check_state_is_bounded(subject: Subject) -> None:
 
 
 def check_warm_up_is_honest(subject: Subject) -> None:
-    """warming() never grows, and is 0 exactly when the next score is a number."""
+    """Hold that warming() never grows, and is 0 exactly when the next score is a number."""
     warm_up = subject.warm_up
     assert warm_up >= 0, f"warming() is {warm_up}"
     values, times = subject.stream(warm_up + 100)
@@ -212,7 +213,7 @@ def check_warm_up_is_honest(subject: Subject) -> None:
 
 
 def check_extremes_do_not_poison(subject: Subject) -> None:
-    """The largest and the smallest finite numbers raise nothing and leave finite scores behind."""
+    """Feed the largest and smallest finite numbers: nothing is raised, and scores stay finite."""
     if subject.kind == "boolean":
         return
     warm_up = subject.warm_up
@@ -227,12 +228,14 @@ def check_extremes_do_not_poison(subject: Subject) -> None:
             warnings.simplefilter("error", RuntimeWarning)
             scores = _score(detector, values, times)
         bad = np.flatnonzero(~np.isfinite(scores[warm_up:]) | (scores[warm_up:] < 0.0))
-        assert not bad.size, f"with extremes from value {before} on, score {warm_up + bad[0]} is {scores[warm_up + bad[0]]}"
+        assert not bad.size, (
+            f"with extremes from value {before} on, score {warm_up + bad[0]} is {scores[warm_up + bad[0]]}"
+        )
         dumps(detector.snapshot())
 
 
 def check_non_finite_is_refused(subject: Subject) -> None:
-    """Nan and infinities raise ValueError and leave the state as it was."""
+    """Hold that nan and infinities raise ValueError and leave the state as it was."""
     values, times = subject.stream(subject.warm_up + 60)
     detector = subject.factory()
     _score(detector, values[:-20], times[:-20])

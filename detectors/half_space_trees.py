@@ -37,13 +37,13 @@ class HalfSpaceTreesParams(msgspec.Struct, frozen=True, kw_only=True):
     """Parameters of `HalfSpaceTrees`."""
 
     n_trees: Annotated[int, msgspec.Meta(ge=1, le=1000, description="trees")] = 10
-    height: Annotated[int, msgspec.Meta(ge=1, le=15, description="cuts from the root of a tree to a leaf")] = 8
+    height: Annotated[int, msgspec.Meta(ge=1, le=15, description="cuts from a root to a leaf")] = 8
     window_size: Annotated[
         int, msgspec.Meta(ge=2, le=65_535, description="rows whose masses make the past")
     ] = 250
     alpha: Annotated[
         Annotated[float, msgspec.Meta(gt=0, lt=1)] | None,
-        msgspec.Meta(description="tail probability that scores 1.0; null: by sensitivity, 1e-4, 1e-3 or 1e-2"),
+        msgspec.Meta(description="tail probability scoring 1.0; null: by sensitivity, 1e-4, 1e-3 or 1e-2"),
     ] = None
 
 
@@ -51,8 +51,8 @@ class HalfSpaceTreesParams(msgspec.Struct, frozen=True, kw_only=True):
 def grow(columns: int, n_trees: int, height: int, seed: int) -> tuple[npt.NDArray[np.int16], F64]:
     """Grow the trees that river's `make_padded_tree` grows from the same seed, as flat arrays.
 
-    Drawing the numbers in river's order, into arrays, spares a worker the import of `river.tree` and its 100 kB
-    of node objects; a test holds both equal node by node. Models of one shape and seed share the result.
+    Drawing the numbers in river's order, into arrays, spares a worker the import of `river.tree` and its
+    node objects; a test holds both equal node by node. Models of one shape and seed share the result.
 
     Returns
     -------
@@ -99,13 +99,42 @@ def _mass_met(
         node = 0
         weight = 1
         while True:
-            mass = np.int64(known[node, tree])
+            mass = int(known[node, tree])
             met += mass * weight
             if node >= inner or mass < light:
                 break
             # not (x < t) rather than x >= t: a nan goes right, as in river
             node = 2 * node + 1 + (not row[features[node, tree]] < thresholds[node, tree])
             weight *= 2
+    return float(met)
+
+
+@kernel
+def _meet_and_add_mass(
+    row: F64,
+    features: npt.NDArray[np.int16],
+    thresholds: F64,
+    known: npt.NDArray[np.uint16],
+    learning: npt.NDArray[np.uint16],
+    light: float,
+) -> float:
+    """Do `_mass_met` and `_add_mass` in one walk, for a row that scales to the same before and after."""
+    inner, n_trees = features.shape
+    met = 0
+    for tree in range(n_trees):
+        node = 0
+        weight = 1
+        while True:
+            mass = int(known[node, tree])
+            met += mass * weight
+            learning[node, tree] += np.uint16(1)
+            if node >= inner or mass < light:
+                break
+            node = 2 * node + 1 + (not row[features[node, tree]] < thresholds[node, tree])
+            weight *= 2
+        while node < inner:
+            node = 2 * node + 1 + (not row[features[node, tree]] < thresholds[node, tree])
+            learning[node, tree] += np.uint16(1)
     return float(met)
 
 
@@ -164,9 +193,16 @@ def score_half_space_trees(
         row = rows[i]
         known, learning = masses[clock[_TURNS] % 2], masses[(clock[_TURNS] + 1) % 2]
         raw[i], scores[i] = np.nan, np.nan
+        # A row within the range seen scales alike before and after it is learned: one walk does both.
+        once = clock[_TURNS] > 0
+        for j in range(columns):
+            once = once and lowest[j] <= row[j] and row[j] <= highest[j]
         if clock[_TURNS] > 0:
             _to_unit(row, lowest, highest, unit)
-            met = _mass_met(unit, features, thresholds, known, light)
+            if once:
+                met = _meet_and_add_mass(unit, features, thresholds, known, learning, light)
+            else:
+                met = _mass_met(unit, features, thresholds, known, light)
             raw[i] = 1.0 - met / largest
             scores[i] = calibrate_one(sketch, raw[i], log_alpha, _UNIT)
             if scores[i] >= 1.0:
@@ -180,17 +216,18 @@ def score_half_space_trees(
                     total += shares[i, j]
                 for j in range(columns):
                     shares[i, j] = shares[i, j] / total if total > 0.0 else 0.0
-        for j in range(columns):
-            lowest[j] = min(lowest[j], row[j])
-            highest[j] = max(highest[j], row[j])
-        _to_unit(row, lowest, highest, unit)
+        if not once:
+            for j in range(columns):
+                lowest[j] = min(lowest[j], row[j])
+                highest[j] = max(highest[j], row[j])
+            _to_unit(row, lowest, highest, unit)
+            _add_mass(unit, features, thresholds, learning)
         clock[_ROWS] += 1
         fading = max(_MEAN_FADING, 1.0 / clock[_ROWS])
         for j in range(columns):
             # A range beyond the largest float scales to nan, which must not stay.
             if math.isfinite(unit[j]):
                 mean[j] += fading * (unit[j] - mean[j])
-        _add_mass(unit, features, thresholds, learning)
         clock[_COUNT] += 1
         if clock[_COUNT] == window_size:
             clock[_COUNT] = 0
@@ -204,8 +241,8 @@ class HalfSpaceTrees:
 
     The raw score equals, to the bit, that of river's
     `preprocessing.MinMaxScaler() | anomaly.HalfSpaceTrees(n_trees, height, window_size, seed)` scored
-    and then learned row by row; `detectors.calibrate` makes it ours. As with river's, one extreme number stretches
-    its column's range for good and leaves that column blind: keep such data out before.
+    and then learned row by row; `detectors.calibrate` makes it ours. As with river's, one extreme number
+    stretches its column's range for good and leaves that column blind: keep such data out before.
 
     Warm-up is one window and the calibrator's 300 rows.
 

@@ -21,7 +21,16 @@ import msgspec
 from detectors.params import DetectorSpec, Kind, ParameterError, Sensitivity, build, closest
 from detectors.protocol import Detector
 
-__all__ = ["DetectorSpec", "Kind", "ParameterError", "Sensitivity", "UnknownDetectorError", "create", "names", "spec"]
+__all__ = [
+    "DetectorSpec",
+    "Kind",
+    "ParameterError",
+    "Sensitivity",
+    "UnknownDetectorError",
+    "create",
+    "names",
+    "spec",
+]
 
 _GROUP: Final = "streamproc.detectors"
 
@@ -94,9 +103,10 @@ def _maker(name: str) -> _Maker:
     if name in _plugins():
         maker = _plugins()[name].load()
         if not isinstance(getattr(maker, "spec", None), DetectorSpec):
-            raise TypeError(f"{name}: the entry point's object has no `spec`, a detectors.params.DetectorSpec")
+            raise TypeError(f"{name}: the entry point's object has no `spec`, a DetectorSpec")
         return cast(_Maker, maker)
-    raise UnknownDetectorError(f'unknown detector "{name}"{closest(name, names())}; known: {", ".join(names())}')
+    known = names()
+    raise UnknownDetectorError(f'unknown detector "{name}"{closest(name, known)}; known: {", ".join(known)}')
 
 
 def spec(name: str) -> DetectorSpec:

@@ -1,7 +1,7 @@
 """river's detectors under their own names, through one adapter.
 
-Drift detectors (river.drift, river.drift.binary) score 1.0 at the value where they find a drift and 0.0 elsewhere;
-then they start anew, as river has it. They decide for themselves, so a sensitivity has no effect.
+Drift detectors (river.drift, river.drift.binary) score 1.0 at the value where they find a drift and 0.0
+elsewhere; then they start anew, as river has it. They decide for themselves: a sensitivity has no effect.
 Anomaly detectors (river.anomaly) score a value, then learn it; `detectors.calibrate` turns river's raw score
 into ours. Rows for `loda`, `local_outlier_factor` and `one_class_svm` are standardised online first.
 
@@ -19,7 +19,8 @@ Left out, with the reason:
 - GaussianScorer with a `window_size`: after large values its rolling variance may come out negative.
 - KSWIN's `window`, StandardAbsoluteDeviation's other `sub_stat`, OneClassSVM's `optimizer` and
   `initializer`, LocalOutlierFactor's `engine`: objects, not numbers.
-- QuantileFilter, ThresholdFilter, DriftRetrainingClassifier: wrappers. NoDrift, DummyDriftDetector: for tests.
+- QuantileFilter, ThresholdFilter, DriftRetrainingClassifier wrap others; NoDrift and DummyDriftDetector
+  are for tests.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from typing import Annotated, Any, Final, Literal, TypeAlias
 import msgspec
 import numpy as np
 
-from detectors.calibrate import ALPHA, WARM_UP, Calibrator
+from detectors.calibrate import ALPHA, Calibrator
 from detectors.kernels import as_rows, as_values, kernel, refuse_non_finite
 from detectors.params import DetectorSpec, Kind, Sensitivity, require_kept
 from detectors.protocol import F64, I64, Evidence, State
@@ -104,7 +105,7 @@ class DDMParams(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class EDDMParams(msgspec.Struct, frozen=True, kw_only=True):
-    """Parameters of river's `drift.binary.EDDM`; alpha and beta are shares of the widest spacing of errors."""
+    """Parameters of river's `drift.binary.EDDM`; alpha, beta: shares of the widest spacing of errors."""
 
     warm_start: Annotated[_Count, msgspec.Meta(description="values, and errors, before the first test")] = 30
     alpha: Annotated[_Unit, msgspec.Meta(description="below this, a warning")] = 0.95
@@ -197,7 +198,9 @@ class LocalOutlierFactorParams(msgspec.Struct, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         if self.n_neighbors >= self.window_size:
-            raise ValueError(f"n_neighbors = {self.n_neighbors} must be below window_size = {self.window_size}")
+            raise ValueError(
+                f"n_neighbors = {self.n_neighbors} must be below window_size = {self.window_size}"
+            )
 
 
 class RiverEntry(msgspec.Struct, frozen=True, kw_only=True):
@@ -340,7 +343,7 @@ class RiverDetector:
         self._scores, self._raw = scores, raw_scores
         return scores.copy()
 
-    def _drifts(self, values: list[Any]) -> list[float]:
+    def _drifts(self, values: Any) -> list[float]:
         model = self._model
         update = model.update
         found = []
@@ -349,15 +352,15 @@ class RiverDetector:
             found.append(1.0 if model.drift_detected else 0.0)
         return found
 
-    def _score_values(self, values: list[float]) -> list[float]:
+    def _score_values(self, values: Any) -> list[float]:
         score_one, learn_one = self._model.score_one, self._model.learn_one
-        raw = []
+        raw: list[float] = []
         for x in values:
             raw.append(score_one(None, x))
             learn_one(None, x)
         if self.spec.name == "gaussian_scorer":
             # 2 |cdf - 1/2| says 1.0 to all that is far: its tail, in decades, tells far from farther.
-            return [-math.log10(max(1.0 - share, 1e-16)) for share in raw]
+            raw = [-math.log10(max(1.0 - share, 1e-16)) for share in raw]
         return raw
 
     def _score_rows(self, rows: F64) -> list[float]:
@@ -366,7 +369,8 @@ class RiverDetector:
         scaled = np.empty(rows.shape)
         standardise(rows, self._moments, scaled)
         raw = []
-        for row in scaled.tolist():
+        lists: Any = scaled.tolist()
+        for row in lists:
             x = dict(zip(names, row, strict=True))
             raw.append(score_one(x))
             learn_one(x)
@@ -454,7 +458,8 @@ def _pack(node: Any) -> Any:
     if module == "river.sketch.histogram" and name == "Histogram":
         bins = [(one.left, one.right) for one in node.data]
         edges = np.array(bins, dtype=np.float64).reshape(len(bins), 2)
-        return ["histogram", node.max_bins, node.n, edges, np.array([one.count for one in node.data], dtype=np.int64)]
+        counts = np.array([one.count for one in node.data], dtype=np.int64)
+        return ["histogram", node.max_bins, node.n, edges, counts]
     if module.startswith("river.neighbors.") and name == "LazySearch":
         # Rows of one width, the names of their features being those of their columns.
         rows = [list(item[0][0].values()) for item in node.window]

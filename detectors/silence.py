@@ -82,15 +82,15 @@ def score_silence(
 class Silence:
     """Score each arrival by how long nothing came before it, as a share of a timeout.
 
-    The values themselves are not looked at, beyond refusing those that are not finite. That a stream is silent *now*
-    no arrival can say: `overdue` and `deadline_us` answer that for a given event time, such as the
-    watermark.
+    The values themselves are not looked at, beyond refusing those that are not finite. That a stream is
+    silent *now* no arrival can say: `overdue` and `deadline_us` answer that for a given event time, such
+    as the watermark.
 
     Without `timeout_s` the timeout is factor · the gap that one in a thousand exceeds, at least
-    `min_timeout_s`. Gaps fade with a half-life of 20,000, and one beyond the timeout is learned as the timeout:
-    should the pace fall for good, the timeout grows by `factor` for every thousandth part of the past that is slow.
-    Warm-up is then `warm_up` gaps; with a timeout given there is none, and the first arrival
-    scores 0.
+    `min_timeout_s`. Gaps fade with a half-life of 20,000, and one beyond the timeout is learned as the
+    timeout: should the pace fall for good, the timeout grows by `factor` for every thousandth part of the
+    past that is slow. Warm-up is then `warm_up` gaps; with a timeout given there is none, and the first
+    arrival scores 0.
 
     Parameters
     ----------
@@ -140,7 +140,8 @@ class Silence:
             return self.params.timeout_s
         if self.warming() > 0:
             return None
-        return float(max(self.params.min_timeout_s, self.params.factor * value_with_tail(self._sketch, _TAIL)))
+        gap_s = float(value_with_tail(self._sketch, _TAIL))
+        return max(self.params.min_timeout_s, self.params.factor * gap_s)
 
     def deadline_us(self) -> int | None:
         """Return the event time from which the silence scores 1.0; None before that can be known."""
