@@ -28,6 +28,11 @@ _MEAN_FADING: Final = 1e-3
 # Raw scores are shares of the largest possible: below this difference they say the same.
 _UNIT: Final = 1e-4
 
+# Unsigned, so that numba leaves out its test for indices below 0.
+_ZERO: Final = np.uint64(0)
+_ONE: Final = np.uint64(1)
+_TWO: Final = np.uint64(2)
+
 _COUNT: Final = 0  # rows learned since the masses last turned
 _TURNS: Final = 1  # times the masses turned
 _ROWS: Final = 2  # rows seen
@@ -48,7 +53,7 @@ class HalfSpaceTreesParams(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @functools.lru_cache(maxsize=64)
-def grow(columns: int, n_trees: int, height: int, seed: int) -> tuple[npt.NDArray[np.int16], F64]:
+def grow(columns: int, n_trees: int, height: int, seed: int) -> tuple[npt.NDArray[np.uint16], F64]:
     """Grow the trees that river's `make_padded_tree` grows from the same seed, as flat arrays.
 
     Drawing the numbers in river's order, into arrays, spares a worker the import of `river.tree` and its
@@ -60,7 +65,7 @@ def grow(columns: int, n_trees: int, height: int, seed: int) -> tuple[npt.NDArra
         Both (2**height - 1, n_trees), read-only: node k of every tree side by side, its children 2k + 1
         (below the threshold) and 2k + 2.
     """
-    features = np.zeros((2**height - 1, n_trees), dtype=np.int16)
+    features = np.zeros((2**height - 1, n_trees), dtype=np.uint16)
     thresholds = np.zeros((2**height - 1, n_trees))
     rng = random.Random(seed)
 
@@ -87,7 +92,7 @@ def grow(columns: int, n_trees: int, height: int, seed: int) -> tuple[npt.NDArra
 @kernel
 def _mass_met(
     row: F64,
-    features: npt.NDArray[np.int16],
+    features: npt.NDArray[np.uint16],
     thresholds: F64,
     known: npt.NDArray[np.uint16],
     light: float,
@@ -112,17 +117,17 @@ def _mass_met(
 @kernel
 def _meet_and_add_mass(
     row: F64,
-    features: npt.NDArray[np.int16],
+    features: npt.NDArray[np.uint16],
     thresholds: F64,
     known: npt.NDArray[np.uint16],
     learning: npt.NDArray[np.uint16],
     light: float,
 ) -> float:
     """Do `_mass_met` and `_add_mass` in one walk, for a row that scales to the same before and after."""
-    inner, n_trees = features.shape
+    inner, n_trees = np.uint64(features.shape[0]), features.shape[1]
     met = 0
     for tree in range(n_trees):
-        node = 0
+        node = _ZERO
         weight = 1
         while True:
             mass = int(known[node, tree])
@@ -130,17 +135,17 @@ def _meet_and_add_mass(
             learning[node, tree] += np.uint16(1)
             if node >= inner or mass < light:
                 break
-            node = 2 * node + 1 + (not row[features[node, tree]] < thresholds[node, tree])
+            node = _TWO * node + _ONE + np.uint64(not row[features[node, tree]] < thresholds[node, tree])
             weight *= 2
         while node < inner:
-            node = 2 * node + 1 + (not row[features[node, tree]] < thresholds[node, tree])
+            node = _TWO * node + _ONE + np.uint64(not row[features[node, tree]] < thresholds[node, tree])
             learning[node, tree] += np.uint16(1)
     return float(met)
 
 
 @kernel
 def _add_mass(
-    row: F64, features: npt.NDArray[np.int16], thresholds: F64, learning: npt.NDArray[np.uint16]
+    row: F64, features: npt.NDArray[np.uint16], thresholds: F64, learning: npt.NDArray[np.uint16]
 ) -> None:
     """Count the row in every node on its path."""
     inner, n_trees = features.shape
@@ -163,7 +168,7 @@ def _to_unit(row: F64, lowest: F64, highest: F64, out: F64) -> None:
 @kernel
 def score_half_space_trees(
     rows: F64,
-    features: npt.NDArray[np.int16],
+    features: npt.NDArray[np.uint16],
     thresholds: F64,
     masses: npt.NDArray[np.uint16],
     ranges: F64,
