@@ -1,0 +1,64 @@
+"""Compile every loop before the first event, so that none is compiled while a stream waits.
+
+Compiled loops are cached beside their source, or where `NUMBA_CACHE_DIR` says; where neither can be
+written numba falls back to the user's cache directory. A later start then only loads them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from detectors import registry
+from detectors.params import DetectorSpec
+from detectors.protocol import Detector
+
+__all__ = ["warm_up_kernels"]
+
+
+def warm_up_kernels(progress: Callable[[str, int, int], None] | None = None) -> None:
+    """Run every compiled loop once, on arrays of the types a stream has.
+
+    Parameters
+    ----------
+    progress
+        Called as (name, done, total) after each.
+
+    Examples
+    --------
+    >>> from detectors.compile import warm_up_kernels
+    >>> warm_up_kernels(lambda name, done, total: print(f"{done}/{total} {name}"))
+    1/5 limits
+    2/5 robust_z
+    3/5 silence
+    4/5 half_space_trees
+    5/5 river
+    """
+    steps: dict[str, Callable[[], None]] = {
+        "limits": lambda: _run("limits", {"upper": 1.0}),
+        "robust_z": lambda: _run("robust_z"),
+        "silence": lambda: _run("silence"),
+        "half_space_trees": lambda: _run("half_space_trees", {"window_size": 2, "height": 2}),
+        "river": _run_adapter,
+    }
+    for done, (name, step) in enumerate(steps.items(), start=1):
+        step()
+        if progress is not None:
+            progress(name, done, len(steps))
+
+
+def _run(name: str, params: dict[str, float] | None = None) -> None:
+    detector: Detector = registry.create(name, params)
+    spec: DetectorSpec = registry.spec(name)
+    rows = np.zeros((3, 1)) if spec.kind == "vector" else np.zeros(3)
+    detector.score(rows, np.arange(3, dtype=np.int64))
+
+
+def _run_adapter() -> None:
+    # The adapter's own loops only: river itself need not be loaded for a worker that does not use it.
+    from detectors.calibrate import Calibrator
+    from detectors.river_adapter import standardise
+
+    Calibrator(alpha=0.5).score(np.zeros(3))
+    standardise(np.zeros((3, 1)), np.zeros((3, 1)), np.empty((3, 1)))

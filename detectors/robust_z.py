@@ -1,0 +1,308 @@
+"""A robust z-score over a rolling window."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, ClassVar, Final, Literal
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from detectors.kernels import MAX_SCORE, all_finite, as_values, kernel, refuse_non_finite
+from detectors.params import DetectorSpec, Sensitivity, require_kept
+from detectors.protocol import F64, I64, Evidence, State
+from detectors.state import StateError
+
+__all__ = ["RobustZ", "RobustZParams"]
+
+_LIMIT: Final[dict[Sensitivity, float]] = {"low": 9.0, "medium": 6.0, "high": 4.0}
+_SIDES: Final = {"up": 1, "down": -1, "both": 0}
+
+# 1 / Φ⁻¹(3/4): makes the median absolute deviation estimate a normal standard deviation.
+_MAD_TO_SIGMA: Final = 1.4826
+# √(π/2) does the same for the mean absolute deviation.
+_MEAN_DEVIATION_TO_SIGMA: Final = 1.2533141373155001
+# A value is learned no further from the median than this many scales.
+_CLIP: Final = 3.5
+# Magnitudes beyond this are taken as this, so that no sum over a window overflows.
+_LARGEST: Final = 1e300
+
+_N: Final = 0  # values in the window
+_HEAD: Final = 1  # where the next value goes in arrival order
+
+
+class RobustZParams(msgspec.Struct, frozen=True, kw_only=True):
+    """Parameters of `RobustZ`."""
+
+    window: Annotated[int, msgspec.Meta(ge=5, le=100_000, description="values the past is made of")] = 300
+    warm_up: Annotated[int, msgspec.Meta(ge=3, description="values before the first score")] = 30
+    direction: Annotated[
+        Literal["up", "down", "both"], msgspec.Meta(description="on which side a value is anomalous")
+    ] = "both"
+    limit: Annotated[
+        Annotated[float, msgspec.Meta(gt=0)] | None,
+        msgspec.Meta(description="scales from the median that score 1.0; null: by sensitivity, 9, 6 or 4"),
+    ] = None
+    rel_floor: Annotated[
+        float, msgspec.Meta(ge=0, le=10, description="least scale, as a share of the median's size")
+    ] = 0.01
+    abs_floor: Annotated[float, msgspec.Meta(gt=0, description="least scale, in the value's own unit")] = 1e-9
+
+    def __post_init__(self) -> None:
+        if self.warm_up > self.window:
+            raise ValueError(f"warm_up = {self.warm_up} must be at most window = {self.window}")
+
+
+@kernel
+def _insertion_point(ordered: F64, n: int, value: float) -> int:
+    """Return how many of the first n of `ordered` are below value."""
+    low, high = 0, n
+    while low < high:
+        middle = (low + high) // 2
+        if ordered[middle] < value:
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+@kernel
+def _centre(ordered: F64, n: int) -> float:
+    """Return the median of the first n of `ordered`, which ascend."""
+    half = n // 2
+    if n % 2 == 1:
+        return float(ordered[half])
+    return float(0.5 * ordered[half - 1] + 0.5 * ordered[half])
+
+
+@kernel
+def _nearest(ordered: F64, n: int, median: float, rank: int) -> float:
+    """Return the distance to the median that `rank` others do not exceed, counting from 0.
+
+    The distances of the lower half, read downwards, and of the upper half, read upwards, are two
+    ascending lists: choose how many of the rank + 1 smallest are below, by bisection.
+    """
+    split = n // 2
+    count = rank + 1
+    low, high = max(0, count - (n - split)), min(count, split)
+    while low < high:
+        below = (low + high) // 2
+        above = count - below
+        # below is too few when the next one down is nearer than the furthest one taken above
+        if median - ordered[split - 1 - below] < ordered[split + above - 1] - median:
+            low = below + 1
+        else:
+            high = below
+    above = count - low
+    furthest = 0.0
+    if low > 0:
+        furthest = max(furthest, median - ordered[split - low])
+    if above > 0:
+        furthest = max(furthest, ordered[split + above - 1] - median)
+    return furthest
+
+
+@kernel
+def scale_of(ordered: F64, n: int, median: float, rel_floor: float, abs_floor: float) -> float:
+    """Return the scale of the first n of `ordered` around their median; never 0."""
+    half = n // 2
+    deviation = _nearest(ordered, n, median, half)
+    if n % 2 == 0:
+        deviation = 0.5 * deviation + 0.5 * _nearest(ordered, n, median, half - 1)
+    scale = _MAD_TO_SIGMA * deviation
+    if deviation == 0.0:
+        # More than half are equal, as in a counter that is mostly 0: the mean deviation still sees the rest.
+        total = 0.0
+        for i in range(n):
+            total += abs(ordered[i] - median)
+        scale = _MEAN_DEVIATION_TO_SIGMA * (total / n)
+    return max(scale, rel_floor * abs(median), abs_floor)
+
+
+@kernel
+def score_robust_z(
+    values: F64,
+    ring: F64,
+    ordered: F64,
+    place: I64,
+    warm_up: int,
+    side: int,
+    limit: float,
+    rel_floor: float,
+    abs_floor: float,
+    scores: F64,
+    medians: F64,
+    scales: F64,
+) -> bool:
+    """Score, then learn, each value in order; False, untouched, when one is not finite."""
+    if not all_finite(values):
+        return False
+    window = ring.size
+    n, head = place[_N], place[_HEAD]
+    for i in range(values.size):
+        x = min(max(values[i], -_LARGEST), _LARGEST) + 0.0  # + 0.0: -0.0 is 0.0
+        learned = x
+        scores[i], medians[i], scales[i] = np.nan, np.nan, np.nan
+        if n > 0:
+            median = _centre(ordered, n)
+            scale = scale_of(ordered, n, median, rel_floor, abs_floor)
+            if n >= warm_up:
+                distance = x - median
+                z = abs(distance) if side == 0 else max(side * distance, 0.0)
+                scores[i] = min(z / scale / limit, MAX_SCORE)
+                medians[i], scales[i] = median, scale
+                learned = min(max(x, median - _CLIP * scale), median + _CLIP * scale) + 0.0
+        # Keep `ordered` ascending: take the oldest out and put the new one in, moving only what is between.
+        to = _insertion_point(ordered, n, learned)
+        if n < window:
+            for k in range(n, to, -1):
+                ordered[k] = ordered[k - 1]
+            n += 1
+        else:
+            out = _insertion_point(ordered, n, ring[head])
+            if out < to:
+                to -= 1
+                for k in range(out, to):
+                    ordered[k] = ordered[k + 1]
+            else:
+                for k in range(out, to, -1):
+                    ordered[k] = ordered[k - 1]
+        ordered[to] = learned
+        ring[head] = learned
+        head = head + 1 if head + 1 < window else 0
+    place[_N], place[_HEAD] = n, head
+    return True
+
+
+class RobustZ:
+    """Score a value by its distance to the median of a window, in robust standard deviations.
+
+    The scale is 1.4826 times the median absolute deviation of the window; where more than half the
+    window is equal, 1.2533 times the mean absolute deviation; and never below
+    max(rel_floor · |median|, abs_floor), so that after a constant stretch a jitter within `limit`
+    times that stays silent. The score is distance / (scale · limit).
+
+    What is learned is clipped to the median ± 3.5 scales, whatever the limit. A level shift therefore enters
+    the window as values just outside the old band; the median follows after half a window, the scale
+    widens with it, and the detector comes to rest at the new level after a few half-windows: a long incident
+    is not normal at once, yet never alarms for ever.
+
+    Parameters
+    ----------
+    params
+        Window, direction and floors.
+    sensitivity
+        The limit where params has none: low 9, medium 6, high 4 scales.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from detectors.robust_z import RobustZ, RobustZParams
+    >>> values = np.random.default_rng(1).normal(100.0, 5.0, size=500)
+    >>> values[450] = 180.0
+    >>> detector = RobustZ(RobustZParams(window=100))
+    >>> scores = detector.score(values, np.arange(500))
+    >>> np.flatnonzero(scores >= 1)
+    array([450])
+    >>> evidence = detector.explain(450)
+    >>> round(evidence.expected), round(evidence.lower), round(evidence.upper)
+    (100, 67, 133)
+
+    References
+    ----------
+    [^1]: Iglewicz, B. and Hoaglin, D., 1993. How to detect and handle outliers. ASQC Quality Press.
+    [^2]: Leys, C. et al., 2013. Detecting outliers: do not use standard deviation around the mean, use
+    absolute deviation around the median. Journal of Experimental Social Psychology 49(4).
+    """
+
+    spec: ClassVar[DetectorSpec] = DetectorSpec(
+        name="robust_z",
+        kind="value",
+        summary="distance to a rolling median, in robust standard deviations",
+        params=RobustZParams,
+        structural=frozenset({"window"}),
+    )
+
+    def __init__(
+        self, params: RobustZParams, *, columns: int = 1, sensitivity: Sensitivity = "medium", seed: int = 0
+    ) -> None:
+        del columns, seed  # one shape for every detector; this one draws nothing
+        self.params = params
+        self.reconfigure(params, sensitivity=sensitivity)
+        self._ring: F64 = np.zeros(params.window)
+        self._ordered: F64 = np.zeros(params.window)
+        self._place: npt.NDArray[np.int64] = np.zeros(2, dtype=np.int64)
+        self._scores: F64 = np.empty(0)
+        self._medians: F64 = np.empty(0)
+        self._scales: F64 = np.empty(0)
+
+    def reconfigure(self, params: RobustZParams, *, sensitivity: Sensitivity | None = None) -> None:
+        """Take other parameters from the next value on, keeping what was learned.
+
+        Raises
+        ------
+        ParameterError
+            The window differs.
+        """
+        require_kept(self.spec, self.params, params)
+        if sensitivity is not None:
+            self._sensitivity = sensitivity
+        self.params = params
+        self._limit = params.limit if params.limit is not None else _LIMIT[self._sensitivity]
+
+    def score(self, values: F64, times: I64) -> F64:
+        """Score each of (n,) values, then learn it; see `detectors.protocol.Detector.score`."""
+        array = as_values(values, times, name="robust_z")
+        scores, medians, scales = np.empty((3, array.size))
+        params = self.params
+        if not score_robust_z(
+            array,
+            self._ring,
+            self._ordered,
+            self._place,
+            params.warm_up,
+            _SIDES[params.direction],
+            self._limit,
+            params.rel_floor,
+            params.abs_floor,
+            scores,
+            medians,
+            scales,
+        ):
+            raise refuse_non_finite("robust_z")
+        self._scores, self._medians, self._scales = scores, medians, scales
+        self._explained_limit = self._limit
+        return scores.copy()
+
+    def explain(self, index: int = -1) -> Evidence:
+        """Give the median and the band outside which the score is 1.0 or more."""
+        if math.isnan(self._scores[index]):
+            return Evidence()
+        median, width = float(self._medians[index]), float(self._scales[index]) * self._explained_limit
+        direction = self.params.direction
+        return Evidence(
+            expected=median,
+            lower=None if direction == "up" else median - width,
+            upper=None if direction == "down" else median + width,
+        )
+
+    def warming(self) -> int:
+        """Return how many more values the window needs before scores are given."""
+        return max(0, self.params.warm_up - int(self._place[_N]))
+
+    def snapshot(self) -> State:
+        """Return the window, oldest first."""
+        n, head = int(self._place[_N]), int(self._place[_HEAD])
+        window = self._ring[:n] if n < self._ring.size else np.roll(self._ring, -head)
+        return {"window": window.copy()}
+
+    def restore(self, state: State) -> None:
+        """Take up a window; raise `StateError` when it is not one of this size."""
+        window = state.get("window")
+        if not isinstance(window, np.ndarray) or window.ndim != 1 or window.size > self.params.window:
+            raise StateError(f"robust_z: expected a window of at most {self.params.window} values")
+        n = window.size
+        self._ring[:n] = window
+        self._ordered[:n] = np.sort(window)
+        self._place[_N], self._place[_HEAD] = n, n % self.params.window
