@@ -1,29 +1,39 @@
-"""Every error streamproc raises on purpose.
+"""Everything streamproc raises on purpose.
 
-StreamprocError
-├── ConfigError            a config cannot be used                       exit 1
-├── UsageError             a command was called wrongly                  exit 2
-├── GateError              a replay gate failed                          exit 3
-├── BrokerError            Kafka cannot serve us                         exit 4
-│   ├── BrokerUnreachable
-│   ├── BrokerAuthFailed
-│   └── TopicMissing
-└── SnapshotError          a stored state cannot be taken up             exit 1
+    StreamprocError                 exit code 1
+    ├── ConfigError            1    the configuration says something that cannot be
+    │   ├── InvalidConnection       (also a ValueError) the `kafka:` block contradicts itself
+    │   ├── TopicMissing            a topic is not there, and creating it is not allowed
+    │   └── TopicRejected           the broker refuses to create a topic as asked for
+    ├── UsageError             2    the command line says something that cannot be
+    ├── ReplayGateFailed       3    a replay found more, or other, alerts than its gate allows
+    ├── BrokerError            4
+    │   ├── BrokerUnreachable       no broker answers
+    │   └── BrokerAuthFailed        a broker answers and turns us away: credentials or certificates
+    ├── EmbeddedBrokerError    1    the demo's own broker is not installed, or did not start
+    └── SnapshotError          1    a stored state cannot be taken up
+
+A message says where, what, and what to do; it is all a user of the command line sees.
 """
 
 from __future__ import annotations
+
+from typing import ClassVar
 
 from msgspec import Struct
 
 
 class StreamprocError(Exception):
-    """Base of all; `exit_code` is what the command line ends with."""
+    """The base of all errors a user can do something about."""
 
-    exit_code = 1
+    exit_code: ClassVar[int] = 1
 
 
 class ConfigIssue(Struct, frozen=True):
-    """One mistake in a config: where, what, and what to do. line and column count from 1; 0 is the file."""
+    """One mistake in a config: where, what, and what to do.
+
+    line and column count from 1; 0 stands for the file as a whole.
+    """
 
     file: str
     line: int
@@ -38,13 +48,53 @@ class ConfigIssue(Struct, frozen=True):
 
 
 class ConfigError(StreamprocError):
-    """A config cannot be used. `issues` has every mistake found."""
+    """The configuration says something that cannot be. `issues` has every mistake found in a file."""
 
-    exit_code = 1
+    def __init__(self, problem: str | list[ConfigIssue]) -> None:
+        super().__init__(problem if isinstance(problem, str) else "\n".join(map(str, problem)))
+        self.issues = [] if isinstance(problem, str) else problem
 
-    def __init__(self, issues: list[ConfigIssue]) -> None:
-        super().__init__("\n".join(map(str, issues)))
-        self.issues = issues
+
+class InvalidConnection(ConfigError, ValueError):
+    """The settings of the connection contradict each other, or name a file that is not there."""
+
+
+class TopicMissing(ConfigError):
+    """A topic is not there, and creating it is not allowed."""
+
+
+class TopicRejected(ConfigError):
+    """The broker refuses to create a topic as asked for."""
+
+
+class UsageError(StreamprocError):
+    """The command line says something that cannot be."""
+
+    exit_code: ClassVar[int] = 2
+
+
+class ReplayGateFailed(StreamprocError):
+    """A replay found more, or other, alerts than its gate allows."""
+
+    exit_code: ClassVar[int] = 3
+
+
+class BrokerError(StreamprocError):
+    """The broker cannot be used."""
+
+    exit_code: ClassVar[int] = 4
+
+
+class BrokerUnreachable(BrokerError):
+    """No broker answers."""
+
+
+class BrokerAuthFailed(BrokerError):
+    """A broker answers and turns us away: credentials or certificates."""
+
+
+class EmbeddedBrokerError(StreamprocError):
+    """The embedded broker is not installed, or did not start."""
 
 
 class SnapshotError(StreamprocError):
