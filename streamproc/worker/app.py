@@ -91,7 +91,8 @@ def build(
         producer_request_timeout=120.0,
         web_host=config.worker.web_host,
         web_bind=config.worker.web_host,
-        web_port=config.worker.web_port,
+        web_port=config.worker.web_port or 6066,
+        web_enabled=config.worker.web_port != 0,
         web_in_thread=False,
         loghandlers=[],
     )
@@ -170,7 +171,7 @@ def _pages(app: WorkerApp, reload: Callable[[], Awaitable[str]]) -> None:
     @app.page("/metrics")
     async def metrics(view: View, request: Request) -> Response:  # noqa: ARG001
         body = app.metrics.text()
-        return view.bytes(body, content_type="text/plain; version=0.0.4; charset=utf-8")
+        return view.bytes(body, content_type="text/plain")
 
     @app.page("/-/healthy")
     async def healthy(view: View, request: Request) -> Response:  # noqa: ARG001
