@@ -269,12 +269,15 @@ class HalfSpaceTrees:
     --------
     >>> import numpy as np
     >>> from detectors.half_space_trees import HalfSpaceTrees, HalfSpaceTreesParams
-    >>> rows = np.random.default_rng(3).normal(size=(2001, 4))
-    >>> rows[1000, 2], rows[2000, 2] = 9.0, 8.0
+    >>> rows = np.random.default_rng(3).normal(size=(5001, 4))
+    >>> rows[5000, [1, 2]] = 9.0
     >>> detector = HalfSpaceTrees(HalfSpaceTreesParams(), columns=4)
-    >>> scores = detector.score(rows, np.arange(2001))
-    >>> detector.warming(), bool(scores[2000] >= 0.9)
-    (0, True)
+    >>> detector.warming()
+    550
+    >>> bool(detector.score(rows, np.arange(5001))[5000] >= 1)
+    True
+    >>> [column for column, share in detector.explain(5000).shares if share > 0.1]
+    [1, 2]
 
     References
     ----------
