@@ -25,9 +25,9 @@ def kernel(function: _F) -> _F:
     No fast-math: a compiled loop must agree with itself however a stream is cut. Division follows
     IEEE 754 rather than raising.
 
-    numba's cache looks at a loop's own file only: after editing one whose loops or constants another
-    file's loops use (this one, `calibrate`), delete `__pycache__/*.nbi`, or those run as they were. The tests'
-    conftest does.
+    numba's cache looks at a loop's own file only: after editing a file whose loops or constants another
+    file's loops use (this one, `calibrate`), delete `__pycache__/*.nbi`, or those run as they were. The
+    tests' conftest does.
     """
     return cast(_F, numba.njit(cache=True, error_model="numpy")(function))
 

@@ -75,8 +75,8 @@ def build(params: type[_P], values: Mapping[str, Any], *, detector: str) -> _P:
     Examples
     --------
     >>> from typing import Annotated
-    >>> class Params(msgspec.Struct, frozen=True, kw_only=True):
-    ...     window: Annotated[int, msgspec.Meta(ge=3, description="values kept")] = 300
+    >>> count = Annotated[int, msgspec.Meta(ge=3, description="values kept")]
+    >>> Params = msgspec.defstruct("Params", [("window", count, 300)], frozen=True, kw_only=True)
     >>> build(Params, {"window": 10}, detector="robust_z")
     Params(window=10)
     >>> build(Params, {"windw": 10}, detector="robust_z")

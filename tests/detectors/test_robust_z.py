@@ -13,17 +13,17 @@ def naive(values: np.ndarray, *, window: int, warm_up: int = 30, rel_floor: floa
     kept: list[float] = []
     scores = []
     for x in values:
-        score, learned = np.nan, x
+        score, learned, clip = np.nan, x, 3.5
         if len(kept) >= warm_up:
             past = np.array(kept)
             median = np.median(past)
             deviations = np.abs(past - median)
             scale = 1.4826 * np.median(deviations)
             if scale == 0.0:
-                scale = 1.2533141373155001 * deviations.mean()
+                scale, clip = 1.2533141373155001 * deviations.mean(), 10.0
             scale = max(scale, rel_floor * abs(median), 1e-9)
             score = abs(x - median) / scale / 6.0
-            learned = np.clip(x, median - 3.5 * scale, median + 3.5 * scale)
+            learned = np.clip(x, median - clip * scale, median + clip * scale)
         scores.append(score)
         kept = [*kept, learned][-window:]
     return np.array(scores)
