@@ -29,7 +29,12 @@ def kernel(function: _F) -> _F:
     file's loops use (this one, `calibrate`), delete `__pycache__/*.nbi`, or those run as they were. The
     tests' conftest does.
     """
-    return cast(_F, numba.njit(cache=True, error_model="numpy")(function))
+    try:
+        compiled = numba.njit(cache=True, error_model="numpy")(function)
+    except RuntimeError:
+        # Nowhere to keep a cache, as on a read-only file system without a home: compile at each start.
+        compiled = numba.njit(error_model="numpy")(function)
+    return cast(_F, compiled)
 
 
 @kernel

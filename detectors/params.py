@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, TypeAlias, TypeVar
@@ -64,6 +65,12 @@ def closest(word: str, words: Iterable[str]) -> str:
     return f'; did you mean "{match[0]}"?' if match else ""
 
 
+@functools.cache
+def _fields(params: type[msgspec.Struct]) -> dict[str, msgspec.structs.FieldInfo]:
+    # Reading annotations takes longer than making a detector.
+    return {field.name: field for field in msgspec.structs.fields(params)}
+
+
 def build(params: type[_P], values: Mapping[str, Any], *, detector: str) -> _P:
     """Check values against a parameter struct and make it.
 
@@ -88,7 +95,7 @@ def build(params: type[_P], values: Mapping[str, Any], *, detector: str) -> _P:
     ...
     detectors.params.ParameterError: robust_z: window = 2 is not allowed; expected an integer >= 3
     """
-    fields = {field.name: field for field in msgspec.structs.fields(params)}
+    fields = _fields(params)
     for name, value in values.items():
         if name not in fields:
             hint = closest(name, fields)

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numba
 import numpy as np
 import pytest
 
 from detectors.checks import check_detector
 from detectors.compile import warm_up_kernels
+from detectors.kernels import kernel
 from detectors.protocol import Evidence
 
 
@@ -146,6 +148,18 @@ def test_a_detector_that_breaks_the_contract_is_named_with_the_check(
 def test_a_detector_that_overflows_fails() -> None:
     with pytest.raises((AssertionError, RuntimeWarning)):
         check_detector(PoisonedByTheLarge, kind="value", long=4000)
+
+
+def test_a_loop_is_compiled_even_where_no_cache_can_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = numba.njit
+
+    def njit(**options: Any) -> Any:
+        if options.get("cache"):
+            raise RuntimeError("cannot cache function: no locator available")
+        return plain(**options)
+
+    monkeypatch.setattr(numba, "njit", njit)
+    assert kernel(lambda x: x + 1)(2) == 3
 
 
 def test_warming_up_the_kernels_reports_each_once() -> None:

@@ -160,7 +160,10 @@ def test_a_plugin_is_found_by_its_entry_point(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_importing_the_registry_loads_neither_numba_nor_river() -> None:
-    code = "import sys, detectors.registry as r; r.names(); sys.exit(any(m in sys.modules for m in ('numba', 'river')))"
+    code = (
+        "import sys, detectors.registry as r; r.names(); "
+        "sys.exit(any(m in sys.modules for m in ('numba', 'river')))"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import math
 import struct
 from typing import Any
@@ -86,7 +87,9 @@ def test_tuples_come_back_as_lists() -> None:
     assert loads(dumps({"t": (1, (2, 3))})) == {"t": [1, [2, 3]]}
 
 
-@pytest.mark.parametrize("thing", [object(), {1: object()}, np.array([object()]), print, 1j])
+@pytest.mark.parametrize(
+    "thing", [object(), {1: 2}, {3}, datetime.date(2024, 1, 1), np.array([object()]), print, 1j]
+)
 def test_what_is_no_plain_data_is_refused(thing: object) -> None:
     with pytest.raises(StateError):
         dumps({"x": thing})
