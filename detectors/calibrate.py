@@ -52,7 +52,7 @@ ALPHA: Final[dict[Sensitivity, float]] = {"low": 1e-4, "medium": 1e-3, "high": 1
 WARM_UP: Final = 300
 
 #: Raw scores after which the past weighs half.
-HALF_LIFE: Final = 20_000
+HALF_LIFE: Final = 8_000
 
 _CELLS: Final = 160
 _BUFFER: Final = 32

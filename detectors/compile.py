@@ -1,7 +1,7 @@
 """Compile every loop before the first event, so that none is compiled while a stream waits.
 
-Compiled loops are cached beside their source, or where `NUMBA_CACHE_DIR` says; where neither can be
-written numba falls back to the user's cache directory. A later start then only loads them.
+Compiled loops are cached where `NUMBA_CACHE_DIR` says, else beside their source, else in the user's cache
+directory; a later start then only loads them. Where none can be written they are compiled at each start.
 """
 
 from __future__ import annotations
@@ -58,7 +58,8 @@ def _run(name: str, params: dict[str, float] | None = None) -> None:
 def _run_adapter() -> None:
     # The adapter's own loops only: river itself need not be loaded for a worker that does not use it.
     from detectors.calibrate import Calibrator
-    from detectors.river_adapter import standardise
+    from detectors.river_adapter import clip_finite, standardise
 
     Calibrator(alpha=0.5).score(np.zeros(3))
+    clip_finite(np.zeros(3), np.empty(3))
     standardise(np.zeros((3, 1)), np.zeros((3, 1)), np.empty((3, 1)))

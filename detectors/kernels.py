@@ -24,8 +24,17 @@ def kernel(function: _F) -> _F:
 
     No fast-math: a compiled loop must agree with itself however a stream is cut. Division follows
     IEEE 754 rather than raising.
+
+    numba's cache looks at a loop's own file only: after editing a file whose loops or constants another
+    file's loops use (this one, `calibrate`), delete `__pycache__/*.nbi`, or those run as they were. The
+    tests' conftest does.
     """
-    return cast(_F, numba.njit(cache=True, error_model="numpy")(function))
+    try:
+        compiled = numba.njit(cache=True, error_model="numpy")(function)
+    except RuntimeError:
+        # Nowhere to keep a cache, as on a read-only file system without a home: compile at each start.
+        compiled = numba.njit(error_model="numpy")(function)
+    return cast(_F, compiled)
 
 
 @kernel

@@ -38,7 +38,7 @@ import msgspec
 import numpy as np
 
 from detectors.calibrate import ALPHA, Calibrator
-from detectors.kernels import as_rows, as_values, kernel, refuse_non_finite
+from detectors.kernels import all_finite, as_rows, as_values, kernel, refuse_non_finite
 from detectors.params import DetectorSpec, Kind, Sensitivity, require_kept
 from detectors.protocol import F64, I64, Evidence, State
 from detectors.state import StateError
@@ -224,6 +224,16 @@ class RiverEntry(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @kernel
+def clip_finite(values: F64, out: F64) -> bool:
+    """Clip (n,) values to ±1e100 into `out`; False when one is not finite."""
+    if not all_finite(values):
+        return False
+    for i in range(values.size):
+        out[i] = min(max(values[i], -_LARGEST), _LARGEST)
+    return True
+
+
+@kernel
 def standardise(rows: F64, moments: F64, out: F64) -> None:
     """Standardise each of (n, d) rows by the mean and variance before it, then learn it.
 
@@ -317,20 +327,20 @@ class RiverDetector:
             array = as_rows(values, times, columns=self._columns, name=name)
         else:
             array = as_values(values, times, name=name)
-        if not np.isfinite(array).all():
+        clipped = np.empty(array.shape)
+        if not clip_finite(array.reshape(-1), clipped.reshape(-1)):
             raise refuse_non_finite(name)
         if self.spec.kind == "boolean":
             if not ((array == 0.0) | (array == 1.0)).all():
                 raise ValueError(f"{name}: values must be 0 or 1")
             raw = self._drifts(array.astype(np.int64).tolist())
         else:
-            array = np.clip(array, -_LARGEST, _LARGEST)
             if self.spec.kind == "vector":
-                raw = self._score_rows(array)
+                raw = self._score_rows(clipped)
             elif self._calibrator is not None:
-                raw = self._score_values(array.tolist())
+                raw = self._score_values(clipped.tolist())
             else:
-                raw = self._drifts(array.tolist())
+                raw = self._drifts(clipped.tolist())
         raw_scores = np.array(raw, dtype=np.float64)
         late = min(max(self._lead - self._seen, 0), raw_scores.size)
         self._seen += raw_scores.size

@@ -25,6 +25,9 @@ _MAD_TO_SIGMA: Final = 1.4826
 _MEAN_DEVIATION_TO_SIGMA: Final = 1.2533141373155001
 # A value is learned no further from the median than this many scales.
 _CLIP: Final = 3.5
+# The mean deviation, unlike the median one, shrinks as values are clipped: a counter that leaves 0 once in
+# twelve values or more often must keep its scale.
+_SPARSE_CLIP: Final = 10.0
 # Magnitudes beyond this are taken as this, so that no sum over a window overflows.
 _LARGEST: Final = 1e300
 
@@ -104,20 +107,22 @@ def _nearest(ordered: F64, n: int, median: float, rank: int) -> float:
 
 
 @kernel
-def scale_of(ordered: F64, n: int, median: float, rel_floor: float, abs_floor: float) -> float:
-    """Return the scale of the first n of `ordered` around their median; never 0."""
+def scale_of(
+    ordered: F64, n: int, median: float, rel_floor: float, abs_floor: float
+) -> tuple[float, float]:
+    """Return the scale, never 0, of the first n of `ordered` around their median, and the clip in scales."""
     half = n // 2
     deviation = _nearest(ordered, n, median, half)
     if n % 2 == 0:
         deviation = 0.5 * deviation + 0.5 * _nearest(ordered, n, median, half - 1)
-    scale = _MAD_TO_SIGMA * deviation
+    scale, clip = _MAD_TO_SIGMA * deviation, _CLIP
     if deviation == 0.0:
         # More than half are equal, as in a counter that is mostly 0: the mean deviation still sees the rest.
         total = 0.0
         for i in range(n):
             total += abs(ordered[i] - median)
-        scale = _MEAN_DEVIATION_TO_SIGMA * (total / n)
-    return max(scale, rel_floor * abs(median), abs_floor)
+        scale, clip = _MEAN_DEVIATION_TO_SIGMA * (total / n), _SPARSE_CLIP
+    return max(scale, rel_floor * abs(median), abs_floor), clip
 
 
 @kernel
@@ -146,13 +151,13 @@ def score_robust_z(
         scores[i], medians[i], scales[i] = np.nan, np.nan, np.nan
         if n > 0:
             median = _centre(ordered, n)
-            scale = scale_of(ordered, n, median, rel_floor, abs_floor)
+            scale, clip = scale_of(ordered, n, median, rel_floor, abs_floor)
             if n >= warm_up:
                 distance = x - median
                 z = abs(distance) if side == 0 else max(side * distance, 0.0)
                 scores[i] = min(z / scale / limit, MAX_SCORE)
                 medians[i], scales[i] = median, scale
-                learned = min(max(x, median - _CLIP * scale), median + _CLIP * scale) + 0.0
+                learned = min(max(x, median - clip * scale), median + clip * scale) + 0.0
         # Keep `ordered` ascending: take the oldest out and put the new one in, moving only what is between.
         to = _insertion_point(ordered, n, learned)
         if n < window:
@@ -183,10 +188,10 @@ class RobustZ:
     max(rel_floor · |median|, abs_floor), so that after a constant stretch a jitter within `limit`
     times that stays silent. The score is distance / (scale · limit).
 
-    What is learned is clipped to the median ± 3.5 scales, whatever the limit. A level shift therefore enters
-    the window as values just outside the old band; the median follows after half a window, the scale
-    widens with it, and the detector comes to rest at the new level after a few half-windows: a long incident
-    is not normal at once, yet never alarms for ever.
+    What is learned is clipped to the median ± 3.5 scales (10 where more than half is equal), whatever the
+    limit. A level shift therefore enters the window as values close to the old band; the median follows
+    after half a window, the scale widens with it, and the detector comes to rest at the new level after a few
+    half-windows: a long incident is not normal at once, yet never alarms for ever.
 
     Parameters
     ----------
@@ -207,7 +212,7 @@ class RobustZ:
     array([450])
     >>> evidence = detector.explain(450)
     >>> round(evidence.expected), round(evidence.lower), round(evidence.upper)
-    (100, 67, 133)
+    (101, 71, 131)
 
     References
     ----------

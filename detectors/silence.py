@@ -87,7 +87,7 @@ class Silence:
     as the watermark.
 
     Without `timeout_s` the timeout is factor · the gap that one in a thousand exceeds, at least
-    `min_timeout_s`. Gaps fade with a half-life of 20,000, and one beyond the timeout is learned as the
+    `min_timeout_s`. Gaps fade with a half-life of 8,000, and one beyond the timeout is learned as the
     timeout: should the pace fall for good, the timeout grows by `factor` for every thousandth part of the
     past that is slow. Warm-up is then `warm_up` gaps; with a timeout given there is none, and the first
     arrival scores 0.

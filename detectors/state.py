@@ -29,6 +29,7 @@ _BIG_INT: Final = 3
 # Counts below this many bytes cost more to squeeze than they save on the wire.
 _SQUEEZE_FROM_BYTES: Final = 512
 
+_LEAVES: Final = frozenset({float, str, bytes, bool, type(None)})
 _INT64_MIN: Final = -(2**63)
 _UINT64_MAX: Final = 2**64 - 1
 
@@ -67,10 +68,7 @@ def dumps(state: State) -> bytes:
     if not isinstance(state, dict):
         raise StateError(f"a state is a dict, not {type(state).__name__}")
     try:
-        body = _encoder.encode(state)
-    except OverflowError:
-        # msgspec offers no hook for wide integers: find them first, only when there are some.
-        body = _encoder.encode(_mark_big_ints(state))
+        body = _plain_encoder.encode(_plain_tree(state))
     except (TypeError, RecursionError) as error:
         raise StateError(f"a state cannot hold this: {error}") from error
     return _MARK + bytes((VERSION,)) + body
@@ -97,23 +95,29 @@ def loads(data: bytes) -> State:
     return state
 
 
-def _mark_big_ints(node: Any) -> Any:
-    if isinstance(node, dict):
-        return {key: _mark_big_ints(value) for key, value in node.items()}
-    if isinstance(node, list | tuple):
-        return [_mark_big_ints(value) for value in node]
-    if type(node) is int and not _INT64_MIN <= node <= _UINT64_MAX:
-        return msgspec.msgpack.Ext(_BIG_INT, node.to_bytes(node.bit_length() // 8 + 1, "little", signed=True))
-    return node
-
-
-def _encode_other(node: object) -> msgspec.msgpack.Ext:
+def _plain_tree(node: Any) -> Any:
+    # msgspec itself would write sets, dates and wide integers as something else, or not at all.
+    kind = type(node)
+    if kind in _LEAVES:
+        return node
+    if kind is int:
+        if _INT64_MIN <= node <= _UINT64_MAX:
+            return node
+        wide = node.to_bytes(node.bit_length() // 8 + 1, "little", signed=True)
+        return msgspec.msgpack.Ext(_BIG_INT, wide)
+    if kind is dict:
+        for key in node:
+            if type(key) is not str:
+                raise TypeError(f"the key {key!r}")
+        return {key: _plain_tree(value) for key, value in node.items()}
+    if kind is list or kind is tuple:
+        return [_plain_tree(value) for value in node]
     if isinstance(node, np.ndarray):
         return msgspec.msgpack.Ext(_ARRAY, _pack_array(node))
     if isinstance(node, np.generic):
         dtype = _plain(node.dtype)
         return msgspec.msgpack.Ext(_SCALAR, _plain_encoder.encode((dtype.str, node.tobytes())))
-    raise TypeError(f"{type(node).__module__}.{type(node).__qualname__}")
+    raise TypeError(f"{kind.__module__}.{kind.__qualname__}")
 
 
 def _plain(dtype: np.dtype[Any]) -> np.dtype[Any]:
@@ -165,7 +169,6 @@ def _decode_other(code: int, data: memoryview) -> Any:
     raise ValueError(f"unknown extension type {code}")
 
 
-_encoder = msgspec.msgpack.Encoder(enc_hook=_encode_other)
 _decoder = msgspec.msgpack.Decoder(ext_hook=_decode_other)
 _plain_encoder = msgspec.msgpack.Encoder()
 _plain_decoder = msgspec.msgpack.Decoder()

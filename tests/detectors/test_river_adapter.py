@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import importlib
+import random
+
+import numpy as np
+import pytest
+
+from detectors import registry, river_adapter
+from detectors.state import dumps
+
+RNG = np.random.default_rng(0)
+VALUES = np.r_[RNG.normal(0.0, 1.0, 1500), RNG.normal(4.0, 1.0, 1500)]
+BITS = (np.r_[RNG.random(1500) < 0.05, RNG.random(1500) < 0.5, RNG.random(500) < 0.02]).astype(float)
+CLASSES = {
+    "adwin": "river.drift:ADWIN",
+    "kswin": "river.drift:KSWIN",
+    "page_hinkley": "river.drift:PageHinkley",
+    "ddm": "river.drift.binary:DDM",
+    "eddm": "river.drift.binary:EDDM",
+    "fhddm": "river.drift.binary:FHDDM",
+    "hddm_a": "river.drift.binary:HDDMA",
+    "hddm_w": "river.drift.binary:HDDMW",
+}
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_drifts_are_found_where_river_finds_them(name: str) -> None:
+    module, _, attribute = CLASSES[name].partition(":")
+    kind = getattr(importlib.import_module(module), attribute)
+    theirs = kind(seed=4) if name == "kswin" else kind()
+    values = BITS if registry.spec(name).kind == "boolean" else VALUES
+    found = []
+    for i, x in enumerate(values.tolist()):
+        theirs.update(x)
+        if theirs.drift_detected:
+            found.append(i)
+    detector = registry.create(name, seed=4)
+    scores = detector.score(values, np.arange(len(values)))
+    assert np.flatnonzero(scores >= 1).tolist() == found
+    assert found
+
+
+@pytest.mark.parametrize("name", ["gaussian_scorer", "standard_absolute_deviation"])
+def test_a_value_far_out_alarms(name: str) -> None:
+    values = np.r_[RNG.normal(10.0, 1.0, 2000), 30.0]
+    assert registry.create(name).score(values, np.arange(2001))[-1] >= 1
+
+
+@pytest.mark.parametrize("name", ["loda", "local_outlier_factor"])
+def test_a_row_far_out_alarms(name: str) -> None:
+    rows = np.r_[RNG.normal(10.0, 1.0, (700, 3)), [[40.0, -20.0, 40.0]]]
+    params = {"local_outlier_factor": {"window_size": 60, "n_neighbors": 5}}.get(name)
+    assert registry.create(name, params, columns=3).score(rows, np.arange(701))[-1] >= 1
+
+
+def test_values_that_are_not_bits_are_refused_by_a_detector_of_bits() -> None:
+    with pytest.raises(ValueError, match="must be 0 or 1"):
+        registry.create("ddm").score(np.array([0.0, 0.5]), np.arange(2))
+
+
+def test_an_object_of_an_unknown_type_is_not_written() -> None:
+    class Other:
+        pass
+
+    with pytest.raises(TypeError, match="not known to come back exactly"):
+        river_adapter._pack({"x": Other()})
+
+
+def test_only_classes_of_river_are_made_from_a_state() -> None:
+    for name in ("os:system", "river.drift:nothing", "random:Random", "river.drift.adwin:AdaptiveWindowing2"):
+        with pytest.raises(river_adapter.StateError):
+            river_adapter._unpack(["river", name, []], None)
+
+
+def test_a_generator_comes_back_in_the_middle_of_its_sequence() -> None:
+    generator = random.Random(3)
+    generator.gauss(0.0, 1.0)
+    back = river_adapter._unpack(river_adapter._pack(generator), None)
+    assert [back.random(), back.gauss(0, 1)] == [generator.random(), generator.gauss(0, 1)]
+
+
+def test_standardising_follows_its_definition() -> None:
+    rows = RNG.normal(5.0, 3.0, (300, 2))
+    out = np.empty_like(rows)
+    river_adapter.standardise(rows, np.zeros((3, 2)), out)
+    for i in range(2, 300):
+        expected = (rows[i] - rows[:i].mean(axis=0)) / rows[:i].std(axis=0)
+        np.testing.assert_allclose(out[i], np.clip(expected, -30, 30), rtol=1e-9, atol=1e-12)
+
+
+def test_two_detectors_made_alike_have_the_same_state() -> None:
+    for name in river_adapter.ENTRIES:
+        columns = 2 if registry.spec(name).kind == "vector" else 1
+        one, other = (registry.create(name, columns=columns, seed=5) for _ in range(2))
+        assert dumps(one.snapshot()) == dumps(other.snapshot())
