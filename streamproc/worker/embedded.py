@@ -32,7 +32,7 @@ class EmbeddedBroker:
     ...     print(broker.bootstrap)
     127.0.0.1:23817
 
-    Starts in a tenth of a second. Blocks while starting, and runs an event loop of its own: enter it from
+    Starts in a quarter of a second. Blocks while starting, and runs an event loop of its own: enter it from
     a thread where one is running; a thread that lives as long as the broker should (see `child.spawn`).
 
     Raises
