@@ -149,8 +149,9 @@ def test_the_image_runs_as_a_numbered_user_and_stops_by_term() -> None:
     assert re.search(r"^USER \d+:\d+$", dockerfile, re.MULTILINE)
     assert "STOPSIGNAL SIGTERM" in dockerfile
     assert "/-/healthy" in dockerfile
-    # In brackets: a shell in between would swallow the signal.
+    # In brackets, and exec at the end: a shell in between would swallow the signal.
     assert re.search(r"^ENTRYPOINT \[", dockerfile, re.MULTILINE)
+    assert (DEPLOY / "entrypoint.sh").read_text("utf-8").splitlines()[-1].startswith("exec ")
 
 
 @pytest.mark.parametrize(
