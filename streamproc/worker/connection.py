@@ -7,6 +7,7 @@ kafka-python for topic administration. All three are given the same TLS context.
 from __future__ import annotations
 
 import asyncio
+import logging
 import ssl
 import time
 from collections.abc import Callable
@@ -35,12 +36,30 @@ _ATTEMPT_S = 5.0
 
 
 class Secret(str):
-    """A string that does not show in a repr: kafka-python logs the repr of all it is given at DEBUG."""
+    """A string that does not show in a repr: kafka-python logs the repr of all it is given at DEBUG.
+
+    msgspec refuses to encode it, so it does not slip into a dump of the configuration either.
+    """
 
     __slots__ = ()
 
     def __repr__(self) -> str:
         return "'***'"
+
+
+class _NoSaslBytes(logging.Filter):
+    """Drops what the clients log of authentication at DEBUG: with PLAIN, the password as it goes out.
+
+    aiokafka and kafka-python log each request; kafka-python's parser also the bytes of it.
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        return "auth_bytes" not in text and "Send: bytearray" not in text
+
+
+for _name in ("aiokafka.conn", "kafka.net.connection", "kafka.protocol.parser"):
+    logging.getLogger(_name).addFilter(_NoSaslBytes())
 
 
 class Connection(msgspec.Struct, frozen=True, kw_only=True):

@@ -117,6 +117,8 @@ class KafkaCluster:
     security
         of the CLIENT listener. `ssl` demands a client certificate too (mutual TLS); the `sasl_` ones
         offer PLAIN, SCRAM-SHA-256 and SCRAM-SHA-512.
+    advertised_host
+        what clients are sent on to; one that leads nowhere is a fault worth testing.
     data_dir
         keeps the data of one cluster for the next; without it they go when the cluster goes.
     config
@@ -130,6 +132,7 @@ class KafkaCluster:
         nodes: int = 1,
         *,
         security: Security = "plaintext",
+        advertised_host: str = "127.0.0.1",
         data_dir: Path | None = None,
         config: Mapping[str, str] | None = None,
         heap_mb: int = 384,
@@ -139,6 +142,7 @@ class KafkaCluster:
         self.size = nodes
         self.security: Security = security
         self.ready_within_s = ready_within_s
+        self._advertised_host = advertised_host
         self._config = dict(config or {})
         self._java = [f"-Xmx{heap_mb}m", *jvm, f"-Dlog4j2.configurationFile={LOG4J2}"]
         self._data_dir = data_dir
@@ -305,7 +309,7 @@ class KafkaCluster:
             "controller.quorum.voters": voters,
             "listeners": f"CLIENT://127.0.0.1:{node.client_port},INTERNAL://127.0.0.1:{node.internal_port},"
             f"CONTROLLER://127.0.0.1:{node.controller_port}",
-            "advertised.listeners": f"CLIENT://127.0.0.1:{node.client_port},"
+            "advertised.listeners": f"CLIENT://{self._advertised_host}:{node.client_port},"
             f"INTERNAL://127.0.0.1:{node.internal_port}",
             "listener.security.protocol.map": f"CLIENT:{client},INTERNAL:PLAINTEXT,CONTROLLER:PLAINTEXT",
             "inter.broker.listener.name": "INTERNAL",

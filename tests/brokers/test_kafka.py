@@ -82,6 +82,7 @@ def test_compaction_can_be_provoked_within_seconds(kafka: KafkaCluster) -> None:
 
 
 @pytest.mark.kafka
+@pytest.mark.slow
 def test_kill_9_and_start_keep_what_was_acknowledged() -> None:
     with KafkaCluster(1) as cluster:
         create(cluster, "kept")

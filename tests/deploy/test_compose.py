@@ -1,0 +1,170 @@
+"""The deployment's files, as far as they can be proved without a Docker engine."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from streamproc.worker import child
+from streamproc.worker.connection import Connection
+from streamproc.worker.topics import TopicSpec, describe, ensure
+from tests.brokers.kafka import LOG4J2, QUICK_START, jars
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+COMPOSE: dict[str, Any] = yaml.safe_load((REPOSITORY / "docker-compose.yml").read_text("utf-8"))
+DEPLOY = REPOSITORY / "deploy"
+
+METRICS = {
+    "streamproc_alerts_total",
+    "streamproc_budget_used",
+    "streamproc_config_last_reload_successful",
+    "streamproc_consumer_lag",
+    "streamproc_dead_letters_total",
+    "streamproc_events_total",
+    "streamproc_late_events_total",
+    "streamproc_series_active",
+    "streamproc_series_warming",
+    "streamproc_snapshot_age_seconds",
+}
+
+
+def as_properties(environment: dict[str, str]) -> dict[str, str]:
+    """Translate KAFKA_* as the apache/kafka image does: ___ is a dash, __ an underscore, _ a dot."""
+    return {
+        name.removeprefix("KAFKA_")
+        .lower()
+        .replace("___", "-")
+        .replace("__", "\0")
+        .replace("_", ".")
+        .replace("\0", "_"): value
+        for name, value in environment.items()
+        if name.startswith("KAFKA_")
+    }
+
+
+def on_loopback(properties: dict[str, str], data: Path) -> tuple[dict[str, str], dict[str, int]]:
+    """Put every address on 127.0.0.1 and a free port; return the ports by the ones written."""
+    ports: dict[str, int] = {}
+
+    def moved(match: re.Match[str]) -> str:
+        before, port = match.groups()
+        ports.setdefault(port, child.free_port())
+        return f"{before}127.0.0.1:{ports[port]}"
+
+    addressed = {
+        key: re.sub(r"(://|@)(?:kafka|localhost|):(\d+)", moved, value) for key, value in properties.items()
+    }
+    return addressed | {"log.dirs": str(data)}, ports
+
+
+@pytest.mark.kafka
+def test_the_composed_kafka_starts_and_takes_topics(tmp_path: Path) -> None:
+    environment = COMPOSE["services"]["kafka"]["environment"]
+    properties, ports = on_loopback(as_properties(environment), tmp_path / "data")
+    written = tmp_path / "server.properties"
+    written.write_text("".join(f"{key}={value}\n" for key, value in properties.items()), "utf-8")
+    java = ["java", "-Xmx384m", *QUICK_START, f"-Dlog4j2.configurationFile={LOG4J2}", "-cp", f"{jars()}/*"]
+    cluster_id = "c3RyZWFtcHJvYy10ZXN0cw"
+    subprocess.run(
+        [*java, "kafka.tools.StorageTool", "format", "-t", cluster_id, "-c", str(written)],
+        check=True,
+        capture_output=True,
+        timeout=60,
+    )
+    log = tmp_path / "kafka.log"
+    process = child.spawn([*java, "kafka.Kafka", written], log=log)
+    try:
+        deadline = time.monotonic() + 60
+        while "Kafka Server started" not in log.read_text("utf-8"):
+            assert process.poll() is None, child.tail(log)
+            assert time.monotonic() < deadline, child.tail(log)
+            time.sleep(0.1)
+        for listener in ("9092", "19092"):
+            conn = Connection(brokers=f"127.0.0.1:{ports[listener]}")
+            name = f"through-{listener}"
+            spec = TopicSpec(name=name, partitions=4, config={"cleanup.policy": "compact"})
+            assert ensure(conn, [spec], create=True).created == (name,)
+            assert describe(conn, [name]) == {name: 4}
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_the_image_and_the_tests_run_one_version_of_kafka() -> None:
+    pom = (REPOSITORY / "tests" / "brokers" / "pom.xml").read_text("utf-8")
+    version = COMPOSE["services"]["kafka"]["image"].partition(":")[2]
+    assert f"<kafka.version>{version}</kafka.version>" in pom
+
+
+def test_every_mounted_file_exists_and_every_volume_is_declared() -> None:
+    for name, service in COMPOSE["services"].items():
+        for volume in service.get("volumes", []):
+            source = volume.partition(":")[0]
+            if source.startswith("."):
+                assert (REPOSITORY / source).exists(), f"{name} mounts {source}"
+            else:
+                assert source in COMPOSE["volumes"], f"{name} mounts {source}"
+
+
+def test_every_port_is_open_to_this_machine_only() -> None:
+    ports = [port for service in COMPOSE["services"].values() for port in service.get("ports", [])]
+    assert ports
+    assert all(port.startswith("127.0.0.1:") for port in ports)
+
+
+def test_the_worker_waits_for_its_topics_and_they_for_kafka() -> None:
+    services = COMPOSE["services"]
+    assert services["worker"]["depends_on"]["topics"]["condition"] == "service_completed_successfully"
+    assert services["topics"]["depends_on"]["kafka"]["condition"] == "service_healthy"
+    assert services["kafka"]["healthcheck"]["test"]
+    advertised = services["kafka"]["environment"]["KAFKA_ADVERTISED_LISTENERS"]
+    assert f"//{services['worker']['environment']['KAFKA_BROKERS']}" in advertised
+
+
+def test_the_configuration_takes_its_brokers_from_the_environment() -> None:
+    config = yaml.safe_load((DEPLOY / "worker.yaml").read_text("utf-8"))
+    assert config["version"] == 1
+    assert config["kafka"]["brokers"] == "${KAFKA_BROKERS}"
+
+
+def test_rules_and_dashboard_ask_only_for_metrics_there_are() -> None:
+    rules = yaml.safe_load((DEPLOY / "alerts.rules.yml").read_text("utf-8"))
+    asked = [rule["expr"] for group in rules["groups"] for rule in group["rules"]]
+    dashboard = json.loads((DEPLOY / "grafana" / "dashboards" / "streamproc.json").read_text("utf-8"))
+    asked += [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    names = set(re.findall(r"streamproc_\w+", " ".join(asked)))
+    assert names <= METRICS
+
+
+def test_the_image_runs_as_a_numbered_user_and_stops_by_term() -> None:
+    dockerfile = (REPOSITORY / "Dockerfile").read_text("utf-8")
+    assert re.search(r"^USER \d+:\d+$", dockerfile, re.MULTILINE)
+    assert "STOPSIGNAL SIGTERM" in dockerfile
+    assert "/-/healthy" in dockerfile
+    # In brackets, and exec at the end: a shell in between would swallow the signal.
+    assert re.search(r"^ENTRYPOINT \[", dockerfile, re.MULTILINE)
+    assert (DEPLOY / "entrypoint.sh").read_text("utf-8").splitlines()[-1].startswith("exec ")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["promtool", "check", "config", "prometheus.yml"],
+        ["promtool", "check", "rules", "alerts.rules.yml"],
+        ["amtool", "check-config", "alertmanager.yml"],
+    ],
+    ids=lambda command: command[-1],
+)
+def test_the_monitors_own_tools_accept_their_files(command: list[str]) -> None:
+    if shutil.which(command[0]) is None:
+        pytest.skip(f"{command[0]} is not installed")
+    done = subprocess.run(command, cwd=DEPLOY, capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
