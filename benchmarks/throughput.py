@@ -35,7 +35,7 @@ def run_one(name: str, bootstrap: str, topic: str, events: int, *more: str) -> d
         env=workload.plain_environment(),
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=120,
         check=False,
     )
     lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
@@ -60,7 +60,7 @@ def main() -> None:
         ("quix", "quix", ()),
     ]
     us: dict[str, list[float]] = {label: [] for label, _, _ in contenders}
-    with KafkaCluster(nodes=1) as kafka:
+    with KafkaCluster(nodes=1, jvm=()) as kafka:
         for round_ in range(args.rounds):
             topic = f"predictions-{round_}"
             workload.create_topic(kafka.bootstrap, topic, 4)

@@ -45,7 +45,9 @@ def predictions(
 def create_topic(bootstrap: str, name: str, partitions: int) -> None:
     """Create a topic and wait for it."""
     admin = AdminClient({"bootstrap.servers": bootstrap})
-    for future in admin.create_topics([NewTopic(name, partitions, 1)]).values():
+    # Kept for ever: event times, which are the records' times here, may be long past.
+    topic = NewTopic(name, partitions, 1, config={"retention.ms": "-1"})
+    for future in admin.create_topics([topic]).values():
         future.result(30)
 
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import sys
-import time
 
-import orjson
 import structlog
 
+from benchmarks.contenders.river_work import Meter
 from streamproc import rules
+from streamproc.events import RecordBatch
 from streamproc.worker import run as worker_run
 
 
@@ -35,29 +34,22 @@ worker: {{web_host: 127.0.0.1, web_port: 0}}
 """
     )
 
-    def ready(app: object) -> None:
+    def measure(app: object) -> None:
         engine = app.engine  # type: ignore[attr-defined]
-        stock_take = engine.take
-        seen, began = 0, (time.process_time(), time.perf_counter())
+        take, meter = engine.take, Meter(events)
 
-        async def watch() -> None:
-            nonlocal seen
-            while True:
-                await asyncio.sleep(0.01)
-                seen = sum(int(h.pipeline.next_offset) for h in engine._owned.values())
-                if seen >= events:
-                    result = {
-                        "events": seen,
-                        "cpu_s": time.process_time() - began[0],
-                        "wall_s": time.perf_counter() - began[1],
-                    }
-                    print(orjson.dumps(result).decode(), flush=True)
-                    os._exit(0)
+        async def counted(batch: RecordBatch) -> None:
+            before = engine.metrics.events.labels(topic=topic)._value.get()
+            if meter.seen == 0:
+                meter.tick(0)
+            await take(batch)
+            if meter.tick(int(engine.metrics.events.labels(topic=topic)._value.get() - before)):
+                print(meter.report(), flush=True)
+                os._exit(0)
 
-        assert stock_take is not None
-        engine.bench = asyncio.get_running_loop().create_task(watch())
+        engine.take = counted
 
-    sys.exit(worker_run.run(config, on_ready=ready, connect_timeout_s=30.0))
+    sys.exit(worker_run.run(config, on_built=measure, connect_timeout_s=30.0))
 
 
 if __name__ == "__main__":

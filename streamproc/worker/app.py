@@ -14,7 +14,6 @@ from faust.web import Request, Response, View
 
 from streamproc import __version__
 from streamproc.config import Config
-from streamproc.events import RecordBatch
 from streamproc.worker import driver
 from streamproc.worker.connection import Connection, for_aiokafka, for_faust
 from streamproc.worker.engine import Engine
@@ -120,12 +119,11 @@ def build(
         on_fatal=fatal,
     )
     for topic in read:
-        _agent(app, topic, app.engine.take)
+        _agent(app, topic)
     if kafka.repartition:
         for topic, kind in sources.items():
-            repartitioner = Repartitioner(app, config, topic=topic, kind=kind)  # type: ignore[arg-type]
-            app.engine.forwarders[topic] = repartitioner
-            _agent(app, topic, app.engine.forward)
+            app.engine.forwarders[topic] = Repartitioner(app, config, topic=topic, kind=kind)  # type: ignore[arg-type]
+            _agent(app, topic)
     _pages(app, reload)
 
     @app.task(on_leader=False)
@@ -151,13 +149,13 @@ async def _guarded(work: Awaitable[None], fatal: Callable[[BaseException], None]
         raise
 
 
-def _agent(app: WorkerApp, name: str, take: Callable[[RecordBatch], Awaitable[None]]) -> None:
+def _agent(app: WorkerApp, name: str) -> None:
     """Register the agent of one source topic: each event is a batch of one partition."""
     topic = app.topic(name, schema=driver.BatchSchema(), internal=False)
 
     async def agent(stream: Any) -> None:
         async for batch in stream:
-            await take(batch)
+            await app.engine.receive(batch)
 
     digest = hashlib.sha256(name.encode()).hexdigest()[:8]
     agent.__name__ = f"agent_{digest}"

@@ -166,6 +166,13 @@ class Engine:
 
     # ---------------------------------------------------------------------- records in
 
+    async def receive(self, batch: RecordBatch) -> None:
+        """Take one batch from Kafka: to score it, or to send it on under its models' keys."""
+        if batch.topic in self.forwarders:
+            await self.forward(batch)
+        else:
+            await self.take(batch)
+
     async def take(self, batch: RecordBatch) -> None:
         """Process one batch, exactly if it is the one expected next."""
         tp = TP(batch.topic, batch.partition)

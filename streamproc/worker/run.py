@@ -130,7 +130,7 @@ def run(
     env: Mapping[str, str] | None = None,
     connect_timeout_s: float = 60.0,
     data_dir: str | None = None,
-    on_ready: Callable[[app_module.WorkerApp], None] | None = None,
+    on_built: Callable[[app_module.WorkerApp], None] | None = None,
 ) -> int:
     """Run a worker until a signal ends it; return the exit code."""
     started = time.monotonic()
@@ -143,7 +143,7 @@ def run(
     reloader = Reloader(path, env if env is not None else {}, config)
     with tempfile.TemporaryDirectory(prefix="streamproc-") as scratch:
         main = _serve(
-            config, reloader, partitions=partitions, data_dir=data_dir or scratch, started=started, on_ready=on_ready
+            config, reloader, partitions=partitions, data_dir=data_dir or scratch, started=started, on_built=on_built
         )
         try:
             import uvloop
@@ -175,7 +175,7 @@ async def _serve(
     partitions: Mapping[str, int],
     data_dir: str,
     started: float,
-    on_ready: Callable[[app_module.WorkerApp], None] | None,
+    on_built: Callable[[app_module.WorkerApp], None] | None,
 ) -> int:
     app = app_module.build(
         config,
@@ -185,6 +185,8 @@ async def _serve(
         data_dir=data_dir,
     )
     reloader.app = app
+    if on_built is not None:
+        on_built(app)
     app.metrics.info.clear()
     app.metrics.info.labels(version=app_module.__version__, config=reloader.digest).set(1)
     stop = asyncio.Event()
@@ -213,8 +215,6 @@ async def _serve(
             topics=sorted(config.kafka.sources()),
             web=f"http://{config.worker.web_host}:{config.worker.web_port}",
         )
-        if on_ready is not None:
-            on_ready(app)
         stopping = loop.create_task(stop.wait())
         crashed = loop.create_task(app._crashed.wait())
         await asyncio.wait([stopping, crashed, app.failure], return_when=asyncio.FIRST_COMPLETED)
