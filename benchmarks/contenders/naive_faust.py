@@ -33,7 +33,7 @@ def main() -> None:
             done = meter.tick()
             work(orjson.loads(value))
             if done:
-                print(meter.report(), flush=True)
+                os.write(1, f"{meter.report()}\n".encode())
                 os._exit(0)
 
     sys.argv = [sys.argv[0], "worker", "-l", "error", "--without-web"]
