@@ -82,9 +82,17 @@ def prepare_topics(config: Config, *, timeout_s: float, create: bool | None = No
 class Reloader:
     """Takes a changed config file: whole or not at all."""
 
-    def __init__(self, path: Path | None, env: Mapping[str, str], config: Config) -> None:
+    def __init__(
+        self,
+        path: Path | None,
+        env: Mapping[str, str],
+        config: Config,
+        *,
+        adjust: Callable[[Config], Config] = lambda config: config,
+    ) -> None:
         self.path = path
         self.env = env
+        self.adjust = adjust
         self.config = config
         self.digest = "" if path is None else config_module.digest(path.read_bytes())
         self.app: app_module.WorkerApp | None = None
@@ -96,7 +104,7 @@ class Reloader:
         metrics = self.app.metrics
         try:
             digest = config_module.digest(self.path.read_bytes())
-            config = rules.load(self.path, env=self.env)
+            config = self.adjust(rules.load(self.path, env=self.env))
             for block in _FIXED:
                 if getattr(config, block) != getattr(self.config, block):
                     raise StreamprocError(f"{self.path}: `{block}` has changed, which needs a restart")
@@ -131,8 +139,12 @@ def run(
     connect_timeout_s: float = 60.0,
     data_dir: str | None = None,
     on_built: Callable[[app_module.WorkerApp], None] | None = None,
+    adjust: Callable[[Config], Config] = lambda config: config,
 ) -> int:
-    """Run a worker until a signal ends it; return the exit code."""
+    """Run a worker until a signal ends it; return the exit code.
+
+    adjust: what the command line changes in the file's config, now and at each reload.
+    """
     started = time.monotonic()
     compile_kernels()
     try:
@@ -140,7 +152,7 @@ def run(
     except StreamprocError as e:
         log.error("cannot start", problem=str(e))
         return e.exit_code
-    reloader = Reloader(path, env if env is not None else {}, config)
+    reloader = Reloader(path, env if env is not None else {}, config, adjust=adjust)
     with tempfile.TemporaryDirectory(prefix="streamproc-") as scratch:
         main = _serve(
             config, reloader, partitions=partitions, data_dir=data_dir or scratch, started=started, on_built=on_built
