@@ -309,6 +309,7 @@ def replay(
       streamproc replay --from-file incident.jsonl --config new.yaml --expect-alert latency_p95
     """
     config = _load(config_path)
+    from detectors.compile import warm_up_kernels as compile_kernels
     from streamproc import signals
     from streamproc.cloudevents import to_json
     from streamproc.replay import Replay
@@ -317,6 +318,7 @@ def replay(
     for name in expect_alert:
         if signals.find(name) is None:
             raise UsageError(f"--expect-alert: there is no signal `{name}`; known: {', '.join(signals.names())}")
+    compile_kernels()
     run = Replay(RuleBook(config), kind=kind)
     started = time.monotonic()
     with _reading(source) as lines, _writing(output) as out:

@@ -74,7 +74,7 @@ class Tally(Struct):
 def run(*, seconds: int, seed: int) -> int:
     """Run the demo; return 0 where the fault was caught."""
     logs.configure(form="console", level="error")
-    console = Console(highlight=False)
+    console = Console(highlight=False, soft_wrap=True)
     # A terminal's hang-up or a supervisor's TERM ends us as Ctrl-C does: through every `finally`.
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     with ExitStack() as stack:
@@ -174,7 +174,7 @@ def _hear(console: Console, tally: Tally, line: dict[str, Any], began: float, se
         tally.fault_at = at
         console.print(
             f"{stamp}  [bold red]FAULT[/]     injected: {feeder.NULL_FEATURE} is null in {feeder.NULL_SHARE:.0%} of "
-            f"requests, {feeder.SCALED_FEATURE} is {feeder.SCALE:.0f} times too large"
+            f"requests, {len(feeder.SCALED_FEATURES)} colour features are {1 / feeder.SCALE:.0f} times too small"
         )
     elif what == "repaired":
         tally.repaired_at = at
@@ -189,7 +189,7 @@ def _show(console: Console, tally: Tally, alert: dict[str, Any], now: float, beg
     stamp = f"[dim]{now - began:6.1f} s[/]"
     if alert["action"] == "resolved":
         tally.resolved += 1
-        console.print(f"{stamp}  [green]resolved[/]  {alert['summary']}", soft_wrap=True)
+        console.print(f"{stamp}  [green]resolved[/]  {alert['summary']}")
         return
     tally.alerts += 1
     false = tally.fault_at is None or at < tally.fault_at
@@ -199,7 +199,7 @@ def _show(console: Console, tally: Tally, alert: dict[str, Any], now: float, beg
         tally.caught_after_s, tally.caught_by = now - tally.fault_at, alert["signal"]
     colour = "red" if alert["severity"] == "critical" else "yellow"
     tag = " [magenta](false: nothing is wrong yet)[/]" if false else ""
-    console.print(f"{stamp}  [{colour}]{alert['severity']:8}[/]  {alert['summary']}{tag}", soft_wrap=True)
+    console.print(f"{stamp}  [{colour}]{alert['severity']:8}[/]  {alert['summary']}{tag}")
 
 
 def _metric(port: int, name: str) -> float:
