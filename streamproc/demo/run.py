@@ -93,7 +93,7 @@ def run(*, seconds: int, seed: int) -> int:
         _wait_ready(worker, worker_log, port, console)
         console.print(f"  worker    ready, metrics on http://127.0.0.1:{port}/metrics")
         tally = asyncio.run(_watch(console, broker.bootstrap, scratch, worker, worker_log, seconds=seconds, seed=seed))
-        scored = _metric(port, 'streamproc_events_total{topic="predictions"}')
+        scored = _scored(port, tally.sent)
     return _summary(console, tally, scored=scored, seconds=seconds)
 
 
@@ -107,7 +107,7 @@ def _wait_ready(worker: Any, log: Path, port: int, console: Console) -> None:
                 return
         except (OSError, urllib.error.URLError):
             pass
-        if not told and time.monotonic() - began > 6.0:
+        if not told and time.monotonic() - began > 10.0:
             told = True
             console.print("  worker    starting; the first start on a machine compiles the detectors")
         time.sleep(0.1)
@@ -200,6 +200,16 @@ def _show(console: Console, tally: Tally, alert: dict[str, Any], now: float, beg
     colour = "red" if alert["severity"] == "critical" else "yellow"
     tag = " [magenta](false: nothing is wrong yet)[/]" if false else ""
     console.print(f"{stamp}  [{colour}]{alert['severity']:8}[/]  {alert['summary']}{tag}")
+
+
+def _scored(port: int, sent: int) -> float:
+    """Return how many predictions the worker has scored, once it has scored all or 3 s have passed."""
+    until = time.monotonic() + 3.0
+    while True:
+        scored = _metric(port, 'streamproc_events_total{topic="predictions"}')
+        if scored >= sent or time.monotonic() > until:
+            return scored
+        time.sleep(0.1)
 
 
 def _metric(port: int, name: str) -> float:
