@@ -257,6 +257,9 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         ) or any(True for _ in self.blocks_for(model))
 
 
+#: Codes of mistakes in the name of a field rather than in its value.
+_OF_NAMES = frozenset({"E011", "E030"})
+
 #: Reports a mistake: the path of the field, a code, and what is wrong and what to do.
 Report = Callable[[str, str, str], None]
 
@@ -292,7 +295,8 @@ def parse(
     problems: list[ConfigIssue] = []
 
     def report(path: str, code: str, message: str) -> None:
-        line, column = _place(places, path)
+        key = f"{path}\0key"  # a name that is wrong is pointed at itself, not at what it is given
+        line, column = places[key] if code in _OF_NAMES and key in places else _place(places, path)
         problems.append(ConfigIssue(name, line, column, code, path, message))
 
     tree = _expand(tree, "", env if env is not None else {}, report)
@@ -307,7 +311,7 @@ def parse(
     except msgspec.ValidationError as e:
         message, path = _split_path(str(e))
         path = _deepest(places, path)
-        report(path, "E010", _friendly(message))
+        report(path, "E010", _friendly(message, _choices(path)))
         raise ConfigError(problems) from None
     for check in (_check_kafka, *checks):
         check(config, report)
@@ -401,7 +405,34 @@ def _deepest(places: Mapping[str, tuple[int, int]], path: str) -> str:
     return found[0] if len(found) == 1 else path.split("[...]")[0]
 
 
-def _friendly(message: str) -> str:
+def _choices(path: str) -> list[str]:
+    """Return the words a field allows, where it is one that allows only some."""
+    kinds: list[Any] = [Config]
+    for name in re.findall(r"[^.\[\]]+", path):
+        found: list[Any] = []
+        for kind in kinds:
+            for struct in _struct_types(kind):
+                if isinstance(struct, type):
+                    found += [t for f, t in _fields_of(struct).items() if f == name]
+                else:
+                    found += struct  # an index or a key: on to what is held there
+        kinds = found
+    return [str(a) for kind in kinds for a in _literals(kind)]
+
+
+def _literals(kind: Any) -> list[Any]:
+    args = getattr(kind, "__args__", ())
+    if getattr(kind, "__origin__", None) is Literal:
+        return list(args)
+    return [a for arg in args for a in _literals(arg)]
+
+
+def _friendly(message: str, choices: Sequence[str]) -> str:
+    wrong = re.match(r"Invalid enum value '?(.*?)'?$", message)
+    if wrong is not None and choices:
+        near = difflib.get_close_matches(wrong[1], choices, n=1)
+        hint = f"did you mean {near[0]}? " if near and len(choices) > 1 else ""
+        return f'"{wrong[1]}" is not allowed; {hint}write {" or ".join(choices)}'
     message = message.replace("Expected `", "expected `").replace("Object missing", "is missing")
     return re.sub(r"^is missing required field (`\w+`)", r"is missing its required field \1", message)
 
