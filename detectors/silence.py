@@ -183,11 +183,11 @@ class Silence:
         return scores.copy()
 
     def explain(self, index: int = -1) -> Evidence:
-        """Say how long nothing came before an arrival that came too late."""
+        """Say how long nothing came before an arrival that came too late; upper is the timeout, in seconds."""
         if not self._scores[index] >= 1.0:
             return Evidence()
         gap_s, timeout_s = float(self._gaps[index]), float(self._timeouts[index])
-        return Evidence(note=f"nothing for {gap_s:.4g} s, timeout {timeout_s:.4g} s")
+        return Evidence(upper=timeout_s, note=f"nothing for {gap_s:.4g} s, timeout {timeout_s:.4g} s")
 
     def warming(self) -> int:
         """Return how many more arrivals are needed to learn a timeout; 0 when one is given."""

@@ -563,6 +563,11 @@ class PredictionState(ModelState):
         if self._wants_latency or self._wants_each_latency:
             latency = np.array([e.duration_s for e in events], np.float64)
             latency[latency < 0] = np.nan
+        if labels is not None:
+            # In the order of the log, not of windows: where names run out, the cut must not choose.
+            for label in dict.fromkeys(labels):
+                if label is not None:
+                    _bounded(label, self.classes, self.book.config.defaults.max_classes)
         for window, rows in self._by_window(index, late, offsets, versions):
             if errors is not None:
                 window.errors += int(np.count_nonzero(errors[rows]))
@@ -720,6 +725,9 @@ class LabelState(ModelState):
         self.classes: list[str] = []
 
     def _columns(self, events: list[Any], progress: I64, offsets: I64, index: I64, late: Any) -> list[Alert]:
+        for event in events:
+            if event.label is not None:
+                _bounded(str(event.label), self.classes, self.book.config.defaults.max_classes)
         for window, rows in self._by_window(index, late, offsets):
             if not window.classes:
                 window.classes = {}

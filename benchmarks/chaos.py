@@ -1,0 +1,407 @@
+"""Kill, pause, join and leave workers and restart the broker; compare with an uninterrupted run.
+
+A seeded stream with faults, late, doubled and unreadable records is produced while workers are
+killed (-9), stopped (TERM), added, and frozen past their session so that they wake up as zombies;
+with --broker kafka the broker is restarted too. Then the same topic is read once more by one worker
+that nobody disturbs, and everything the two left behind is compared: each model's state to the bit,
+and every alert.
+
+Prints one JSON object: events_lost, states_differing, alerts_missing, alerts_conflicting (all must
+be 0), alerts_duplicated (the same id twice, which consumers drop) and what was done.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import orjson
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from confluent_kafka import Producer
+
+from benchmarks import workload
+from detectors import state as state_codec
+from streamproc.worker import snapshots
+
+PARTITIONS = 4
+MODELS = 40
+VIRTUAL_RATE = 2_000.0  # events a second of event time
+START_S = 1_790_000_000.0
+TOPICS = {"predictions": "predictions", "telemetry": "telemetry"}
+
+
+def stream(seed: int, events: int) -> Iterator[tuple[str, bytes, bytes, int]]:
+    """Yield topic, key, value and timestamp of a stream that keeps every part of the worker busy."""
+    rng = random.Random(seed)
+    span_s = events / VIRTUAL_RATE
+    for i in range(events):
+        at = START_S + i / VIRTUAL_RATE
+        number = rng.randrange(MODELS)
+        model = f"model-{number}"
+        faulty = number % 4 == 0 and at - START_S > 0.7 * span_s
+        regime = int((at - START_S) / 6.0 + number) % 2  # a change of level every six seconds
+        if rng.random() < 0.08:
+            point = {
+                "name": "gpu_utilisation",
+                "value": rng.gauss(0.5, 0.05) + (0.6 if faulty else 0.0),
+                "unit": "1",
+                "model": model,
+                "time": at,
+            }
+            yield "telemetry", model.encode(), orjson.dumps(point), int(at * 1000)
+            continue
+        event: dict[str, Any] = {
+            "id": f"{seed}-{i}",
+            "source": "chaos",
+            "time": at - (rng.random() * 0.3 if rng.random() < 0.05 else 0.0),  # some late
+            "model": {"name": model, "version": "2" if at - START_S > 0.5 * span_s else "1"},
+            "prediction": {"value": rng.gauss(regime * (number % 3), 1.0), "label": rng.choice("aab")},
+            "duration_s": rng.lognormvariate(-4.0, 0.4) * (4.0 if faulty else 1.0),
+            "features": {f"f{k}": rng.gauss(0.0, 1.0) for k in range(6)},
+        }
+        if faulty:
+            event["features"]["f2"] = None
+            event["features"]["f3"] *= 100
+        if rng.random() < (0.2 if faulty else 0.002):
+            event |= {"prediction": None, "error": {"type": "timeout"}}
+        value = orjson.dumps(event)
+        if rng.random() < 0.001:
+            value = value[: len(value) // 2]  # unreadable
+        yield "predictions", model.encode(), value, int(at * 1000)
+        if rng.random() < 0.002:
+            yield "predictions", model.encode(), value, int(at * 1000)  # doubled
+
+
+def config_text(bootstrap: str, app_id: str) -> str:
+    """Return a config whose windows, detectors and policies fit a stream a minute long."""
+    return f"""
+version: 1
+kafka:
+  brokers: "{bootstrap}"
+  predictions: [predictions]
+  telemetry: [telemetry]
+  app_id: {app_id}
+  alerts: {app_id}-alerts
+  dead_letters: {app_id}-dead-letters
+  snapshots: {app_id}-snapshots
+  partitions: {PARTITIONS}
+  session_timeout: 3s
+defaults:
+  window: 1s
+  lateness: 100ms
+  min_samples: 10
+  resolve_after: 2s
+  silence_after: 400ms
+  signals:
+    prediction_drift: {{detector: page_hinkley, params: {{threshold: 20}}, resolve_after: 1s}}
+    latency: {{detector: adwin, upper_limit: 60ms, resolve_after: 500ms}}
+    failures: {{detector: ddm}}
+worker: {{web_port: 0, snapshot_interval: 700ms, idle_advance: false, shutdown_grace: 15s}}
+"""
+
+
+class Fleet:
+    """The worker processes of one app."""
+
+    def __init__(self, directory: Path, bootstrap: str, app_id: str) -> None:
+        self.config = directory / f"{app_id}.yaml"
+        self.config.write_text(config_text(bootstrap, app_id))
+        self.log = directory / f"{app_id}.log"
+        self.alive: list[subprocess.Popen[bytes]] = []
+        self.unexpected: list[int] = []
+
+    def add(self) -> None:
+        """Start one more worker."""
+        with self.log.open("ab") as log:
+            self.alive.append(
+                subprocess.Popen(
+                    [sys.executable, "-m", "streamproc.cli", "worker", "--config", str(self.config)],
+                    stdout=log,
+                    stderr=log,
+                    env=workload.plain_environment(),
+                )
+            )
+
+    def reap(self) -> None:
+        """Replace workers that ended by themselves, as a supervisor would."""
+        for worker in list(self.alive):
+            if worker.poll() is not None:
+                self.alive.remove(worker)
+                self.unexpected.append(worker.returncode)
+                self.add()
+
+    def kill(self, rng: random.Random) -> None:
+        """Kill one with -9 and start another."""
+        worker = self.alive.pop(rng.randrange(len(self.alive)))
+        worker.kill()
+        worker.wait()
+        self.add()
+
+    def leave(self, rng: random.Random) -> None:
+        """Stop one in good order."""
+        worker = self.alive.pop(rng.randrange(len(self.alive)))
+        worker.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            worker.wait(20)
+        worker.kill()
+
+    def freeze(self, rng: random.Random, seconds: float) -> None:
+        """Freeze one past its session, so that it wakes as a zombie."""
+        worker = self.alive[rng.randrange(len(self.alive))]
+        worker.send_signal(signal.SIGSTOP)
+        timer = threading.Timer(seconds, lambda: worker.poll() is None and worker.send_signal(signal.SIGCONT))
+        timer.daemon = True
+        timer.start()
+
+    def stop(self) -> None:
+        """Stop all in good order."""
+        for worker in self.alive:
+            worker.send_signal(signal.SIGCONT)
+            worker.terminate()
+        for worker in self.alive:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                worker.wait(30)
+            worker.kill()
+            worker.wait()
+        self.alive = []
+
+
+def produce(bootstrap: str, seed: int, events: int, seconds: float, done: threading.Event) -> None:
+    """Put the stream on its topics over about `seconds`."""
+    producer = Producer(
+        {"bootstrap.servers": bootstrap, "enable.idempotence": True, "linger.ms": 20, "message.timeout.ms": 0}
+    )
+    began = time.monotonic()
+    for count, (topic, key, value, at) in enumerate(stream(seed, events)):
+        while True:
+            try:
+                producer.produce(topic, key=key, value=value, timestamp=at)
+                break
+            except BufferError:
+                producer.poll(0.1)
+        if count % 200 == 199:
+            producer.poll(0)
+            ahead = began + seconds * count / events - time.monotonic()
+            if ahead > 0:
+                time.sleep(ahead)
+    producer.flush()
+    done.set()
+
+
+async def drained(bootstrap: str, app_id: str, timeout_s: float, fleet: Fleet) -> None:
+    """Wait until an app's committed offsets have reached the end of its sources."""
+    consumer = AIOKafkaConsumer(bootstrap_servers=bootstrap, group_id=app_id, enable_auto_commit=False)
+    await consumer.start()
+    try:
+        tps = [TopicPartition(t, p) for t in TOPICS for p in range(PARTITIONS)]
+        consumer.assign(tps)
+        deadline = time.monotonic() + timeout_s
+        left: dict[str, int] = {}
+        while time.monotonic() < deadline:
+            fleet.reap()
+            ends = await consumer.end_offsets(tps)
+            left = {}
+            for tp in tps:
+                committed = await consumer.committed(tp)
+                if (committed or 0) < ends[tp]:
+                    left[f"{tp.topic}-{tp.partition}"] = ends[tp] - (committed or 0)
+            if not left:
+                return
+            await asyncio.sleep(0.5)
+        raise SystemExit(f"{app_id} did not finish in {timeout_s:.0f} s; left: {left}; log: {fleet.log}")
+    finally:
+        await consumer.stop()
+
+
+async def read_alerts(bootstrap: str, topic: str) -> dict[str, list[bytes]]:
+    """Return every alert published, by id."""
+    found: dict[str, list[bytes]] = {}
+    consumer = AIOKafkaConsumer(bootstrap_servers=bootstrap, enable_auto_commit=False, auto_offset_reset="earliest")
+    await consumer.start()
+    try:
+        tps = [TopicPartition(topic, p) for p in range(PARTITIONS)]
+        consumer.assign(tps)
+        await consumer.seek_to_beginning(*tps)
+        ends = await consumer.end_offsets(tps)
+        while any([await consumer.position(tp) < ends[tp] for tp in tps]):
+            for records in (await consumer.getmany(timeout_ms=500)).values():
+                for record in records:
+                    found.setdefault(orjson.loads(record.value)["id"], []).append(record.value)
+    finally:
+        await consumer.stop()
+    return found
+
+
+async def read_states(bootstrap: str, app_id: str) -> dict[tuple[str, str], bytes]:
+    """Return every model's durable state, as a restarting worker would find it."""
+    topic = f"{app_id}-snapshots"
+    consumer = AIOKafkaConsumer(bootstrap_servers=bootstrap, enable_auto_commit=False)
+    await consumer.start()
+    try:
+        ends = await consumer.end_offsets([TopicPartition(topic, p) for p in range(PARTITIONS)])
+    finally:
+        await consumer.stop()
+    claims = {
+        (source, p): (p, ends[TopicPartition(topic, p)] - 1)
+        for source in TOPICS
+        for p in range(PARTITIONS)
+        if ends[TopicPartition(topic, p)] > 0
+    }
+    stored = await snapshots.read({"bootstrap_servers": bootstrap}, topic=topic, claims=claims)
+    states = {(source, model): data for (source, _), s in stored.items() for model, data in s.models.items()}
+    for (source, partition), s in stored.items():
+        states[source, f"(partition {partition})"] = orjson.dumps(s.manifest)
+    return states
+
+
+def events_of(state: bytes) -> int:
+    """Return how many events a model's state has taken in, whatever became of them."""
+    tree = state_codec.loads(state)
+    return max((watch["life"][1] for _, _, watch in tree["watches"]), default=0)
+
+
+async def undisturbed(directory: Path, bootstrap: str) -> Fleet:
+    """Run one worker over the whole input, alone."""
+    fleet = Fleet(directory, bootstrap, "reference")
+    fleet.add()
+    try:
+        await drained(bootstrap, "reference", 180.0, fleet)
+    finally:
+        fleet.stop()
+    return fleet
+
+
+def disturb(cluster: Any, fleet: Fleet, kills: int, rng: random.Random, *, broker_restarts: bool) -> dict[str, int]:
+    """Do the damage; return what was done."""
+    done: dict[str, int] = {}
+    for number in range(kills):
+        time.sleep(rng.uniform(1.0, 4.5))
+        fleet.reap()
+        choices = ["kill"] * 5 + ["join_or_leave"] * 2 + ["freeze"] * 2 + (["broker"] if broker_restarts else [])
+        action = rng.choice(choices)
+        if action == "join_or_leave":
+            action = "join" if len(fleet.alive) < 2 else "leave"
+        if action == "kill":
+            fleet.kill(rng)
+        elif action == "join":
+            fleet.add()
+        elif action == "leave":
+            fleet.leave(rng)
+        elif action == "freeze":
+            fleet.freeze(rng, rng.uniform(3.5, 6.0))
+        else:
+            cluster.kill(1)
+            time.sleep(rng.uniform(0.0, 2.0))
+            cluster.start(1)
+        done[action] = done.get(action, 0) + 1
+        print(f"{number + 1}/{kills} {action:8s} workers {len(fleet.alive)}", flush=True)
+    return done
+
+
+def compare(
+    reference: tuple[dict[str, list[bytes]], dict[tuple[str, str], bytes]],
+    chaos: tuple[dict[str, list[bytes]], dict[tuple[str, str], bytes]],
+) -> dict[str, int]:
+    """Return the differences between the two runs."""
+    (alerts, states), (got_alerts, got_states) = reference, chaos
+    lost = 0
+    for key, state in states.items():
+        if not key[1].startswith("("):
+            lost += max(0, events_of(state) - (events_of(got_states[key]) if key in got_states else 0))
+    conflicting = sum(
+        1 for i, copies in got_alerts.items() if i not in alerts or any(c != alerts[i][0] for c in copies)
+    )
+    keys = {k for k in (*states, *got_states)}
+    return {
+        "events_lost": lost,
+        "states_differing": sum(states.get(k) != got_states.get(k) for k in keys),
+        "alerts_missing": len(alerts.keys() - got_alerts.keys()),
+        "alerts_conflicting": conflicting,
+        "alerts_duplicated": sum(len(copies) - 1 for copies in got_alerts.values()),
+        "alerts": len(alerts),
+        "states": len(states),
+    }
+
+
+async def run(bootstrap: str, cluster: Any, args: argparse.Namespace, directory: Path) -> dict[str, Any]:
+    """Run both and compare."""
+    for topic in TOPICS:
+        workload.create_topic(bootstrap, topic, PARTITIONS)
+    rng = random.Random(args.seed)
+    fleet = Fleet(directory, bootstrap, "chaos")
+    produced = threading.Event()
+    seconds = max(20.0, args.kills * 4.0)
+    feeder = threading.Thread(
+        target=produce, args=(bootstrap, args.seed, args.events, seconds, produced), daemon=True
+    )
+    began = time.monotonic()
+    try:
+        fleet.add()
+        feeder.start()
+        done = await asyncio.to_thread(
+            disturb, cluster, fleet, args.kills, rng, broker_restarts=args.broker == "kafka"
+        )
+        while not produced.is_set():
+            fleet.reap()
+            await asyncio.sleep(0.5)
+        await drained(bootstrap, "chaos", 180.0, fleet)
+    finally:
+        fleet.stop()
+    print("undisturbed run", flush=True)
+    await undisturbed(directory, bootstrap)
+    result: dict[str, Any] = compare(
+        (await read_alerts(bootstrap, "reference-alerts"), await read_states(bootstrap, "reference")),
+        (await read_alerts(bootstrap, "chaos-alerts"), await read_states(bootstrap, "chaos")),
+    )
+    return result | {
+        "actions": done,
+        "events": args.events,
+        "seed": args.seed,
+        "broker": args.broker,
+        "unexpected_exits": len(fleet.unexpected),
+        "seconds": round(time.monotonic() - began),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=30, help="disturbances of all kinds")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--events", type=int, default=120_000)
+    parser.add_argument("--broker", choices=["kafka", "embedded"], default="kafka")
+    parser.add_argument("--keep", type=Path, help="directory for logs and configs; a temporary one without it")
+    args = parser.parse_args()
+    with contextlib.ExitStack() as stack:
+        if args.broker == "kafka":
+            from tests.brokers.kafka import KafkaCluster
+
+            cluster: Any = stack.enter_context(
+                KafkaCluster(nodes=1, config={"group.min.session.timeout.ms": "1000"})
+            )
+        else:
+            from streamproc.worker.embedded import EmbeddedBroker
+
+            cluster = stack.enter_context(EmbeddedBroker())
+        directory = args.keep or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        directory.mkdir(parents=True, exist_ok=True)
+        result = asyncio.run(run(cluster.bootstrap, cluster, args, directory))
+    print(orjson.dumps(result).decode(), flush=True)
+    failed = [k for k in ("events_lost", "states_differing", "alerts_missing", "alerts_conflicting") if result[k]]
+    sys.stdout.flush()
+    os._exit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    main()
