@@ -339,12 +339,32 @@ def _compose(text: str, name: str) -> tuple[Any, dict[str, tuple[int, int]]]:
     constructor = yaml.SafeLoader("")
     problems: list[ConfigIssue] = []
 
+    above: set[int] = set()
+
+    def scalar(node: yaml.Node) -> Any:
+        try:
+            return constructor.construct_object(node, deep=True)  # type: ignore[no-untyped-call]
+        except (yaml.YAMLError, ValueError, AttributeError) as e:
+            line, column = node.start_mark.line + 1, node.start_mark.column + 1
+            what = getattr(e, "problem", None) or f"{node.value!r} is no {node.tag.rpartition(':')[2]}"
+            raise ConfigError([ConfigIssue(name, line, column, "E002", "", f"is not YAML: {what}")]) from None
+
     def walk(node: yaml.Node, path: str) -> Any:
+        if id(node) in above:
+            line, column = node.start_mark.line + 1, node.start_mark.column + 1
+            raise ConfigError([ConfigIssue(name, line, column, "E002", path, "holds itself, by an alias")])
+        above.add(id(node))
+        try:
+            return inner(node, path)
+        finally:
+            above.discard(id(node))
+
+    def inner(node: yaml.Node, path: str) -> Any:
         places[path] = (node.start_mark.line + 1, node.start_mark.column + 1)
         if isinstance(node, yaml.MappingNode):
             out: dict[str, Any] = {}
             for key_node, value_node in node.value:
-                key = str(constructor.construct_object(key_node, deep=True))  # type: ignore[no-untyped-call]
+                key = str(scalar(key_node))
                 if key in out:
                     line, column = key_node.start_mark.line + 1, key_node.start_mark.column + 1
                     problems.append(
@@ -356,7 +376,7 @@ def _compose(text: str, name: str) -> tuple[Any, dict[str, tuple[int, int]]]:
             return out
         if isinstance(node, yaml.SequenceNode):
             return [walk(child, f"{path}[{i}]") for i, child in enumerate(node.value)]
-        return constructor.construct_object(node, deep=True)  # type: ignore[no-untyped-call]
+        return scalar(node)
 
     tree = walk(node, "")
     if problems:
