@@ -355,13 +355,13 @@ class Decoder:
         if not self.field_map and not self._looks_structured(batch):
             try:
                 events = list(map(self._decode, batch.values))  # type: ignore[arg-type]
+                if any(batch.headers):
+                    for event, headers in zip(events, batch.headers, strict=True):
+                        _complete(event, headers)
             except Exception:  # noqa: BLE001 - some record is bad: find out which, one by one
                 pass
             else:
                 if max(map(len, batch.values), default=0) <= self.max_bytes:  # type: ignore[arg-type]
-                    if any(batch.headers):
-                        for event, headers in zip(events, batch.headers, strict=True):
-                            _complete(event, headers)
                     if all(map(_answers[self.kind], events)):
                         return Decoded(list(range(len(events))), events, [])
         rows, events, rejected = [], [], []
