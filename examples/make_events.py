@@ -1,7 +1,7 @@
 """Write the demo's stream to a file, in simulated time: history for `streamproc replay`.
 
-    python examples/make_events.py --seconds 60 --output events.jsonl.gz
-    streamproc replay --from-file events.jsonl.gz --config examples/demo.yaml
+python examples/make_events.py --seconds 60 --output events.jsonl.gz
+streamproc replay --from-file events.jsonl.gz --config examples/demo.yaml
 """
 
 from __future__ import annotations

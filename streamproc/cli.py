@@ -6,7 +6,7 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal
 
@@ -54,6 +54,10 @@ def _load(path: str | None, env: dict[str, str] | None = None) -> Config:
     return rules.load(path, env=env)
 
 
+def _as_it_is(config: Config) -> Config:
+    return config
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="streamproc")
 def cli() -> None:
@@ -82,7 +86,9 @@ def cli() -> None:
     metavar="SECONDS",
     help="How long to wait for a broker before giving up with exit code 4.",
 )
-@click.option("--data-dir", metavar="DIR", help="Where Faust keeps its files. Without it: a temporary directory.")
+@click.option(
+    "--data-dir", metavar="DIR", help="Where Faust keeps its files. Without it: a temporary directory."
+)
 @click.option(
     "--log-format",
     type=click.Choice(["console", "json"]),
@@ -120,13 +126,15 @@ def worker(
     logs.configure(form=log_format, level=log_level)
     env = dict(os.environ)
     if embedded_broker:
-        env["KAFKA_BROKERS"] = "127.0.0.1:0"  # a config may ask for it; the broker is started if all else is right
+        env["KAFKA_BROKERS"] = (
+            "127.0.0.1:0"  # a config may ask for it; the broker is started if all else is right
+        )
     config = _load(config_path, env)
     path = None if config_path is None else Path(config_path)
     from streamproc.worker import run
 
     with contextlib.ExitStack() as stack:
-        adjust = None
+        adjust: Callable[[Config], Config] = _as_it_is
         if embedded_broker:
             import msgspec
             import structlog
@@ -135,11 +143,13 @@ def worker(
 
             address = env["KAFKA_BROKERS"] = stack.enter_context(EmbeddedBroker()).bootstrap
 
-            def adjust(config: Config) -> Config:
+            def on_embedded(config: Config) -> Config:
                 return msgspec.structs.replace(
-                    config, kafka=msgspec.structs.replace(config.kafka, brokers=address, replication_factor=-1)
+                    config,
+                    kafka=msgspec.structs.replace(config.kafka, brokers=address, replication_factor=-1),
                 )
 
+            adjust = on_embedded
             config = adjust(config)
             structlog.get_logger("streamproc.cli").info("embedded broker started", brokers=address)
         code = run.run(
@@ -148,14 +158,16 @@ def worker(
             env=env,
             connect_timeout_s=connect_timeout,
             data_dir=data_dir,
-            **({} if adjust is None else {"adjust": adjust}),
+            adjust=adjust,
         )
     sys.exit(code)
 
 
 @cli.command()
 @_config_option
-@click.option("--model", "models", multiple=True, metavar="NAME", help="Show what it means for this model only.")
+@click.option(
+    "--model", "models", multiple=True, metavar="NAME", help="Show what it means for this model only."
+)
 def check(config_path: str | None, models: tuple[str, ...]) -> None:
     """Check a config and show what it resolves to; no broker is needed.
 
@@ -180,7 +192,17 @@ def check(config_path: str | None, models: tuple[str, ...]) -> None:
     click.echo(f"{config_path or 'the built-in config'}: ok")
 
 
-_COLUMNS = ("signal", "detector", "sensitivity", "severity", "direction", "min effect", "limits", "when", "resolve")
+_COLUMNS = (
+    "signal",
+    "detector",
+    "sensitivity",
+    "severity",
+    "direction",
+    "min effect",
+    "limits",
+    "when",
+    "resolve",
+)
 
 
 def _show_rules(config: Config, book: RuleBook, name: str) -> None:
@@ -281,12 +303,23 @@ def _on_retry(attempt: int, wait_s: float, reason: str) -> None:
 
 
 @cli.command()
-@click.option("--from-file", "source", required=True, metavar="FILE", help="Events as JSON lines; .gz, or - for stdin.")
+@click.option(
+    "--from-file",
+    "-f",
+    "source",
+    required=True,
+    metavar="FILE",
+    help="Events as JSON lines; .gz, or - for stdin.",
+)
 @_config_option
 @click.option("--kind", type=click.Choice(_KINDS), default="predictions", show_default=True)
 @click.option("--output", "-o", metavar="FILE", help="Where alerts go, as JSON lines. Without it: stdout.")
-@click.option("--max-alerts", type=click.IntRange(min=0), metavar="N", help="Exit with 3 where more alerts open.")
-@click.option("--expect-alert", multiple=True, metavar="SIGNAL", help="Exit with 3 where none opens on this signal.")
+@click.option(
+    "--max-alerts", type=click.IntRange(min=0), metavar="N", help="Exit with 3 where more alerts open."
+)
+@click.option(
+    "--expect-alert", multiple=True, metavar="SIGNAL", help="Exit with 3 where none opens on this signal."
+)
 def replay(
     source: str,
     config_path: str | None,
@@ -302,7 +335,7 @@ def replay(
 
     \b
     Examples:
-      streamproc replay --from-file examples/events.jsonl.gz
+      python examples/make_events.py && streamproc replay -f events.jsonl.gz -c examples/demo.yaml
       streamproc replay --from-file history.jsonl.gz --config worker.yaml --output alerts.jsonl
       kcat -C -e -t predictions | streamproc replay --from-file -
       streamproc replay --from-file quiet-week.jsonl --config new.yaml --max-alerts 5
@@ -317,7 +350,9 @@ def replay(
 
     for name in expect_alert:
         if signals.find(name) is None:
-            raise UsageError(f"--expect-alert: there is no signal `{name}`; known: {', '.join(signals.names())}")
+            raise UsageError(
+                f"--expect-alert: there is no signal `{name}`; known: {', '.join(signals.names())}"
+            )
     compile_kernels()
     run = Replay(RuleBook(config), kind=kind)
     started = time.monotonic()
@@ -374,7 +409,9 @@ def _counted(lines: IO[bytes], started: float) -> Iterator[bytes]:
         if number % 1000 == 0 and (now := time.monotonic()) - said > _PROGRESS_AFTER_S:
             said, shown = now, True
             end = "" if sys.stderr.isatty() else "\n"
-            click.echo(f"\r{number:,} events, {number / (now - started):,.0f} a second{end}", err=True, nl=False)
+            click.echo(
+                f"\r{number:,} events, {number / (now - started):,.0f} a second{end}", err=True, nl=False
+            )
         yield line
     if shown and sys.stderr.isatty():
         click.echo("", err=True)
@@ -412,7 +449,11 @@ def _check_gates(report: Report, max_alerts: int | None, expected: tuple[str, ..
     if max_alerts is not None and report.opened() > max_alerts:
         failed.append(f"{report.opened()} alerts opened; --max-alerts allows {max_alerts}")
     opened = report.opened_signals()
-    failed += [f"no alert opened on {n}; --expect-alert wants one" for n in expected if n.removesuffix(":*") not in opened]
+    failed += [
+        f"no alert opened on {n}; --expect-alert wants one"
+        for n in expected
+        if n.removesuffix(":*") not in opened
+    ]
     if failed:
         raise ReplayGateFailed("; ".join(failed))
 
@@ -426,7 +467,9 @@ def _check_gates(report: Report, max_alerts: int | None, expected: tuple[str, ..
     envvar="DEMO_SECONDS",
     help="How long to run; also $DEMO_SECONDS.",
 )
-@click.option("--seed", type=int, default=1, show_default=True, envvar="DEMO_SEED", help="Another one, another stream.")
+@click.option(
+    "--seed", type=int, default=1, show_default=True, envvar="DEMO_SEED", help="Another one, another stream."
+)
 def demo(seconds: int, seed: int) -> None:
     """Watch the worker catch a fault in a live model.
 
@@ -448,7 +491,9 @@ def demo(seconds: int, seed: int) -> None:
 @cli.command()
 @click.argument("name", required=False)
 @click.option("--output", "-o", metavar="DIR", help="Write every schema to a file in DIR.")
-@click.option("--check", "check_dir", metavar="DIR", help="Exit with 1 where the files in DIR are out of step.")
+@click.option(
+    "--check", "check_dir", metavar="DIR", help="Exit with 1 where the files in DIR are out of step."
+)
 def schema(name: str | None, output: str | None, check_dir: str | None) -> None:
     """Print the JSON Schema of a type, or all of them and the AsyncAPI as files.
 
@@ -475,10 +520,12 @@ def schema(name: str | None, output: str | None, check_dir: str | None) -> None:
         for file in files:
             click.echo(file.removesuffix(".json"))
     else:
-        text = files.get(name.removesuffix(".json") + ".json")
-        if text is None:
-            raise UsageError(f"there is no schema `{name}`; known: {', '.join(f.removesuffix('.json') for f in files)}")
-        click.echo(text, nl=False)
+        asked = name.removesuffix(".json") + ".json"
+        if asked not in files:
+            raise UsageError(
+                f"there is no schema `{name}`; known: {', '.join(f.removesuffix('.json') for f in files)}"
+            )
+        click.echo(files[asked], nl=False)
 
 
 def _check_schemas(files: dict[str, str], folder: Path) -> None:
@@ -488,7 +535,9 @@ def _check_schemas(files: dict[str, str], folder: Path) -> None:
 
     stale = [file for file, text in files.items() if current(file) != text]
     if stale:
-        raise ConfigError(f"{folder}: out of step: {', '.join(stale)}; run `streamproc schema --output {folder}`")
+        raise ConfigError(
+            f"{folder}: out of step: {', '.join(stale)}; run `streamproc schema --output {folder}`"
+        )
     click.echo(f"{folder}: {len(files)} files in step")
 
 

@@ -165,7 +165,7 @@ class Worker(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How a worker process runs; a change needs a restart."""
 
     snapshot_interval: Duration = Duration(5_000_000)
-    web_host: str = "0.0.0.0"  # noqa: S104 - a container's metrics port is meant to be reached
+    web_host: str = "0.0.0.0"  # a container's metrics port is meant to be reached
     web_port: Annotated[int, Meta(ge=0, le=65535)] = 6066
     shutdown_grace: Duration = Duration(8_000_000)
     idle_advance: bool = True
@@ -484,7 +484,7 @@ def _find_unknown(tree: Any, kind: Any, path: str, report: Report) -> None:
 
 def _struct_types(kind: Any) -> list[Any]:
     """Return the struct types within an annotation: T, [T] for a list, (T,) for a dict of T."""
-    args = getattr(kind, "__args__", ())
+    args: tuple[Any, ...] = getattr(kind, "__args__", ())
     origin = getattr(kind, "__origin__", None)
     if isinstance(kind, type) and issubclass(kind, Struct):
         return [kind]
@@ -497,7 +497,7 @@ def _struct_types(kind: Any) -> list[Any]:
 
 def _dec_hook(kind: type, value: Any) -> Any:
     if kind in (Duration, Breaches, Quantity):
-        return kind.parse(value)  # type: ignore[attr-defined]
+        return kind.parse(value)
     raise NotImplementedError(kind)
 
 

@@ -99,7 +99,7 @@ class Replay:
     def _process(self, rows: list[tuple[int, int, bytes | None, bytes, list[Header]]]) -> Iterator[Alert]:
         offsets, stamps, keys, values, headers = map(list, zip(*rows, strict=True))
         out = self.pipeline.process(
-            RecordBatch(self.pipeline.topic, 0, offsets, stamps, keys, values, headers)  # type: ignore[arg-type]
+            RecordBatch(self.pipeline.topic, 0, offsets, stamps, keys, values, headers)
         )
         self._count(out, len(rows))
         for alert in out.alerts:

@@ -24,7 +24,8 @@ BASE = "https://streamproc.dev/schemas/"
 #: How the config's own types are written.
 _WRITTEN: dict[Any, Any] = {
     Duration: Annotated[
-        str, Meta(pattern=r"^\s*\d+(\.\d+)?\s*(us|ms|s|m|h|d)\s*$", description="A length of time, such as 30s.")
+        str,
+        Meta(pattern=r"^\s*\d+(\.\d+)?\s*(us|ms|s|m|h|d)\s*$", description="A length of time, such as 30s."),
     ],
     Breaches: Annotated[
         str, Meta(pattern=r"^\s*\d+\s*/\s*\d+\s*$", description="k of the last n values, such as 5/20.")
@@ -32,7 +33,10 @@ _WRITTEN: dict[Any, Any] = {
     Quantity: float
     | Annotated[
         str,
-        Meta(pattern=r"^\s*[+-]?\d+(\.\d+)?\s*[a-zA-Z%{}]*\s*$", description="A number with a unit, such as 50ms."),
+        Meta(
+            pattern=r"^\s*[+-]?\d+(\.\d+)?\s*[a-zA-Z%{}]*\s*$",
+            description="A number with a unit, such as 50ms.",
+        ),
     ],
 }
 
@@ -61,9 +65,7 @@ def _text(tree: dict[str, Any]) -> str:
     return json.dumps(tree, indent=2, ensure_ascii=False) + "\n"
 
 
-def _of(
-    kind: Any, name: str, needs: Callable[[dict[str, Any]], None] = lambda root: None
-) -> dict[str, Any]:
+def _of(kind: Any, name: str, needs: Callable[[dict[str, Any]], None] = lambda _root: None) -> dict[str, Any]:
     """Return the schema of one type, its root inline and what it needs made explicit."""
     tree = msgspec.json.schema(kind)
     definitions = tree.pop("$defs")
@@ -152,8 +154,16 @@ def _written_struct(kind: type[Struct]) -> type[Struct]:
 def asyncapi() -> dict[str, Any]:
     """Return the AsyncAPI document of a worker with the topic names that are the defaults."""
     kafka = Kafka(brokers="localhost:9092")
-    attributes = {name: {"type": "string"} for name in ("ce_id", "ce_source", "ce_specversion", "ce_type", "ce_time")}
-    extensions = ("ce_dataschema", "ce_severitytext", "ce_severitynumber", "ce_partitionkey", "ce_correlationid")
+    attributes = {
+        name: {"type": "string"} for name in ("ce_id", "ce_source", "ce_specversion", "ce_type", "ce_time")
+    }
+    extensions = (
+        "ce_dataschema",
+        "ce_severitytext",
+        "ce_severitynumber",
+        "ce_partitionkey",
+        "ce_correlationid",
+    )
     optional = {
         "type": "object",
         "description": "CloudEvents 1.0 in binary mode; bare JSON and structured mode are read too.",
@@ -181,7 +191,9 @@ def asyncapi() -> dict[str, Any]:
     }
     by_model = {"type": "string", "description": "The model's name."}
 
-    def message(name: str, summary: str, *, headers: Any, key: Any = by_model, schema: str | None = None) -> Any:
+    def message(
+        name: str, summary: str, *, headers: Any, key: Any = by_model, schema: str | None = None
+    ) -> Any:
         payload = {"$ref": f"./{schema}.json"} if schema is not None else {"description": "Bytes."}
         return {
             "name": name,
@@ -204,16 +216,24 @@ def asyncapi() -> dict[str, Any]:
         }
 
     channels = {
-        "predictions": channel("predictions", "prediction", "Predictions of serving systems, keyed by model."),
+        "predictions": channel(
+            "predictions", "prediction", "Predictions of serving systems, keyed by model."
+        ),
         "telemetry": channel("telemetry", "telemetry", "Measurements of services, keyed by model."),
         "labels": channel("labels", "label", "True labels as they become known, keyed by model."),
-        "feedback": channel("feedback", "feedback", "Operators' verdicts on alerts. Defined, and not read yet."),
+        "feedback": channel(
+            "feedback", "feedback", "Operators' verdicts on alerts. Defined, and not read yet."
+        ),
         "alerts": channel(kafka.alerts, "alert", "What is wrong, and when it is over, keyed by model."),
         "deadLetters": channel(kafka.dead_letters, "deadLetter", "Records that could not be read, whole."),
-        "snapshots": channel(kafka.snapshots, "snapshot", "The worker's own state; not for others.", compact=True),
+        "snapshots": channel(
+            kafka.snapshots, "snapshot", "The worker's own state; not for others.", compact=True
+        ),
     }
     messages = {
-        "prediction": message("prediction", "One prediction, or none", headers=optional, schema="prediction.v1"),
+        "prediction": message(
+            "prediction", "One prediction, or none", headers=optional, schema="prediction.v1"
+        ),
         "telemetry": message("telemetry", "One measurement", headers=optional, schema="telemetry.v1"),
         "label": message("label", "One true label", headers=optional, schema="label.v1"),
         "feedback": message(
@@ -247,7 +267,10 @@ def asyncapi() -> dict[str, Any]:
         "servers": {"kafka": {"host": "localhost:9092", "protocol": "kafka"}},
         "channels": channels,
         "operations": {
-            f"{action}{name[0].upper()}{name[1:]}": {"action": action, "channel": {"$ref": f"#/channels/{name}"}}
+            f"{action}{name[0].upper()}{name[1:]}": {
+                "action": action,
+                "channel": {"$ref": f"#/channels/{name}"},
+            }
             for action, names in (("receive", received), ("send", sent))
             for name in names
         },

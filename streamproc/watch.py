@@ -100,7 +100,7 @@ class Watch:
         if expected is None:
             return True
         change = float(values[row]) - expected
-        if rule.direction == "up" and change < 0 or rule.direction == "down" and change > 0:
+        if (rule.direction == "up" and change < 0) or (rule.direction == "down" and change > 0):
             return False
         return abs(change) >= max(rule.min_effect, relative * abs(expected))
 
@@ -364,5 +364,3 @@ def _amount(number: float, unit: str) -> str:
             return f"{number / 60:.3g} min" if abs(number) < 7200 else f"{number / 3600:.3g} h"
         return f"{number:.3g} s" if abs(number) >= 1 or number == 0.0 else f"{number * 1e3:.3g} ms"
     return f"{number:.4g}" if unit == "1" else f"{number:.4g} {unit}"
-
-

@@ -13,7 +13,7 @@ import asyncio
 import heapq
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -62,7 +62,7 @@ class Fault:
         """Return whether the fault is there."""
         return self.from_s <= at_s < self.to_s
 
-    def applied(self, x: dict[str, float]) -> dict[str, float | None]:
+    def applied(self, x: Mapping[str, float]) -> dict[str, float | None]:
         """Return the features as a broken feed delivers them."""
         broken: dict[str, float | None] = {**x, **{name: x[name] * SCALE for name in SCALED_FEATURES}}
         if self._rng.random() < NULL_SHARE:
@@ -101,10 +101,10 @@ async def feed(brokers: str, *, seconds: float, fault_from_s: float, fault_to_s:
                 broken = not broken
                 say("fault" if broken else "repaired", sent=sent)
             while due and due[0][0] <= now:
-                _, number, x, y = heapq.heappop(due)
+                _, number, learned, y = heapq.heappop(due)
                 label = {"prediction_id": f"{seed}-{number}", "label": y, "time": _now(), "model": MODEL}
                 await producer.send("labels", orjson.dumps(label), key=MODEL.encode())
-                model.learn_one({k: 0.0 if v is None else v for k, v in x.items()}, y)
+                model.learn_one({k: 0.0 if v is None else v for k, v in learned.items()}, y)
             while sent < now * RATE:
                 x, y = next(stream)
                 seen: dict[str, float | None] = fault.applied(x) if broken else dict(x)

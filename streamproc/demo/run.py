@@ -86,13 +86,24 @@ def run(*, seconds: int, seed: int) -> int:
         config = scratch / "worker.yaml"
         config.write_text(CONFIG.format(brokers=broker.bootstrap, port=port), encoding="utf-8")
         rules.load(config, env={})
-        argv = [sys.executable, "-m", "streamproc.cli", "worker", "--config", config, "--log-format", "json"]
+        argv: list[str | Path] = [
+            sys.executable,
+            "-m",
+            "streamproc.cli",
+            "worker",
+            "--config",
+            config,
+            "--log-format",
+            "json",
+        ]
         worker_log = scratch / "worker.log"
         worker = child.spawn([*argv, "--data-dir", scratch / "data"], log=worker_log)
         stack.callback(child.stop, worker, grace_s=6.0)
         _wait_ready(worker, worker_log, port, console)
         console.print(f"  worker    ready, metrics on http://127.0.0.1:{port}/metrics")
-        tally = asyncio.run(_watch(console, broker.bootstrap, scratch, worker, worker_log, seconds=seconds, seed=seed))
+        tally = asyncio.run(
+            _watch(console, broker.bootstrap, scratch, worker, worker_log, seconds=seconds, seed=seed)
+        )
         scored = _scored(port, tally.sent)
     return _summary(console, tally, scored=scored, seconds=seconds)
 
@@ -120,9 +131,20 @@ async def _watch(
     tally = Tally()
     feed_log = scratch / "feeder.log"
     fault_from, fault_to = FAULT_FROM * seconds, FAULT_TO * seconds
-    argv = [sys.executable, "-m", "streamproc.demo.feeder", brokers, "--seconds", str(seconds), "--seed", str(seed)]
+    argv = [
+        sys.executable,
+        "-m",
+        "streamproc.demo.feeder",
+        brokers,
+        "--seconds",
+        str(seconds),
+        "--seed",
+        str(seed),
+    ]
     feed = child.spawn([*argv, "--fault-from", str(fault_from), "--fault-to", str(fault_to)], log=feed_log)
-    consumer = AIOKafkaConsumer(bootstrap_servers=brokers, auto_offset_reset="earliest", fetch_max_wait_ms=100)
+    consumer = AIOKafkaConsumer(
+        bootstrap_servers=brokers, auto_offset_reset="earliest", fetch_max_wait_ms=100
+    )
     await consumer.start()
     try:
         consumer.assign([TopicPartition("alerts", 0)])
@@ -130,7 +152,10 @@ async def _watch(
         news = _Lines(feed_log)
         began = time.time()
         while not tally.done:
-            for problem, name, log in ((worker.poll(), "worker", worker_log), (feed.poll(), "feeder", feed_log)):
+            for problem, name, log in (
+                (worker.poll(), "worker", worker_log),
+                (feed.poll(), "feeder", feed_log),
+            ):
                 if problem not in (None, 0):
                     raise StreamprocError(f"the demo's {name} ended with {problem}:\n{child.tail(log)}")
             for line in news.new():
@@ -228,7 +253,9 @@ def _summary(console: Console, tally: Tally, *, scored: float, seconds: int) -> 
         f"alerts    {tally.alerts} opened, {tally.resolved} resolved; {len(tally.false)} false before the fault"
     )
     if caught:
-        console.print(f"[bold green]caught[/]    {tally.caught_after_s:.1f} s after the fault, by {tally.caught_by}")
+        console.print(
+            f"[bold green]caught[/]    {tally.caught_after_s:.1f} s after the fault, by {tally.caught_by}"
+        )
     else:
         console.print("[bold red]missed[/]    no alert after the fault")
     return 0 if caught else 1

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import structlog
 
+from streamproc import __version__, rules
 from streamproc import config as config_module
-from streamproc import rules
 from streamproc.config import Config
 from streamproc.errors import BrokerUnreachable, StreamprocError
 from streamproc.worker import app as app_module
@@ -200,7 +200,7 @@ async def _serve(
     if on_built is not None:
         on_built(app)
     app.metrics.info.clear()
-    app.metrics.info.labels(version=app_module.__version__, config=reloader.digest).set(1)
+    app.metrics.info.labels(version=__version__, config=reloader.digest).set(1)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -87,7 +88,7 @@ def cut(whole: RecordBatch, at: Iterable[int]) -> list[RecordBatch]:
             whole.values[a:b],
             whole.headers[a:b],
         )
-        for a, b in zip(edges, edges[1:], strict=False)
+        for a, b in itertools.pairwise(edges)
         if a < b
     ]
 
@@ -123,7 +124,10 @@ def story(seed: int, *, n: int = 900, models: int = 2, rate: float = 20.0) -> Re
             model=f"m{rng.integers(models)}",
             prediction={"value": float(rng.normal(5 if bad else 0)), "label": str(rng.choice(["a", "b"]))},
             duration_s=float(rng.lognormal(-1 if bad else -3, 0.3)),
-            features={"x": float(rng.normal()), "y": None if bad and rng.random() < 0.5 else float(rng.normal())},
+            features={
+                "x": float(rng.normal()),
+                "y": None if bad and rng.random() < 0.5 else float(rng.normal()),
+            },
         )
         if bad and rng.random() < 0.3:
             event["error"] = {"type": "timeout"}

@@ -49,7 +49,10 @@ def test_a_condition_that_comes_back_after_it_resolved_is_another_episode() -> N
 
 
 def test_for_waits_until_the_condition_has_lasted() -> None:
-    assert told(run(Policy(for_us=3 * S, resolve_after_us=3 * S), "####......")) == [("opened", 3), ("resolved", 6)]
+    assert told(run(Policy(for_us=3 * S, resolve_after_us=3 * S), "####......")) == [
+        ("opened", 3),
+        ("resolved", 6),
+    ]
     assert told(run(Policy(for_us=3 * S, resolve_after_us=3 * S), "###.......")) == []
 
 
@@ -113,7 +116,9 @@ def test_opened_and_resolved_alternate_and_belong_together(policy: Policy, strea
 def test_any_cut_gives_the_same_steps(policy: Policy, stream: str, at: int) -> None:
     # The row is a place in a batch, so it alone changes with the cut.
     def placeless(steps: list[Step]) -> list[tuple[object, ...]]:
-        return [(s.action, s.at_us, s.started_us, s.opening, s.offset_first, s.offset_last, s.peak) for s in steps]
+        return [
+            (s.action, s.at_us, s.started_us, s.opening, s.offset_first, s.offset_last, s.peak) for s in steps
+        ]
 
     assert placeless(run(policy, stream, cut_at=min(at, len(stream)))) == placeless(run(policy, stream))
 

@@ -18,7 +18,9 @@ from tests.core.make import config, feed, pipeline, quick, story
 @functools.cache
 def told(seed: int) -> tuple[Alert, ...]:
     extra = quick(latency_p99={"upper_limit": "900ms", "mode": "off"})
-    extra += "models:\n- match: {model: m0}\n  owner: risk\n  env: prod\n  runbook: 'https://r/{model}/{signal}'\n"
+    extra += (
+        "models:\n- match: {model: m0}\n  owner: risk\n  env: prod\n  runbook: 'https://r/{model}/{signal}'\n"
+    )
     return tuple(feed(pipeline(config(extra)), [story(seed)]))
 
 
@@ -39,7 +41,9 @@ def test_every_alert_is_a_cloudevent_to_the_package_of_the_standard() -> None:
         event = kafka.from_binary_event(message, _json())
         assert event.get_type() == "io.streamproc.alert.v1"
         assert (event.get_id(), event.get_source()) == (alert.id, "streamproc/test")
-        assert event.get_time().isoformat() == alert.lastReceived.replace("Z", "+00:00").replace(".000000", "")
+        assert event.get_time().isoformat() == alert.lastReceived.replace("Z", "+00:00").replace(
+            ".000000", ""
+        )
         assert event.get_extension("correlationid") == alert.episode_id
         assert event.get_data() == json.loads(value)
 

@@ -26,7 +26,11 @@ def problems(text: str, **env: str) -> str:
 def test_two_blocks_are_enough() -> None:
     config = rules.parse(MINIMUM, env={})
     assert config.defaults.sensitivity == "medium"
-    assert config.kafka.sources() == {"predictions": "predictions", "telemetry": "telemetry", "labels": "labels"}
+    assert config.kafka.sources() == {
+        "predictions": "predictions",
+        "telemetry": "telemetry",
+        "labels": "labels",
+    }
     assert config.discovers("anything")
 
 
@@ -48,7 +52,7 @@ def test_the_environment_fills_in_and_a_default_stands_where_it_does_not() -> No
 GOLDEN = {
     "a limit without its unit": (
         KAFKA + "models:\n- match: {model: 'f-*'}\n  signals:\n    latency_p95: {min_effect: 50}",
-        'worker.yaml:6:31 error E012 models[0].signals.latency_p95.min_effect\n'
+        "worker.yaml:6:31 error E012 models[0].signals.latency_p95.min_effect\n"
         '  "50" has no unit; did you mean 50ms or 50s?',
     ),
     "a duration without its unit": (
@@ -57,12 +61,12 @@ GOLDEN = {
     ),
     "a duration with a unit there is not": (
         KAFKA + "defaults: {for: 3 parsecs}",
-        'worker.yaml:3:17 error E010 defaults.for\n'
+        "worker.yaml:3:17 error E010 defaults.for\n"
         '  "3 parsecs" is no duration; write a number and one of us, ms, s, m, h, d, such as 30s',
     ),
     "a unit where a share is meant": (
         KAFKA + "models:\n- match: {}\n  signals: {error_rate: {min_effect: 50ms}}",
-        'worker.yaml:5:38 error E012 models[0].signals.error_rate.min_effect\n'
+        "worker.yaml:5:38 error E012 models[0].signals.error_rate.min_effect\n"
         '  "50ms": error_rate is measured in "1"; leave the unit out',
     ),
     "an unknown key near a known one": (
@@ -75,7 +79,7 @@ GOLDEN = {
     ),
     "a word that is not allowed": (
         KAFKA + "defaults: {sensitivity: hgh}",
-        'worker.yaml:3:25 error E010 defaults.sensitivity\n'
+        "worker.yaml:3:25 error E010 defaults.sensitivity\n"
         '  "hgh" is not allowed; did you mean high? write low or medium or high',
     ),
     "another version": (
@@ -92,7 +96,7 @@ GOLDEN = {
     ),
     "k of n the wrong way round": (
         KAFKA + "models:\n- match: {}\n  signals: {error_rate: {breaches: 5/2}}",
-        'worker.yaml:5:36 error E010 models[0].signals.error_rate.breaches\n'
+        "worker.yaml:5:36 error E010 models[0].signals.error_rate.breaches\n"
         '  "5/2" is not k/n with 1 <= k <= n <= 1000, such as 5/20',
     ),
     "a missing field": (
@@ -139,7 +143,7 @@ GOLDEN = {
     ),
     "a parameter there is not": (
         KAFKA + "models:\n- match: {}\n  signals: {latency_p95: {detector: adwin, params: {delt: 0.1}}}",
-        'worker.yaml:5:59 error E032 models[0].signals.latency_p95.params.delt\n'
+        "worker.yaml:5:59 error E032 models[0].signals.latency_p95.params.delt\n"
         '  adwin: unknown parameter "delt"; did you mean "delta"?',
     ),
     "a parameter out of range": (
@@ -163,7 +167,7 @@ def test_a_mistake_says_where_what_and_what_to_do(mistake: str) -> None:
 
 def test_a_detector_there_is_not_gets_the_nearest_one() -> None:
     said = problems(KAFKA + "models:\n- match: {}\n  signals: {latency_p95: {detector: adwinn}}")
-    assert 'worker.yaml:5:37 error E031 models[0].signals.latency_p95.detector\n' in said
+    assert "worker.yaml:5:37 error E031 models[0].signals.latency_p95.detector\n" in said
     assert 'did you mean "adwin"?' in said
 
 
@@ -212,7 +216,9 @@ def test_a_list_where_a_key_belongs_is_refused_with_its_place() -> None:
     assert problems(KAFKA + "? [a, b]\n: 1").startswith("worker.yaml:3:3 error E011")
 
 
-@pytest.mark.parametrize(("text", "us"), [("250ms", 250_000), ("3m", 180_000_000), ("7d", 604_800_000_000), ("0s", 0)])
+@pytest.mark.parametrize(
+    ("text", "us"), [("250ms", 250_000), ("3m", 180_000_000), ("7d", 604_800_000_000), ("0s", 0)]
+)
 def test_a_duration_reads_back_as_written(text: str, us: int) -> None:
     assert Duration.parse(text).us == us
     assert Duration.parse(repr(Duration(us))).us == us

@@ -10,7 +10,9 @@ VALUE = b'{"model": "m", "card": "4111"'
 
 
 def letter(*, redact: bool = False) -> tuple[bytes | None, bytes | None, dict[str, bytes]]:
-    records = batch([b"{}", VALUE], first=40, keys=[None, b"k"], headers=[(), [("trace", b"1"), ("empty", None)]])
+    records = batch(
+        [b"{}", VALUE], first=40, keys=[None, b"k"], headers=[(), [("trace", b"1"), ("empty", None)]]
+    )
     rejected = Decoder(Prediction).decode(records).rejected[-1]
     key, value, headers = dead_letter(records, rejected, redact=redact)
     return key, value, dict(headers)

@@ -14,7 +14,10 @@ from streamproc.events import Decoder, Label, Prediction, Telemetry, time_us
 from tests.core.make import BEGIN_US, batch, config, pipeline, prediction
 
 WHEN = dt.datetime(2026, 1, 5, 9, tzinfo=dt.UTC)
-DATA: dict[str, Any] = {"model": {"name": "fraud", "version": 3}, "prediction": {"label": "yes", "score": 0.9}}
+DATA: dict[str, Any] = {
+    "model": {"name": "fraud", "version": 3},
+    "prediction": {"label": "yes", "score": 0.9},
+}
 FULL = {**DATA, "id": "7", "source": "s", "time": WHEN.isoformat()}
 
 
@@ -47,16 +50,33 @@ def test_headers_are_read_whatever_their_case() -> None:
 
 
 def test_what_the_data_says_wins_over_the_headers() -> None:
-    same(decoded(orjson.dumps(FULL), [("ce_id", b"8"), ("ce_source", b"t"), ("ce_time", b"2020-01-01T00:00:00Z")]))
+    same(
+        decoded(
+            orjson.dumps(FULL), [("ce_id", b"8"), ("ce_source", b"t"), ("ce_time", b"2020-01-01T00:00:00Z")]
+        )
+    )
 
 
 def test_cloudevents_structured_mode_is_read() -> None:
-    envelope = {"specversion": "1.0", "id": "7", "source": "s", "type": "x", "time": WHEN.isoformat(), "data": DATA}
+    envelope = {
+        "specversion": "1.0",
+        "id": "7",
+        "source": "s",
+        "type": "x",
+        "time": WHEN.isoformat(),
+        "data": DATA,
+    }
     same(decoded(orjson.dumps(envelope)))
 
 
 def test_bare_json_by_a_field_map_is_read() -> None:
-    theirs = {"meta": {"uid": "7", "ts": WHEN.isoformat()}, "src": "s", "m": "fraud", "v": "3", "out": {"p": 0.9}}
+    theirs = {
+        "meta": {"uid": "7", "ts": WHEN.isoformat()},
+        "src": "s",
+        "m": "fraud",
+        "v": "3",
+        "out": {"p": 0.9},
+    }
     names = {
         "id": "meta.uid",
         "time": "$.meta.ts",
@@ -74,13 +94,18 @@ def test_flat_names_are_read() -> None:
 
 
 def test_unknown_fields_are_passed_over() -> None:
-    same(decoded(orjson.dumps({**FULL, "new": {"deep": [1, 2]}, "prediction": {"score": 1.0, "extra": None}})))
+    same(
+        decoded(orjson.dumps({**FULL, "new": {"deep": [1, 2]}, "prediction": {"score": 1.0, "extra": None}}))
+    )
 
 
 def test_a_mixed_batch_keeps_its_rows() -> None:
     out = Decoder(Prediction).decode(batch([orjson.dumps(FULL), b"{", orjson.dumps(FULL), None]))
     assert out.rows == [0, 2]
-    assert [(r.row, r.offset, r.error_type) for r in out.rejected] == [(1, 1, "malformed"), (3, 3, "null_value")]
+    assert [(r.row, r.offset, r.error_type) for r in out.rejected] == [
+        (1, 1, "malformed"),
+        (3, 3, "null_value"),
+    ]
 
 
 POISON: dict[str, tuple[Any, str]] = {
@@ -96,7 +121,10 @@ POISON: dict[str, tuple[Any, str]] = {
     "no answer": (b'{"model": "m"}', "schema"),
     "no model and no key": (b'{"prediction": 1}', "no_model"),
     "too long a name": (orjson.dumps({"model": "m" * 600, "prediction": 1}), "schema"),
-    "too deep": (b'{"model": "m", "prediction": 1, "features": ' + b'{"a":' * 100_000 + b"1" + b"}" * 100_000 + b"}", "too_deep"),
+    "too deep": (
+        b'{"model": "m", "prediction": 1, "features": ' + b'{"a":' * 100_000 + b"1" + b"}" * 100_000 + b"}",
+        "too_deep",
+    ),
     "too large": (b'{"model": "m", "prediction": 1, "x": "' + b"y" * 4_000_001 + b'"}', "too_large"),
     "from the future": (orjson.dumps(prediction(BEGIN_US + 3_600_000_000)), "future_time"),
     "nan in the text": (b'{"model": "m", "prediction": NaN}', "malformed"),
@@ -115,7 +143,9 @@ def test_poison_is_a_value_with_its_reason_and_the_rest_goes_on(kind: str) -> No
     assert out.rejected[0].message
 
 
-@pytest.mark.parametrize("number", ["1e400", "-1e400", "1e308", "-1.7e308", "1" + "0" * 400, "18446744073709551616"])
+@pytest.mark.parametrize(
+    "number", ["1e400", "-1e400", "1e308", "-1.7e308", "1" + "0" * 400, "18446744073709551616"]
+)
 def test_numbers_beyond_all_measure_do_not_stop_the_stream(number: str) -> None:
     value = f'{{"model": "m", "prediction": {number}, "duration_s": {number}, "features": {{"x": {number}}}}}'.encode()
     p = pipeline(config())
@@ -124,7 +154,9 @@ def test_numbers_beyond_all_measure_do_not_stop_the_stream(number: str) -> None:
         assert out.events + len(out.rejected) == 100
 
 
-@pytest.mark.parametrize("time", [1e300, -1e300, 2**62, -(2**62), 0, -1, "0001-01-01T00:00:00Z", "9999-12-31T23:59:59Z"])
+@pytest.mark.parametrize(
+    "time", [1e300, -1e300, 2**62, -(2**62), 0, -1, "0001-01-01T00:00:00Z", "9999-12-31T23:59:59Z"]
+)
 def test_times_beyond_all_measure_do_not_stop_the_stream(time: Any) -> None:
     p = pipeline(config())
     good = prediction(BEGIN_US)
@@ -163,19 +195,28 @@ def test_a_key_stands_for_a_model_that_is_not_named() -> None:
 
 
 def test_telemetry_needs_a_value_or_a_sum_and_count() -> None:
-    values = [b'{"name": "q", "value": 1}', b'{"name": "q", "sum": 6, "count": 2}', b'{"name": "q", "sum": 6, "count": 0}']
+    values = [
+        b'{"name": "q", "value": 1}',
+        b'{"name": "q", "sum": 6, "count": 2}',
+        b'{"name": "q", "sum": 6, "count": 0}',
+    ]
     out = Decoder(Telemetry).decode(batch(values))
     assert (out.rows, [r.row for r in out.rejected]) == ([0, 1], [2])
 
 
 def test_telemetry_finds_its_model_in_attributes_and_else_its_service() -> None:
     decode = msgspec.json.Decoder(Telemetry).decode
-    assert events.model_name(decode(b'{"name": "q", "attributes": {"model.name": "m"}, "service.name": "s"}')) == "m"
+    assert (
+        events.model_name(decode(b'{"name": "q", "attributes": {"model.name": "m"}, "service.name": "s"}'))
+        == "m"
+    )
     assert events.model_name(decode(b'{"name": "q", "service.name": "s"}')) == "s"
 
 
 def test_a_label_needs_its_prediction_and_the_truth() -> None:
-    out = Decoder(Label).decode(batch([b'{"prediction_id": "1", "label": true}', b'{"prediction_id": "1"}', b'{"label": 1}']))
+    out = Decoder(Label).decode(
+        batch([b'{"prediction_id": "1", "label": true}', b'{"prediction_id": "1"}', b'{"label": 1}'])
+    )
     assert (out.rows, [r.row for r in out.rejected]) == ([0], [1, 2])
 
 

@@ -13,7 +13,19 @@ from hypothesis import strategies as st
 from streamproc.errors import SnapshotError
 from streamproc.events import Alert, RecordBatch
 from streamproc.pipeline import Pipeline
-from tests.core.make import BEGIN_US, SECOND, batch, config, cut, feed, pipeline, prediction, quick, state, story
+from tests.core.make import (
+    BEGIN_US,
+    SECOND,
+    batch,
+    config,
+    cut,
+    feed,
+    pipeline,
+    prediction,
+    quick,
+    state,
+    story,
+)
 
 QUICK = quick()
 
@@ -46,7 +58,9 @@ def test_the_story_of_these_tests_has_alerts_of_many_signals() -> None:
 
 @few
 @given(seed=st.integers(0, 3), edges=st.lists(st.integers(1, 899), max_size=40))
-def test_cutting_the_stream_differently_changes_no_alert_and_no_bit_of_state(seed: int, edges: list[int]) -> None:
+def test_cutting_the_stream_differently_changes_no_alert_and_no_bit_of_state(
+    seed: int, edges: list[int]
+) -> None:
     p = pipeline(config(QUICK))
     alerts = feed(p, cut(told(seed), edges))
     assert in_any_order(alerts) == in_any_order(undisturbed(seed)[0])
@@ -108,7 +122,9 @@ def test_a_damaged_state_is_refused_by_name(damage: str) -> None:
 
         data = codec.dumps({**codec.loads(data), "version": 99})
     else:
-        data = {"cut off": data[:-9], "flipped": data[:20] + bytes([data[20] ^ 1]) + data[21:], "empty": b""}[damage]
+        data = {"cut off": data[:-9], "flipped": data[:20] + bytes([data[20] ^ 1]) + data[21:], "empty": b""}[
+            damage
+        ]
     with pytest.raises(SnapshotError, match="state of fraud"):
         pipeline(config(QUICK)).restore_model("fraud", data)
 
@@ -161,7 +177,9 @@ def steady(n: int, *, model: str = "fraud", first: int = 0, rate: int = 10) -> R
     rng = np.random.default_rng(5)
     times = BEGIN_US + np.cumsum(rng.integers(SECOND // rate // 2, 3 * SECOND // rate // 2, n))
     return batch(
-        [prediction(int(t), model, duration_s=0.1) for t in times], first=first, stamps_us=[int(t) for t in times]
+        [prediction(int(t), model, duration_s=0.1) for t in times],
+        first=first,
+        stamps_us=[int(t) for t in times],
     )
 
 
@@ -293,9 +311,7 @@ def after_reconfigure(extra: str) -> tuple[dict[tuple[str, str, str], Any], dict
 )  # fmt: skip
 def test_a_change_of_judgement_keeps_all_that_was_learned(said: str) -> None:
     key, _, value = said.partition(": ")
-    before, after = after_reconfigure(
-        quick(latency_p95={"params": {"warm_up": 5, "window": 20}, key: value})
-    )
+    before, after = after_reconfigure(quick(latency_p95={"params": {"warm_up": 5, "window": 20}, key: value}))
     assert after == before
 
 

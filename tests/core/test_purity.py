@@ -9,9 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PURE = sorted(
-    p
-    for p in [*(ROOT / "streamproc").glob("*.py"), *(ROOT / "detectors").glob("*.py")]
-    if p.name != "cli.py"
+    p for p in [*(ROOT / "streamproc").glob("*.py"), *(ROOT / "detectors").glob("*.py")] if p.name != "cli.py"
 )
 
 #: The one file that is read, by name and once: a config.
@@ -22,8 +20,8 @@ FORBIDDEN_METHODS = {
     "now", "utcnow", "today", "read_text", "read_bytes", "write_text", "write_bytes", "getenv", "urandom", "uuid1",
     "uuid4", "perf_counter", "monotonic", "sleep",
 }  # fmt: skip
-FORBIDDEN_MODULES = {"time", "logging", "structlog", "socket", "asyncio", "os", "faust", "aiokafka", "kafka", "threading",
-                     "subprocess", "secrets", "uuid"}  # fmt: skip
+FORBIDDEN_MODULES = {"time", "logging", "structlog", "socket", "asyncio", "os", "faust", "aiokafka", "kafka",
+                     "threading", "subprocess", "secrets", "uuid"}  # fmt: skip
 
 #: Seeded generators are randomness as an argument.
 SEEDED = {"Random", "default_rng"}
@@ -38,7 +36,9 @@ def problems(path: Path) -> list[str]:
             modules = [a.name for a in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module is not None:
             modules = [node.module]
-        found += [f"{name}:{node.lineno} imports {m}" for m in modules if m.partition(".")[0] in FORBIDDEN_MODULES]  # type: ignore[attr-defined]
+        found += [
+            f"{name}:{node.lineno} imports {m}" for m in modules if m.partition(".")[0] in FORBIDDEN_MODULES
+        ]  # type: ignore[attr-defined]
         if not isinstance(node, ast.Call):
             continue
         call = node.func

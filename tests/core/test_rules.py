@@ -34,7 +34,12 @@ models:
 
 def test_a_later_block_wins_field_by_field() -> None:
     rule = only(LAYERS, "fraud-eu", "latency_p95")
-    assert (rule.min_effect, rule.severity, rule.owner, rule.sensitivity) == (0.02, "critical", "risk-eu", "high")
+    assert (rule.min_effect, rule.severity, rule.owner, rule.sensitivity) == (
+        0.02,
+        "critical",
+        "risk-eu",
+        "high",
+    )
 
 
 def test_a_model_no_block_matches_has_the_defaults() -> None:
@@ -78,7 +83,9 @@ def test_limits_are_a_rule_beside_the_detectors() -> None:
 
 
 def test_limits_stay_where_the_signal_is_off() -> None:
-    (limit,) = rules_of("defaults: {signals: {latency_p95: {mode: 'off', upper_limit: 1s}}}", "m", "latency_p95")
+    (limit,) = rules_of(
+        "defaults: {signals: {latency_p95: {mode: 'off', upper_limit: 1s}}}", "m", "latency_p95"
+    )
     assert limit.detector == "limits"
 
 
@@ -88,8 +95,14 @@ def test_a_signal_that_is_off_has_no_rule() -> None:
 
 def test_a_signal_off_by_default_comes_with_its_detector() -> None:
     assert rules_of("", "m", "prediction_drift") == []
-    assert only("defaults: {signals: {prediction_drift: {detector: adwin}}}", "m", "prediction_drift").detector == "adwin"
-    assert only("defaults: {signals: {prediction_drift: {mode: 'on'}}}", "m", "prediction_drift").detector == "adwin"
+    assert (
+        only("defaults: {signals: {prediction_drift: {detector: adwin}}}", "m", "prediction_drift").detector
+        == "adwin"
+    )
+    assert (
+        only("defaults: {signals: {prediction_drift: {mode: 'on'}}}", "m", "prediction_drift").detector
+        == "adwin"
+    )
 
 
 def test_shadow_is_said_of_the_rule() -> None:
@@ -118,13 +131,27 @@ def test_an_alert_resolves_no_sooner_than_some_windows() -> None:
 
 def test_what_only_judges_leaves_the_structure_equal() -> None:
     before = only("", "m", "latency_p95").structure
-    for said in ("sensitivity: low", "for: 5m", "min_effect: 1s", "direction: down", "severity: info", "breaches: 3/4"):
-        assert only(f"defaults: {{signals: {{latency_p95: {{{said}}}}}}}", "m", "latency_p95").structure == before
+    for said in (
+        "sensitivity: low",
+        "for: 5m",
+        "min_effect: 1s",
+        "direction: down",
+        "severity: info",
+        "breaches: 3/4",
+    ):
+        assert (
+            only(f"defaults: {{signals: {{latency_p95: {{{said}}}}}}}", "m", "latency_p95").structure
+            == before
+        )
 
 
 def test_what_is_learned_from_changes_the_structure() -> None:
     before = only("", "m", "latency_p95").structure
-    for said in ("signals: {latency_p95: {detector: kswin}}", "signals: {latency_p95: {params: {window: 77}}}", "window: 5s"):
+    for said in (
+        "signals: {latency_p95: {detector: kswin}}",
+        "signals: {latency_p95: {params: {window: 77}}}",
+        "window: 5s",
+    ):
         assert only(f"defaults: {{{said}}}", "m", "latency_p95").structure != before
 
 

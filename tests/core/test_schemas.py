@@ -17,7 +17,12 @@ from streamproc.events import Decoder, Feedback, Label, Prediction, Telemetry
 from tests.core.make import batch
 
 ROOT = Path(__file__).parents[2]
-KINDS: dict[str, Any] = {"prediction": Prediction, "telemetry": Telemetry, "label": Label, "feedback": Feedback}
+KINDS: dict[str, Any] = {
+    "prediction": Prediction,
+    "telemetry": Telemetry,
+    "label": Label,
+    "feedback": Feedback,
+}
 
 
 def valid(name: str, event: Any) -> bool:
@@ -26,7 +31,9 @@ def valid(name: str, event: Any) -> bool:
 
 def test_the_files_are_in_step_with_the_code() -> None:
     for name, text in schema.files().items():
-        assert (ROOT / "schemas" / name).read_text(encoding="utf-8") == text, "run `streamproc schema --output schemas`"
+        assert (ROOT / "schemas" / name).read_text(encoding="utf-8") == text, (
+            "run `streamproc schema --output schemas`"
+        )
     assert {p.name for p in (ROOT / "schemas").iterdir()} == set(schema.files())
 
 
@@ -44,7 +51,14 @@ READ: list[tuple[str, dict[str, Any]]] = [
     ("prediction", {"model": "m", "prediction": "yes", "unknown": {"deep": 1}}),
     ("prediction", {"model.name": "m", "error.type": "timeout"}),
     ("prediction", {"model": "m", "error": {"type": "oom"}, "features": {"x": None}, "time": 1.5}),
-    ("prediction", {"model": {"name": "m", "version": 3}, "prediction": {"scores": {"a": 0.1}}, "time": "2026-01-05T09:00:00Z"}),
+    (
+        "prediction",
+        {
+            "model": {"name": "m", "version": 3},
+            "prediction": {"scores": {"a": 0.1}},
+            "time": "2026-01-05T09:00:00Z",
+        },
+    ),
     ("telemetry", {"name": "queue", "value": 3}),
     ("telemetry", {"name": "queue", "sum": 3.5, "count": 2, "attributes": {"a": []}, "more": 1}),
     ("label", {"prediction_id": "1", "label": "yes", "model": "m"}),
@@ -93,7 +107,9 @@ def test_the_config_schema_knows_quantities_and_refuses_unknown_keys() -> None:
     kafka = {"brokers": "a", "predictions": ["p"]}
 
     def rule(**said: Any) -> bool:
-        return valid("config.v1", {"version": 1, "kafka": kafka, "defaults": {"signals": {"latency_p95": said}}})
+        return valid(
+            "config.v1", {"version": 1, "kafka": kafka, "defaults": {"signals": {"latency_p95": said}}}
+        )
 
     assert rule(min_effect="50ms", breaches="2/3")
     assert rule(min_effect=0.05)

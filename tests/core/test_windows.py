@@ -47,9 +47,13 @@ def test_a_long_gap_is_no_flood_of_empty_windows() -> None:
 
 @settings(deadline=None)
 @given(st.lists(st.floats(0, 30), min_size=1, max_size=50), st.floats(0, 5))
-def test_every_event_is_in_one_window_or_late_and_windows_close_in_order(times: list[float], late_s: float) -> None:
+def test_every_event_is_in_one_window_or_late_and_windows_close_in_order(
+    times: list[float], late_s: float
+) -> None:
     windows, closed = fed(times, lateness_s=late_s)
-    assert sum(n for _, n in closed) + sum(w.count for w in windows.open.values()) + windows.late == len(times)
+    assert sum(n for _, n in closed) + sum(w.count for w in windows.open.values()) + windows.late == len(
+        times
+    )
     indices = [i for i, _ in closed]
     assert indices == sorted(set(indices))
     assert all(i not in windows.open for i in indices)
@@ -60,7 +64,9 @@ def test_every_event_is_in_one_window_or_late_and_windows_close_in_order(times: 
     st.lists(st.floats(1e-6, 1e4, allow_nan=False), min_size=1, max_size=200),
     st.sampled_from([0.5, 0.95, 0.99]),
 )
-def test_a_quantile_is_within_one_percent_of_an_observed_value_of_that_rank(values: list[float], q: float) -> None:
+def test_a_quantile_is_within_one_percent_of_an_observed_value_of_that_rank(
+    values: list[float], q: float
+) -> None:
     window = Accumulator(0, 0, 0)
     window.add_latencies(np.array(values))
     true = sorted(values)[max(1, int(np.ceil(q * len(values)))) - 1]
