@@ -120,7 +120,7 @@ def _wait_ready(worker: Any, log: Path, port: int, console: Console) -> None:
             pass
         if not told and time.monotonic() - began > 10.0:
             told = True
-            console.print("  worker    starting; the first start on a machine compiles the detectors")
+            console.print("  worker    starting; the first start on a machine also compiles the detectors")
         time.sleep(0.1)
     raise StreamprocError(f"the demo's worker did not start; the end of its log:\n{child.tail(log)}")
 

@@ -15,6 +15,9 @@ Format = Literal["console", "json"]
 _HEARD_FROM = {
     "faust": logging.WARNING,
     "mode": logging.WARNING,
+    # Faust's services log under the module of their class: these are ours, and the news is Faust's.
+    "streamproc.worker.app": logging.WARNING,
+    "streamproc.worker.driver": logging.WARNING,
     "aiokafka": logging.WARNING,
     "kafka": logging.ERROR,
     "asyncio": logging.ERROR,

@@ -177,7 +177,7 @@ def compile_kernels() -> None:
     kernels.warm_up_kernels(progress)
     took = time.monotonic() - began
     if took > 1.0:
-        log.info("detectors compiled; the next start finds them ready", seconds=round(took, 1))
+        log.info("detectors ready; a later start finds them compiled", seconds=round(took, 1))
 
 
 async def _serve(
