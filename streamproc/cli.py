@@ -1,10 +1,565 @@
+"""The command line. Imports of what is heavy are inside the commands: `--help` answers at once."""
+
+from __future__ import annotations
+
+import contextlib
 import os
 import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Literal
 
-import structlog
+import click
 
-from streamproc import rules
-from streamproc.worker.run import run
+from streamproc import __version__
+from streamproc.errors import ConfigError, ReplayGateFailed, StreamprocError, UsageError
 
-structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
-sys.exit(run(rules.load(sys.argv[sys.argv.index("--config") + 1], env=os.environ)))
+if TYPE_CHECKING:
+    from streamproc.config import Config
+    from streamproc.replay import Report
+    from streamproc.rules import Rule, RuleBook
+
+#: The two blocks that are enough.
+DEFAULT_CONFIG = """\
+version: 1
+kafka:
+  brokers: "${KAFKA_BROKERS:-localhost:9092}"
+  predictions: [predictions]
+  telemetry: [telemetry]
+  labels: [labels]
+"""
+
+_KINDS: tuple[Literal["predictions", "telemetry", "labels"], ...] = ("predictions", "telemetry", "labels")
+
+#: A command shorter than this needs no progress line.
+_PROGRESS_AFTER_S = 1.0
+
+_config_option = click.option(
+    "--config",
+    "-c",
+    "config_path",
+    metavar="FILE",
+    help="The YAML file to go by. Without it: kafka at $KAFKA_BROKERS, topics predictions, telemetry and labels.",
+)
+
+
+def _load(path: str | None, env: dict[str, str] | None = None) -> Config:
+    """Return the config at `path`, or the built-in one."""
+    from streamproc import rules
+
+    env = dict(os.environ) if env is None else env
+    if path is None:
+        return rules.parse(DEFAULT_CONFIG, name="<built-in config>", env=env)
+    return rules.load(path, env=env)
+
+
+def _as_it_is(config: Config) -> Config:
+    return config
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="streamproc")
+def cli() -> None:
+    """Watch machine-learning models in production: Kafka in, explained alerts out.
+
+    \b
+    Begin with:
+      streamproc demo                                see it catch a fault, in a minute
+      streamproc check --config worker.yaml          what a config means
+      streamproc replay --from-file events.jsonl     what it would have said of history
+      streamproc worker --config worker.yaml         run it
+
+    \b
+    Exit codes: 0 ok, 1 invalid config, 2 usage, 3 a replay gate failed, 4 broker unreachable.
+    """
+
+
+@cli.command()
+@_config_option
+@click.option("--embedded-broker", is_flag=True, help="Start a broker in memory, and use it for all topics.")
+@click.option(
+    "--connect-timeout",
+    type=click.FloatRange(min=0.1),
+    default=60.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long to wait for a broker before giving up with exit code 4.",
+)
+@click.option(
+    "--data-dir", metavar="DIR", help="Where Faust keeps its files. Without it: a temporary directory."
+)
+@click.option(
+    "--log-format",
+    type=click.Choice(["console", "json"]),
+    default="console",
+    show_default=True,
+    envvar="STREAMPROC_LOG_FORMAT",
+)
+@click.option(
+    "--log-level",
+    type=click.Choice(["debug", "info", "warning", "error"]),
+    default="info",
+    show_default=True,
+    envvar="STREAMPROC_LOG_LEVEL",
+)
+def worker(
+    config_path: str | None,
+    embedded_broker: bool,
+    connect_timeout: float,
+    data_dir: str | None,
+    log_format: Literal["console", "json"],
+    log_level: str,
+) -> None:
+    """Run a worker until a signal ends it.
+
+    SIGTERM and SIGINT end it after saving its state; SIGHUP reads the config again.
+
+    \b
+    Examples:
+      streamproc worker --config worker.yaml
+      streamproc worker --config worker.yaml --log-format json --log-level warning
+      streamproc worker --embedded-broker            nothing else needed, nothing kept
+    """
+    from streamproc.worker import logs
+
+    logs.configure(form=log_format, level=log_level)
+    env = dict(os.environ)
+    if embedded_broker:
+        env["KAFKA_BROKERS"] = (
+            "127.0.0.1:0"  # a config may ask for it; the broker is started if all else is right
+        )
+    config = _load(config_path, env)
+    path = None if config_path is None else Path(config_path)
+    from streamproc.worker import run
+
+    with contextlib.ExitStack() as stack:
+        adjust: Callable[[Config], Config] = _as_it_is
+        if embedded_broker:
+            import msgspec
+            import structlog
+
+            from streamproc.worker.embedded import EmbeddedBroker
+
+            address = env["KAFKA_BROKERS"] = stack.enter_context(EmbeddedBroker()).bootstrap
+
+            def on_embedded(config: Config) -> Config:
+                return msgspec.structs.replace(
+                    config,
+                    kafka=msgspec.structs.replace(config.kafka, brokers=address, replication_factor=-1),
+                )
+
+            adjust = on_embedded
+            config = adjust(config)
+            structlog.get_logger("streamproc.cli").info("embedded broker started", brokers=address)
+        code = run.run(
+            config,
+            path=path,
+            env=env,
+            connect_timeout_s=connect_timeout,
+            data_dir=data_dir,
+            adjust=adjust,
+        )
+    sys.exit(code)
+
+
+@cli.command()
+@_config_option
+@click.option(
+    "--model", "models", multiple=True, metavar="NAME", help="Show what it means for this model only."
+)
+def check(config_path: str | None, models: tuple[str, ...]) -> None:
+    """Check a config and show what it resolves to; no broker is needed.
+
+    Every mistake is listed with its line, and the exit code is then 1.
+
+    \b
+    Examples:
+      streamproc check --config worker.yaml
+      streamproc check --config worker.yaml --model fraud-eu --model fraud-us
+    """
+    from streamproc.rules import RuleBook
+
+    config = _load(config_path)
+    book = RuleBook(config)
+    unwatched = [m for m in models if not config.discovers(m)]
+    # A block's own pattern stands for the models it matches.
+    for name in models or list(dict.fromkeys(["*", *(b.match.model for b in config.models)])):
+        if name not in unwatched:
+            _show_rules(config, book, name)
+    for name in unwatched:
+        click.echo(f"{name} is not watched: defaults.discover.models and no block of models match it")
+    click.echo(f"{config_path or 'the built-in config'}: ok")
+
+
+_COLUMNS = (
+    "signal",
+    "detector",
+    "sensitivity",
+    "severity",
+    "direction",
+    "min effect",
+    "limits",
+    "when",
+    "resolve",
+)
+
+
+def _show_rules(config: Config, book: RuleBook, name: str) -> None:
+    kinds = [k for k in _KINDS if getattr(config.kafka, k)]
+    first = book.for_model(kinds[0], name)
+    window, lateness = _length(first.window_us), _length(first.lateness_us)
+    click.echo(f"models matching {name}" if "*" in name else f"model {name}")
+    click.echo(f"  windows of {window}, events up to {lateness} late")
+    for kind in kinds:
+        rows = [_row(r) for rules in book.for_model(kind, name).rules.values() for r in rules]
+        widths = [max(len(r[i]) for r in [_COLUMNS, *rows]) for i in range(len(_COLUMNS))]
+        click.echo(f"\n  {kind} from {', '.join(getattr(config.kafka, kind))}")
+        for row in [_COLUMNS, *rows]:
+            click.echo("    " + "  ".join(t.ljust(w) for t, w in zip(row, widths, strict=True)).rstrip())
+    click.echo("")
+
+
+def _row(rule: Rule) -> tuple[str, ...]:
+    unit = "" if rule.spec.unit == "1" else f" {rule.spec.unit}"
+    limits = [f"{sign} {rule.params[side]:g}{unit}" for side, sign in (("lower", "<"), ("upper", ">"))
+              if rule.detector == "limits" and rule.params.get(side) is not None]  # fmt: skip
+    effects = [f"{rule.min_effect:g}{unit}"] if rule.min_effect else []
+    if rule.spec.relative_effect and rule.detector == rule.spec.detector:
+        effects.append(f"{rule.spec.relative_effect:.0%}")
+    policy = rule.policy
+    when = "at once" if policy.n == 1 else f"{policy.k} of {policy.n}"
+    if policy.for_us:
+        when += f", for {_length(policy.for_us)}"
+    return (
+        rule.signal + (":*" if rule.spec.family and ":" not in rule.signal else ""),
+        rule.detector + (" (shadow)" if rule.shadow else ""),
+        "-" if rule.detector == "limits" else rule.sensitivity,
+        rule.severity,
+        rule.direction,
+        " and ".join(effects) or "-",
+        ", ".join(limits) or "-",
+        when,
+        _length(policy.resolve_after_us) if rule.spec.shape != "arrivals" else "next event",
+    )
+
+
+def _length(us: int) -> str:
+    from streamproc.config import Duration
+
+    return repr(Duration(us)) if us else "0s"
+
+
+@cli.group()
+def topics() -> None:
+    """Create or list the topics a worker reads and writes."""
+
+
+@topics.command("create")
+@_config_option
+@click.option("--timeout", type=click.FloatRange(min=0.1), default=30.0, show_default=True, metavar="SECONDS")
+def create_topics(config_path: str | None, timeout: float) -> None:
+    """Create every topic of a config that is not there yet; change none that is.
+
+    \b
+    Example:
+      streamproc topics create --config worker.yaml
+    """
+    config = _load(config_path)
+    from streamproc.worker import app, run, topics
+
+    report = topics.ensure(
+        app.connection(config), run.topic_specs(config), create=True, timeout_s=timeout, on_retry=_on_retry
+    )
+    for name in sorted({*report.created, *report.existing}):
+        what = "created" if name in report.created else "was there"
+        click.echo(f"{name}: {what}, {report.partitions[name]} partitions")
+    for mismatch in report.mismatched:
+        click.echo(f"warning: {mismatch}", err=True)
+
+
+@topics.command("list")
+@_config_option
+@click.option("--timeout", type=click.FloatRange(min=0.1), default=30.0, show_default=True, metavar="SECONDS")
+def list_topics(config_path: str | None, timeout: float) -> None:
+    """List the topics of a config, and which are missing.
+
+    \b
+    Example:
+      streamproc topics list --config worker.yaml
+    """
+    config = _load(config_path)
+    from streamproc.worker import app, run, topics
+
+    names = [spec.name for spec in run.topic_specs(config)]
+    found = topics.describe(app.connection(config), names, timeout_s=timeout, on_retry=_on_retry)
+    for name in names:
+        click.echo(f"{name}: {found[name]} partitions" if name in found else f"{name}: missing")
+
+
+def _on_retry(attempt: int, wait_s: float, reason: str) -> None:
+    if attempt > 1:
+        click.echo(f"no broker yet ({reason}); trying again in {wait_s:.1f} s", err=True)
+
+
+@cli.command()
+@click.option(
+    "--from-file",
+    "-f",
+    "source",
+    required=True,
+    metavar="FILE",
+    help="Events as JSON lines; .gz, or - for stdin.",
+)
+@_config_option
+@click.option("--kind", type=click.Choice(_KINDS), default="predictions", show_default=True)
+@click.option("--output", "-o", metavar="FILE", help="Where alerts go, as JSON lines. Without it: stdout.")
+@click.option(
+    "--max-alerts", type=click.IntRange(min=0), metavar="N", help="Exit with 3 where more alerts open."
+)
+@click.option(
+    "--expect-alert", multiple=True, metavar="SIGNAL", help="Exit with 3 where none opens on this signal."
+)
+def replay(
+    source: str,
+    config_path: str | None,
+    kind: Literal["predictions", "telemetry", "labels"],
+    output: str | None,
+    max_alerts: int | None,
+    expect_alert: tuple[str, ...],
+) -> None:
+    """Run the worker's pipeline over a file of events; no broker is needed.
+
+    One event a line, in the order of the log. Alerts come out as JSON lines, the data of the events
+    the worker would publish; what it came to is said on stderr.
+
+    \b
+    Examples:
+      python examples/make_events.py && streamproc replay -f events.jsonl.gz -c examples/demo.yaml
+      streamproc replay --from-file history.jsonl.gz --config worker.yaml --output alerts.jsonl
+      kcat -C -e -t predictions | streamproc replay --from-file -
+      streamproc replay --from-file quiet-week.jsonl --config new.yaml --max-alerts 5
+      streamproc replay --from-file incident.jsonl --config new.yaml --expect-alert latency_p95
+    """
+    config = _load(config_path)
+    from detectors.compile import warm_up_kernels as compile_kernels
+    from streamproc import signals
+    from streamproc.cloudevents import to_json
+    from streamproc.replay import Replay
+    from streamproc.rules import RuleBook
+
+    for name in expect_alert:
+        if signals.find(name) is None:
+            raise UsageError(
+                f"--expect-alert: there is no signal `{name}`; known: {', '.join(signals.names())}"
+            )
+    compile_kernels()
+    run = Replay(RuleBook(config), kind=kind)
+    started = time.monotonic()
+    with _reading(source) as lines, _writing(output) as out:
+        for alert in run.run(_counted(lines, started)):
+            out.write(to_json(alert) + b"\n")
+    _summarise(run.report, time.monotonic() - started)
+    _check_gates(run.report, max_alerts, expect_alert)
+
+
+@contextlib.contextmanager
+def _reading(source: str) -> Iterator[IO[bytes]]:
+    import gzip
+
+    if source == "-":
+        yield sys.stdin.buffer
+        return
+    try:
+        with open(source, "rb") as raw:
+            magic = raw.read(2)
+            raw.seek(0)
+            if magic != b"\x1f\x8b":
+                yield raw
+                return
+            with gzip.open(raw) as unpacked:
+                yield unpacked  # type: ignore[misc]
+    except (gzip.BadGzipFile, EOFError) as e:
+        raise UsageError(f"--from-file: {source} is a damaged gzip file ({e})") from None
+    except FileNotFoundError:
+        raise UsageError(f"--from-file: there is no file {source}") from None
+    except OSError as e:
+        raise UsageError(f"--from-file: {source} cannot be read: {e.strerror or e}") from None
+
+
+@contextlib.contextmanager
+def _writing(output: str | None) -> Iterator[IO[bytes]]:
+    if output is None:
+        yield sys.stdout.buffer
+        sys.stdout.buffer.flush()
+        return
+    try:
+        file = open(output, "wb")  # noqa: SIM115
+    except OSError as e:
+        raise UsageError(f"--output: {output} cannot be written: {e.strerror or e}") from None
+    with file:
+        yield file
+
+
+def _counted(lines: IO[bytes], started: float) -> Iterator[bytes]:
+    """Pass lines on, saying how many there were once it takes long."""
+    said = started
+    shown = False
+    for number, line in enumerate(lines, start=1):
+        if number % 1000 == 0 and (now := time.monotonic()) - said > _PROGRESS_AFTER_S:
+            said, shown = now, True
+            end = "" if sys.stderr.isatty() else "\n"
+            click.echo(
+                f"\r{number:,} events, {number / (now - started):,.0f} a second{end}", err=True, nl=False
+            )
+        yield line
+    if shown and sys.stderr.isatty():
+        click.echo("", err=True)
+
+
+def _summarise(report: Report, seconds: float) -> None:
+    def say(text: str) -> None:
+        click.echo(text, err=True)
+
+    span = ""
+    if report.first_us is not None and report.last_us is not None:
+        from streamproc.events import rfc3339
+
+        span = f" from {rfc3339(report.first_us)} to {rfc3339(report.last_us)}"
+    say(f"events: {report.events:,} of {len(report.models):,} models{span}")
+    for reason, count in report.rejected.most_common():
+        line, message = report.examples[reason]
+        say(f"rejected: {count:,} {reason}; the first in line {line}: {message}")
+    if report.late:
+        say(f"late: {report.late:,}, after their window had closed; see `lateness`")
+    if report.refused:
+        say(f"refused: {report.refused:,}, of models beyond max_series or outside discover.models")
+    if report.untimed:
+        say(f"without a time: {report.untimed:,}; taken as a millisecond after the event before")
+    say(f"alerts: {report.opened():,} opened")
+    for (signal, action), count in sorted(report.alerts.items()):
+        say(f"  {signal} {action}: {count:,}")
+    for (signal, action), count in sorted(report.shadow.items()):
+        say(f"  {signal} {action}, in shadow: {count:,}")
+    say(f"took {seconds:.2f} s, {report.lines / max(seconds, 1e-9):,.0f} events a second")
+
+
+def _check_gates(report: Report, max_alerts: int | None, expected: tuple[str, ...]) -> None:
+    failed = []
+    if max_alerts is not None and report.opened() > max_alerts:
+        failed.append(f"{report.opened()} alerts opened; --max-alerts allows {max_alerts}")
+    opened = report.opened_signals()
+    failed += [
+        f"no alert opened on {n}; --expect-alert wants one"
+        for n in expected
+        if n.removesuffix(":*") not in opened
+    ]
+    if failed:
+        raise ReplayGateFailed("; ".join(failed))
+
+
+@cli.command()
+@click.option(
+    "--seconds",
+    type=click.IntRange(min=30, max=300),
+    default=60,
+    show_default=True,
+    envvar="DEMO_SECONDS",
+    help="How long to run; also $DEMO_SECONDS.",
+)
+@click.option(
+    "--seed", type=int, default=1, show_default=True, envvar="DEMO_SEED", help="Another one, another stream."
+)
+def demo(seconds: int, seed: int) -> None:
+    """Watch the worker catch a fault in a live model.
+
+    Starts a broker in memory, a worker, and a classifier that serves and learns from a real data set;
+    breaks two of its features on the way; says how long the worker took to tell. Exit code 0 where
+    the fault was caught, else 1.
+
+    \b
+    Examples:
+      streamproc demo
+      DEMO_SECONDS=120 streamproc demo
+      streamproc demo --seed 7
+    """
+    from streamproc.demo import run
+
+    sys.exit(run.run(seconds=seconds, seed=seed))
+
+
+@cli.command()
+@click.argument("name", required=False)
+@click.option("--output", "-o", metavar="DIR", help="Write every schema to a file in DIR.")
+@click.option(
+    "--check", "check_dir", metavar="DIR", help="Exit with 1 where the files in DIR are out of step."
+)
+def schema(name: str | None, output: str | None, check_dir: str | None) -> None:
+    """Print the JSON Schema of a type, or all of them and the AsyncAPI as files.
+
+    \b
+    Examples:
+      streamproc schema                              which there are
+      streamproc schema alert.v1
+      streamproc schema config.v1 > config.schema.json
+      streamproc schema --output schemas
+      streamproc schema --check schemas
+    """
+    from streamproc import schema as schemas
+
+    files = schemas.files()
+    if output is not None:
+        folder = Path(output)
+        folder.mkdir(parents=True, exist_ok=True)
+        for file, text in files.items():
+            (folder / file).write_text(text, encoding="utf-8")
+        click.echo(f"{len(files)} files written to {output}")
+    elif check_dir is not None:
+        _check_schemas(files, Path(check_dir))
+    elif name is None:
+        for file in files:
+            click.echo(file.removesuffix(".json"))
+    else:
+        asked = name.removesuffix(".json") + ".json"
+        if asked not in files:
+            raise UsageError(
+                f"there is no schema `{name}`; known: {', '.join(f.removesuffix('.json') for f in files)}"
+            )
+        click.echo(files[asked], nl=False)
+
+
+def _check_schemas(files: dict[str, str], folder: Path) -> None:
+    def current(file: str) -> str | None:
+        path = folder / file
+        return path.read_text(encoding="utf-8") if path.is_file() else None
+
+    stale = [file for file, text in files.items() if current(file) != text]
+    if stale:
+        raise ConfigError(
+            f"{folder}: out of step: {', '.join(stale)}; run `streamproc schema --output {folder}`"
+        )
+    click.echo(f"{folder}: {len(files)} files in step")
+
+
+def main(args: list[str] | None = None) -> Any:
+    """Run the command line; every foreseen error is one message and an exit code."""
+    try:
+        cli.main(args, prog_name="streamproc", standalone_mode=False)
+    except click.ClickException as e:
+        e.show()
+        sys.exit(e.exit_code)
+    except StreamprocError as e:
+        click.echo(f"{e}" if isinstance(e, ConfigError) and e.issues else f"error: {e}", err=True)
+        sys.exit(e.exit_code)
+    except BrokenPipeError:
+        # Whoever read our output has had enough, as `head` does; nothing more can be said to it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("interrupted", err=True)
+        sys.exit(130)
+    sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import orjson
 import msgspec
+import orjson
 
 from streamproc.events import Alert
 
 ALERT_TYPE = "io.streamproc.alert.v1"
 ALERT_SCHEMA = "https://streamproc.dev/schemas/alert.v1.json"
+
+#: Fields that are published even where they equal their default: readers rely on them.
+ALWAYS = ("threshold", "schema_version", "source", "category")
 
 _SEVERITY = {"info": ("INFO", 9), "warning": ("WARN", 13), "critical": ("ERROR", 17)}
 
@@ -34,4 +37,4 @@ def encode_alert(alert: Alert, *, source: str) -> tuple[bytes, list[tuple[str, b
 
 def to_json(alert: Alert) -> bytes:
     """Return an alert as one line of JSON."""
-    return orjson.dumps(msgspec.to_builtins(alert))
+    return orjson.dumps(msgspec.to_builtins(alert) | {name: getattr(alert, name) for name in ALWAYS})

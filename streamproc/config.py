@@ -165,7 +165,7 @@ class Worker(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How a worker process runs; a change needs a restart."""
 
     snapshot_interval: Duration = Duration(5_000_000)
-    web_host: str = "0.0.0.0"  # noqa: S104 - a container's metrics port is meant to be reached
+    web_host: str = "0.0.0.0"  # a container's metrics port is meant to be reached
     web_port: Annotated[int, Meta(ge=0, le=65535)] = 6066
     shutdown_grace: Duration = Duration(8_000_000)
     idle_advance: bool = True
@@ -257,6 +257,9 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         ) or any(True for _ in self.blocks_for(model))
 
 
+#: Codes of mistakes in the name of a field rather than in its value.
+_OF_NAMES = frozenset({"E011", "E030"})
+
 #: Reports a mistake: the path of the field, a code, and what is wrong and what to do.
 Report = Callable[[str, str, str], None]
 
@@ -292,7 +295,8 @@ def parse(
     problems: list[ConfigIssue] = []
 
     def report(path: str, code: str, message: str) -> None:
-        line, column = _place(places, path)
+        key = f"{path}\0key"  # a name that is wrong is pointed at itself, not at what it is given
+        line, column = places[key] if code in _OF_NAMES and key in places else _place(places, path)
         problems.append(ConfigIssue(name, line, column, code, path, message))
 
     tree = _expand(tree, "", env if env is not None else {}, report)
@@ -307,7 +311,7 @@ def parse(
     except msgspec.ValidationError as e:
         message, path = _split_path(str(e))
         path = _deepest(places, path)
-        report(path, "E010", _friendly(message))
+        report(path, "E010", _friendly(message, _choices(path)))
         raise ConfigError(problems) from None
     for check in (_check_kafka, *checks):
         check(config, report)
@@ -335,12 +339,32 @@ def _compose(text: str, name: str) -> tuple[Any, dict[str, tuple[int, int]]]:
     constructor = yaml.SafeLoader("")
     problems: list[ConfigIssue] = []
 
+    above: set[int] = set()
+
+    def scalar(node: yaml.Node) -> Any:
+        try:
+            return constructor.construct_object(node, deep=True)  # type: ignore[no-untyped-call]
+        except (yaml.YAMLError, ValueError, AttributeError) as e:
+            line, column = node.start_mark.line + 1, node.start_mark.column + 1
+            what = getattr(e, "problem", None) or f"{node.value!r} is no {node.tag.rpartition(':')[2]}"
+            raise ConfigError([ConfigIssue(name, line, column, "E002", "", f"is not YAML: {what}")]) from None
+
     def walk(node: yaml.Node, path: str) -> Any:
+        if id(node) in above:
+            line, column = node.start_mark.line + 1, node.start_mark.column + 1
+            raise ConfigError([ConfigIssue(name, line, column, "E002", path, "holds itself, by an alias")])
+        above.add(id(node))
+        try:
+            return inner(node, path)
+        finally:
+            above.discard(id(node))
+
+    def inner(node: yaml.Node, path: str) -> Any:
         places[path] = (node.start_mark.line + 1, node.start_mark.column + 1)
         if isinstance(node, yaml.MappingNode):
             out: dict[str, Any] = {}
             for key_node, value_node in node.value:
-                key = str(constructor.construct_object(key_node, deep=True))  # type: ignore[no-untyped-call]
+                key = str(scalar(key_node))
                 if key in out:
                     line, column = key_node.start_mark.line + 1, key_node.start_mark.column + 1
                     problems.append(
@@ -352,7 +376,7 @@ def _compose(text: str, name: str) -> tuple[Any, dict[str, tuple[int, int]]]:
             return out
         if isinstance(node, yaml.SequenceNode):
             return [walk(child, f"{path}[{i}]") for i, child in enumerate(node.value)]
-        return constructor.construct_object(node, deep=True)  # type: ignore[no-untyped-call]
+        return scalar(node)
 
     tree = walk(node, "")
     if problems:
@@ -401,7 +425,34 @@ def _deepest(places: Mapping[str, tuple[int, int]], path: str) -> str:
     return found[0] if len(found) == 1 else path.split("[...]")[0]
 
 
-def _friendly(message: str) -> str:
+def _choices(path: str) -> list[str]:
+    """Return the words a field allows, where it is one that allows only some."""
+    kinds: list[Any] = [Config]
+    for name in re.findall(r"[^.\[\]]+", path):
+        found: list[Any] = []
+        for kind in kinds:
+            for struct in _struct_types(kind):
+                if isinstance(struct, type):
+                    found += [t for f, t in _fields_of(struct).items() if f == name]
+                else:
+                    found += struct  # an index or a key: on to what is held there
+        kinds = found
+    return [str(a) for kind in kinds for a in _literals(kind)]
+
+
+def _literals(kind: Any) -> list[Any]:
+    args = getattr(kind, "__args__", ())
+    if getattr(kind, "__origin__", None) is Literal:
+        return list(args)
+    return [a for arg in args for a in _literals(arg)]
+
+
+def _friendly(message: str, choices: Sequence[str]) -> str:
+    wrong = re.match(r"Invalid enum value '?(.*?)'?$", message)
+    if wrong is not None and choices:
+        near = difflib.get_close_matches(wrong[1], choices, n=1)
+        hint = f"did you mean {near[0]}? " if near and len(choices) > 1 else ""
+        return f'"{wrong[1]}" is not allowed; {hint}write {" or ".join(choices)}'
     message = message.replace("Expected `", "expected `").replace("Object missing", "is missing")
     return re.sub(r"^is missing required field (`\w+`)", r"is missing its required field \1", message)
 
@@ -433,7 +484,7 @@ def _find_unknown(tree: Any, kind: Any, path: str, report: Report) -> None:
 
 def _struct_types(kind: Any) -> list[Any]:
     """Return the struct types within an annotation: T, [T] for a list, (T,) for a dict of T."""
-    args = getattr(kind, "__args__", ())
+    args: tuple[Any, ...] = getattr(kind, "__args__", ())
     origin = getattr(kind, "__origin__", None)
     if isinstance(kind, type) and issubclass(kind, Struct):
         return [kind]
@@ -446,7 +497,7 @@ def _struct_types(kind: Any) -> list[Any]:
 
 def _dec_hook(kind: type, value: Any) -> Any:
     if kind in (Duration, Breaches, Quantity):
-        return kind.parse(value)  # type: ignore[attr-defined]
+        return kind.parse(value)
     raise NotImplementedError(kind)
 
 

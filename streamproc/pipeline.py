@@ -193,7 +193,8 @@ class Pipeline:
             at = np.array(rows)
             own = offsets[at]
         times = _times(events, stamps[at])
-        future = times > stamps[at] + self.book.config.defaults.max_future.us
+        # Where the broker has no record time (-1), nothing tells what is ahead of it.
+        future = (times > stamps[at] + self.book.config.defaults.max_future.us) & (stamps[at] >= 0)
         if future.any():
             for i in np.nonzero(future)[0]:
                 out.rejected.append(

@@ -253,7 +253,9 @@ def _check_rule(path: str, rule: SignalRule, spec: SignalSpec, report: Report) -
     try:
         kind = registry.spec(detector).kind
         if kind != spec.detector_kind and not (kind == "value" and spec.detector_kind == "boolean"):
-            fits = ", ".join(n for n in registry.names() if registry.spec(n).kind == spec.detector_kind)
+            fits = ", ".join(
+                n for n in registry.names() if n != "silence" and registry.spec(n).kind == spec.detector_kind
+            )
             report(
                 f"{path}.detector",
                 "E031",

@@ -27,6 +27,10 @@ Shape = Literal["window", "event", "vector", "arrivals"]
 LEARN_FEATURES_FROM = 50
 
 
+#: A feature beyond this is no number: JSON's integers have no end, and floats have.
+_LARGEST = 1e300
+
+
 class SignalSpec(Struct, frozen=True, kw_only=True):
     """One signal with its defaults. unit is "s", "1" (a share or a count) or "1/s".
 
@@ -286,8 +290,8 @@ class FeatureSchema:
                     flat = array("d", chain.from_iterable([f.values() for f in rows]))  # type: ignore[union-attr]
                     values = np.frombuffer(flat, np.float64).reshape(len(rows), d)
                     return values, _none(len(rows), width), _none(len(rows), width), np.ones(len(rows), bool)
-            except TypeError:
-                pass  # a null or a text among the numbers: find out where
+            except (TypeError, OverflowError):
+                pass  # a null, a text or a boundless integer among the numbers: find out where
         values = np.full((len(rows), d), np.nan)
         missing = np.zeros((len(rows), width), np.int64)
         invalid = np.zeros((len(rows), width), np.int64)
@@ -300,7 +304,7 @@ class FeatureSchema:
                 value = features.get(name)
                 if value is None:
                     missing[i, j] = 1
-                elif isinstance(value, float | int):
+                elif isinstance(value, float | int) and abs(value) <= _LARGEST:
                     values[i, j] = value
                 else:
                     invalid[i, j] = 1

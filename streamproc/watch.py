@@ -100,7 +100,7 @@ class Watch:
         if expected is None:
             return True
         change = float(values[row]) - expected
-        if rule.direction == "up" and change < 0 or rule.direction == "down" and change > 0:
+        if (rule.direction == "up" and change < 0) or (rule.direction == "down" and change > 0):
             return False
         return abs(change) >= max(rule.min_effect, relative * abs(expected))
 
@@ -333,7 +333,7 @@ def _summary(
         return f"{what}: {rule.spec.summary}" + (f"; carried by {carried}" if carried else "")
     text = f"{what} is {_amount(value, unit)}"
     if evidence.lower is not None and evidence.upper is not None:
-        text += f", expected {_amount(evidence.lower, unit)} to {_amount(evidence.upper, unit)}"
+        text += f", expected {_band(_least(rule, evidence.lower), evidence.upper, unit, of=value)}"
     elif evidence.upper is not None:
         text += f", the limit is {_amount(evidence.upper, unit)}"
     elif evidence.lower is not None:
@@ -345,11 +345,22 @@ def _summary(
     return text
 
 
+def _least(rule: Rule, lower: float) -> float:
+    """Return the lower bound as it is said: a share, a rate or a latency is never below 0."""
+    return lower if rule.spec.name in ("prediction_value", "prediction_drift", "metric") else max(0.0, lower)
+
+
+def _band(lower: float, upper: float, unit: str, *, of: float) -> str:
+    """Return a range in words; one number where its width is nothing beside the value's distance."""
+    middle = (lower + upper) / 2
+    if upper - lower <= 1e-3 * abs(of - middle):
+        return _amount(0.0 if abs(middle) < 1e-6 * abs(of) else middle, unit)
+    return f"{_amount(lower, unit)} to {_amount(upper, unit)}"
+
+
 def _amount(number: float, unit: str) -> str:
     if unit == "s":
         if abs(number) >= 120:
             return f"{number / 60:.3g} min" if abs(number) < 7200 else f"{number / 3600:.3g} h"
-        return f"{number:.3g} s" if abs(number) >= 1 else f"{number * 1e3:.3g} ms"
+        return f"{number:.3g} s" if abs(number) >= 1 or number == 0.0 else f"{number * 1e3:.3g} ms"
     return f"{number:.4g}" if unit == "1" else f"{number:.4g} {unit}"
-
-

@@ -21,6 +21,9 @@ GAMMA = 1.02
 FLOOR_S = 1e-6
 BUCKETS = 1200  # up to 2.1e4 s
 
+#: Values beyond count as this, so that no sum of a window overflows.
+_LARGEST = 1e290
+
 _LOG_GAMMA = float(np.log(GAMMA))
 
 #: Empty windows reported for one gap: enough to see a drop to nothing, without a flood after a week.
@@ -46,6 +49,7 @@ class Accumulator(Struct):
 
     def add_values(self, values: F64) -> None:
         """Add numbers to the mean, in order: a cumulative sum gives the same bits however it is cut."""
+        values = np.clip(values, -_LARGEST, _LARGEST)
         self.value_n += len(values)
         self.value_sum = float(np.cumsum(np.concatenate(([self.value_sum], values)))[-1])
 
@@ -53,7 +57,7 @@ class Accumulator(Struct):
         """Count latencies in seconds; those below FLOOR_S count as FLOOR_S."""
         if self.latency is None:
             self.latency = np.zeros(BUCKETS, np.int64)
-        ratio = np.log(np.maximum(seconds, FLOOR_S) / FLOOR_S) / _LOG_GAMMA
+        ratio = np.log(np.clip(seconds, FLOOR_S, _LARGEST) / FLOOR_S) / _LOG_GAMMA
         self.latency += np.bincount(np.minimum(ratio, BUCKETS - 1).astype(np.int64), minlength=BUCKETS)
 
     def latency_quantile(self, q: float) -> float:

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import structlog
 
+from streamproc import __version__, rules
 from streamproc import config as config_module
-from streamproc import rules
 from streamproc.config import Config
 from streamproc.errors import BrokerUnreachable, StreamprocError
 from streamproc.worker import app as app_module
@@ -83,9 +83,17 @@ def prepare_topics(config: Config, *, timeout_s: float, create: bool | None = No
 class Reloader:
     """Takes a changed config file: whole or not at all."""
 
-    def __init__(self, path: Path | None, env: Mapping[str, str], config: Config) -> None:
+    def __init__(
+        self,
+        path: Path | None,
+        env: Mapping[str, str],
+        config: Config,
+        *,
+        adjust: Callable[[Config], Config] = lambda config: config,
+    ) -> None:
         self.path = path
         self.env = env
+        self.adjust = adjust
         self.config = config
         self.digest = "" if path is None else config_module.digest(path.read_bytes())
         self.app: app_module.WorkerApp | None = None
@@ -97,7 +105,7 @@ class Reloader:
         metrics = self.app.metrics
         try:
             digest = config_module.digest(self.path.read_bytes())
-            config = rules.load(self.path, env=self.env)
+            config = self.adjust(rules.load(self.path, env=self.env))
             for block in _FIXED:
                 if getattr(config, block) != getattr(self.config, block):
                     raise StreamprocError(f"{self.path}: `{block}` has changed, which needs a restart")
@@ -132,8 +140,12 @@ def run(
     connect_timeout_s: float = 60.0,
     data_dir: str | None = None,
     on_built: Callable[[app_module.WorkerApp], None] | None = None,
+    adjust: Callable[[Config], Config] = lambda config: config,
 ) -> int:
-    """Run a worker until a signal ends it; return the exit code."""
+    """Run a worker until a signal ends it; return the exit code.
+
+    adjust: what the command line changes in the file's config, now and at each reload.
+    """
     started = time.monotonic()
     # Loading compiled loops is work, reaching a broker is waiting: side by side, each hides the other.
     kernels: Future[None] = Future()
@@ -143,7 +155,7 @@ def run(
     except StreamprocError as e:
         log.error("cannot start", problem=str(e))
         return e.exit_code
-    reloader = Reloader(path, env if env is not None else {}, config)
+    reloader = Reloader(path, env if env is not None else {}, config, adjust=adjust)
     with tempfile.TemporaryDirectory(prefix="streamproc-") as scratch:
         main = _serve(
             config,
@@ -188,7 +200,7 @@ def compile_kernels() -> None:
     kernels.warm_up_kernels(progress)
     took = time.monotonic() - began
     if took > 1.0:
-        log.info("detectors compiled; the next start finds them ready", seconds=round(took, 1))
+        log.info("detectors ready; a later start finds them compiled", seconds=round(took, 1))
 
 
 async def _serve(
@@ -214,7 +226,7 @@ async def _serve(
     if on_built is not None:
         on_built(app)
     app.metrics.info.clear()
-    app.metrics.info.labels(version=app_module.__version__, config=reloader.digest).set(1)
+    app.metrics.info.labels(version=__version__, config=reloader.digest).set(1)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -1,0 +1,278 @@
+"""What goes in and out, for other people's machines: JSON Schemas (2020-12) and AsyncAPI 3.0; pure.
+
+Generated from the types that decode and encode, and kept in step by a test.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+import types
+from collections.abc import Callable
+from typing import Annotated, Any, Union, get_args, get_origin
+
+import msgspec
+from msgspec import NODEFAULT, Meta, Struct
+
+from streamproc import __version__, cloudevents
+from streamproc.config import Breaches, Config, Duration, Kafka, Quantity
+from streamproc.events import Alert, Feedback, Label, Prediction, Telemetry
+
+BASE = "https://streamproc.dev/schemas/"
+
+#: How the config's own types are written.
+_WRITTEN: dict[Any, Any] = {
+    Duration: Annotated[
+        str,
+        Meta(pattern=r"^\s*\d+(\.\d+)?\s*(us|ms|s|m|h|d)\s*$", description="A length of time, such as 30s."),
+    ],
+    Breaches: Annotated[
+        str, Meta(pattern=r"^\s*\d+\s*/\s*\d+\s*$", description="k of the last n values, such as 5/20.")
+    ],
+    Quantity: float
+    | Annotated[
+        str,
+        Meta(
+            pattern=r"^\s*[+-]?\d+(\.\d+)?\s*[a-zA-Z%{}]*\s*$",
+            description="A number with a unit, such as 50ms.",
+        ),
+    ],
+}
+
+#: What a reader of alerts may count on, though it equals its default.
+_ALERT_ALWAYS = cloudevents.ALWAYS
+
+
+def files() -> dict[str, str]:
+    """Return every file of `schemas/`, by name."""
+    return {f"{name}.json": _text(tree) for name, tree in {**schemas(), "asyncapi": asyncapi()}.items()}
+
+
+def schemas() -> dict[str, dict[str, Any]]:
+    """Return the JSON Schemas by name."""
+    return {
+        "prediction.v1": _of(Prediction, "prediction.v1", _prediction_needs),
+        "telemetry.v1": _of(Telemetry, "telemetry.v1", _telemetry_needs),
+        "label.v1": _of(Label, "label.v1", _label_needs),
+        "feedback.v1": _of(Feedback, "feedback.v1"),
+        "alert.v1": _of(Alert, "alert.v1", _alert_needs),
+        "config.v1": _of(_written(Config), "config.v1"),
+    }
+
+
+def _text(tree: dict[str, Any]) -> str:
+    return json.dumps(tree, indent=2, ensure_ascii=False) + "\n"
+
+
+def _of(kind: Any, name: str, needs: Callable[[dict[str, Any]], None] = lambda _root: None) -> dict[str, Any]:
+    """Return the schema of one type, its root inline and what it needs made explicit."""
+    tree = msgspec.json.schema(kind)
+    definitions = tree.pop("$defs")
+    root = definitions.pop(tree.pop("$ref").rpartition("/")[2])
+    root = _tidied(root)
+    needs(root)
+    out = {"$schema": "https://json-schema.org/draft/2020-12/schema", "$id": f"{BASE}{name}.json", **root}
+    if definitions:
+        out["$defs"] = {k: _tidied(v) for k, v in sorted(definitions.items())}
+        if "ModelRef" in definitions:
+            model = out["$defs"]["ModelRef"]
+            model["required"] = ["name"]
+            model["properties"]["name"]["minLength"] = 1
+    return out
+
+
+def _tidied(node: Any) -> Any:
+    """Return a schema without the defaults that say nothing, its descriptions without indentation."""
+    if isinstance(node, list):
+        return [_tidied(n) for n in node]
+    if not isinstance(node, dict):
+        return node
+    out = {k: _tidied(v) for k, v in node.items() if not (k == "default" and v in (None, "", [], {}))}
+    if isinstance(out.get("description"), str):
+        out["description"] = inspect.cleandoc(out["description"])
+    if out.get("required") == []:
+        del out["required"]
+    return out
+
+
+def _given(*names: str) -> dict[str, Any]:
+    """Return a schema that holds where all of these fields are there and not null."""
+    return {"required": list(names), "properties": {n: {"not": {"type": "null"}} for n in names}}
+
+
+_NAMES_MODEL = {"anyOf": [_given("model"), _given("model.name")]}
+
+
+def _prediction_needs(root: dict[str, Any]) -> None:
+    root["allOf"] = [_NAMES_MODEL, {"anyOf": [_given("prediction"), _given("error"), _given("error.type")]}]
+
+
+def _telemetry_needs(root: dict[str, Any]) -> None:
+    root["anyOf"] = [_given("value"), _given("sum", "count")]
+
+
+def _label_needs(root: dict[str, Any]) -> None:
+    root["allOf"] = [_NAMES_MODEL, {"anyOf": [_given("label"), _given("value")]}]
+
+
+def _alert_needs(root: dict[str, Any]) -> None:
+    root["required"] += [n for n in _ALERT_ALWAYS if n not in root["required"]]
+
+
+def _written(kind: Any) -> Any:
+    """Return a type with the config's own types replaced by how they are written, all the way down."""
+    if kind in _WRITTEN:
+        return _WRITTEN[kind]
+    if isinstance(kind, type) and issubclass(kind, Struct):
+        return _written_struct(kind)
+    origin, args = get_origin(kind), get_args(kind)
+    if origin in (Union, types.UnionType):
+        return Union[tuple(_written(a) for a in args)]  # noqa: UP007 - the members are known only now
+    if origin in (list, dict):
+        return origin[tuple(_written(a) for a in args)]
+    return kind
+
+
+@functools.cache
+def _written_struct(kind: type[Struct]) -> type[Struct]:
+    fields: list[Any] = []
+    for f in msgspec.structs.fields(kind):
+        default: Any = f.default
+        if isinstance(default, Duration | Breaches | Quantity):
+            default = repr(default)
+        how = {"default": default} if default is not NODEFAULT else {}
+        if f.default_factory is not NODEFAULT:
+            # Blocks and collections default to empty ones, of which a schema need not speak.
+            how = {"default_factory": f.default_factory if f.default_factory in (list, dict) else dict}
+        fields.append((f.name, _written(f.type), msgspec.field(name=f.encode_name, **how)))
+    return msgspec.defstruct(
+        kind.__name__, fields, kw_only=True, forbid_unknown_fields=True, namespace={"__doc__": kind.__doc__}
+    )
+
+
+def asyncapi() -> dict[str, Any]:
+    """Return the AsyncAPI document of a worker with the topic names that are the defaults."""
+    kafka = Kafka(brokers="localhost:9092")
+    attributes = {
+        name: {"type": "string"} for name in ("ce_id", "ce_source", "ce_specversion", "ce_type", "ce_time")
+    }
+    extensions = (
+        "ce_dataschema",
+        "ce_severitytext",
+        "ce_severitynumber",
+        "ce_partitionkey",
+        "ce_correlationid",
+    )
+    optional = {
+        "type": "object",
+        "description": "CloudEvents 1.0 in binary mode; bare JSON and structured mode are read too.",
+        "properties": {**attributes, "content-type": {"type": "string"}},
+    }
+    published = {
+        "type": "object",
+        "description": "CloudEvents 1.0 in binary mode.",
+        "required": [*attributes, *extensions, "content-type"],
+        "properties": {
+            **attributes,
+            **{name: {"type": "string"} for name in extensions},
+            "ce_specversion": {"const": "1.0"},
+            "ce_type": {"const": cloudevents.ALERT_TYPE},
+            "ce_dataschema": {"const": cloudevents.ALERT_SCHEMA},
+            "content-type": {"const": "application/json"},
+        },
+    }
+    errors = [f"__streams.errors.{name}" for name in ("exception", "message", "topic", "partition", "offset")]
+    dead = {
+        "type": "object",
+        "description": "The record's own headers, and why it could not be read (KIP-1034).",
+        "required": ["error.type", *errors],
+        "properties": {name: {"type": "string"} for name in ("error.type", *errors)},
+    }
+    by_model = {"type": "string", "description": "The model's name."}
+
+    def message(
+        name: str, summary: str, *, headers: Any, key: Any = by_model, schema: str | None = None
+    ) -> Any:
+        payload = {"$ref": f"./{schema}.json"} if schema is not None else {"description": "Bytes."}
+        return {
+            "name": name,
+            "summary": summary,
+            "contentType": "application/json" if schema is not None else "application/octet-stream",
+            "headers": headers,
+            "payload": payload,
+            "bindings": {"kafka": {"key": key, "bindingVersion": "0.5.0"}},
+        }
+
+    def channel(address: str, what: str, description: str, *, compact: bool = False) -> Any:
+        binding: dict[str, Any] = {"topic": address, "bindingVersion": "0.5.0"}
+        if compact:
+            binding["topicConfiguration"] = {"cleanup.policy": ["compact"]}
+        return {
+            "address": address,
+            "description": description,
+            "messages": {what: {"$ref": f"#/components/messages/{what}"}},
+            "bindings": {"kafka": binding},
+        }
+
+    channels = {
+        "predictions": channel(
+            "predictions", "prediction", "Predictions of serving systems, keyed by model."
+        ),
+        "telemetry": channel("telemetry", "telemetry", "Measurements of services, keyed by model."),
+        "labels": channel("labels", "label", "True labels as they become known, keyed by model."),
+        "feedback": channel(
+            "feedback", "feedback", "Operators' verdicts on alerts. Defined, and not read yet."
+        ),
+        "alerts": channel(kafka.alerts, "alert", "What is wrong, and when it is over, keyed by model."),
+        "deadLetters": channel(kafka.dead_letters, "deadLetter", "Records that could not be read, whole."),
+        "snapshots": channel(
+            kafka.snapshots, "snapshot", "The worker's own state; not for others.", compact=True
+        ),
+    }
+    messages = {
+        "prediction": message(
+            "prediction", "One prediction, or none", headers=optional, schema="prediction.v1"
+        ),
+        "telemetry": message("telemetry", "One measurement", headers=optional, schema="telemetry.v1"),
+        "label": message("label", "One true label", headers=optional, schema="label.v1"),
+        "feedback": message(
+            "feedback",
+            "One verdict",
+            headers=optional,
+            schema="feedback.v1",
+            key={"type": "string", "description": "The alert's fingerprint."},
+        ),
+        "alert": message("alert", "One step of one alert's life", headers=published, schema="alert.v1"),
+        "deadLetter": message(
+            "deadLetter", "One unreadable record", headers=dead, key={"description": "The record's own key."}
+        ),
+        "snapshot": message(
+            "snapshot",
+            "The state of a model, or the manifest of a partition",
+            headers={"type": "object"},
+            key={"type": "string", "description": "What the state is of."},
+        ),
+    }
+    received, sent = ("predictions", "telemetry", "labels"), ("alerts", "deadLetters", "snapshots")
+    return {
+        "asyncapi": "3.0.0",
+        "info": {
+            "title": "streamproc",
+            "version": __version__,
+            "description": "A worker that watches machine-learning models in production.",
+            "license": {"name": "Apache-2.0", "url": "https://www.apache.org/licenses/LICENSE-2.0"},
+        },
+        "defaultContentType": "application/json",
+        "servers": {"kafka": {"host": "localhost:9092", "protocol": "kafka"}},
+        "channels": channels,
+        "operations": {
+            f"{action}{name[0].upper()}{name[1:]}": {
+                "action": action,
+                "channel": {"$ref": f"#/channels/{name}"},
+            }
+            for action, names in (("receive", received), ("send", sent))
+            for name in names
+        },
+        "components": {"messages": messages},
+    }

@@ -1,0 +1,243 @@
+"""The command line as an operator meets it."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from streamproc import cli
+from streamproc.worker.child import free_port
+from tests.core.make import MINIMUM, quick, story
+
+ROOT = Path(__file__).parents[2]
+
+
+class Ran(msgspec.Struct):
+    returncode: int
+    stdout: bytes
+    stderr: bytes
+
+
+def streamproc(*args: str | Path, stdin: bytes = b"", env: dict[str, str] | None = None) -> Ran:
+    """Run a command in this process: a process of its own takes seconds to load the detectors."""
+    if args[:1] == ("worker",):
+        return process(*args, env=env)
+    streams = {
+        name: io.TextIOWrapper(io.BytesIO(data)) for name, data in (("stdin", stdin), ("stdout", b""), ("stderr", b""))
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name, stream in streams.items():
+            patch.setattr(sys, name, stream)
+        patch.chdir(ROOT)
+        patch.delenv("KAFKA_BROKERS", raising=False)
+        for name, value in (env or {}).items():
+            patch.setenv(name, value)
+        with pytest.raises(SystemExit) as end:
+            cli.main([str(a) for a in args])
+        for name in ("stdout", "stderr"):
+            streams[name].flush()
+    code = end.value.code
+    assert isinstance(code, int)
+    out, err = (streams[name].buffer.getvalue() for name in ("stdout", "stderr"))  # type: ignore[attr-defined]
+    return Ran(code, out, err)
+
+
+def process(*args: str | Path, env: dict[str, str] | None = None) -> Ran:
+    run = subprocess.run(
+        [sys.executable, "-m", "streamproc.cli", *map(str, args)],
+        capture_output=True,
+        cwd=ROOT,
+        env={**{k: v for k, v in os.environ.items() if k != "KAFKA_BROKERS"}, **(env or {})},
+        timeout=90,
+        check=False,
+    )
+    return Ran(run.returncode, run.stdout, run.stderr)
+
+
+def said(run: Ran) -> str:
+    text = (run.stdout + run.stderr).decode()
+    assert "Traceback" not in text
+    return text
+
+
+@pytest.fixture(scope="module")
+def history(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("history") / "events.jsonl.gz"
+    path.write_bytes(gzip.compress(b"\n".join(v for v in story(0).values if v is not None)))
+    return path
+
+
+@pytest.fixture(scope="module")
+def worker_yaml(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("config") / "worker.yaml"
+    path.write_text(MINIMUM + quick())
+    return path
+
+
+COMMANDS = [
+    [],
+    ["worker"],
+    ["demo"],
+    ["check"],
+    ["topics"],
+    ["topics", "create"],
+    ["topics", "list"],
+    ["schema"],
+    ["replay"],
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_every_command_has_help(command: list[str]) -> None:
+    run = streamproc(*command, "--help")
+    assert run.returncode == 0
+    if command != ["topics"]:
+        assert "streamproc " + " ".join(command) in said(run).split("\n\n", 1)[1]
+
+
+def test_help_answers_at_once() -> None:
+    began = time.perf_counter()
+    process("--help")
+    # Half a second on a machine at rest; tests share theirs.
+    assert time.perf_counter() - began < 1.5
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = "import sys, streamproc.cli; print({'numpy', 'numba', 'faust', 'river', 'rich'} & set(sys.modules))"
+    out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=True)
+    assert out.stdout.strip() == b"set()"
+
+
+def test_a_wrong_option_is_usage() -> None:
+    run = streamproc("worker", "--colour")
+    assert run.returncode == 2
+    assert "No such option: --colour" in said(run)
+
+
+def test_an_invalid_config_ends_with_1_and_every_mistake(tmp_path: Path) -> None:
+    path = tmp_path / "w.yaml"
+    path.write_text("version: 1\nkafka: {broker: a}\ndefaults: {windw: 1s}\n")
+    for command in (["check"], ["worker"], ["topics", "list"]):
+        run = streamproc(*command, "--config", path)
+        assert run.returncode == 1
+        assert said(run).count("E011") == 2
+
+
+def test_check_shows_what_a_model_gets(tmp_path: Path) -> None:
+    path = tmp_path / "w.yaml"
+    path.write_text(
+        MINIMUM + "models:\n- match: {model: 'fraud-*'}\n  sensitivity: high\n  signals:\n"
+        "    latency_p95: {upper_limit: 300ms, for: 2m}\n    feature_outlier: {mode: shadow}\n"
+    )
+    run = streamproc("check", "--config", path, "--model", "fraud-eu")
+    assert run.returncode == 0
+    lines = [" ".join(line.split()) for line in said(run).splitlines()]
+    assert "latency_p95 robust_z high warning up 20% - 2 of 3, for 2m 5m" in lines
+    assert "latency_p95 limits - critical both - > 0.3 s at once, for 2m 5m" in lines
+    assert any(line.startswith("feature_outlier half_space_trees (shadow) high") for line in lines)
+
+
+def test_check_says_of_a_model_nobody_watches(tmp_path: Path) -> None:
+    path = tmp_path / "w.yaml"
+    path.write_text(MINIMUM + "defaults: {discover: {models: 'a-*'}}\n")
+    assert "churn is not watched" in said(streamproc("check", "--config", path, "--model", "churn"))
+
+
+def test_a_broker_that_is_not_there_ends_with_4() -> None:
+    address = f"127.0.0.1:{free_port()}"
+    run = streamproc("topics", "create", "--timeout", "0.5", env={"KAFKA_BROKERS": address})
+    assert run.returncode == 4
+    assert f"{address}: connection refused" in said(run)
+
+
+def test_a_worker_without_broker_ends_with_4_and_says_so_in_json_where_asked_for() -> None:
+    address = f"127.0.0.1:{free_port()}"
+    run = streamproc("worker", "--connect-timeout", "0.5", "--log-format", "json", env={"KAFKA_BROKERS": address})
+    assert run.returncode == 4
+    last = [json.loads(line) for line in run.stderr.splitlines()][-1]
+    assert (last["event"], last["level"]) == ("cannot start", "error")
+    assert f"{address}: connection refused" in last["problem"]
+
+
+def test_replay_writes_alerts_to_stdout_and_the_summary_to_stderr(history: Path, worker_yaml: Path) -> None:
+    run = streamproc("replay", "--from-file", history, "--config", worker_yaml)
+    assert run.returncode == 0
+    alerts = [json.loads(line) for line in run.stdout.splitlines()]
+    assert {"firing", "resolved"} == {a["status"] for a in alerts}
+    opened = sum(a["action"] == "opened" for a in alerts)
+    summary = run.stderr.decode()
+    assert "events: 900 of 2 models from 2026-01-05T" in summary
+    assert f"alerts: {opened} opened" in summary
+    assert "events a second" in summary
+
+
+def test_replay_reads_stdin_and_writes_a_file(history: Path, worker_yaml: Path, tmp_path: Path) -> None:
+    out = tmp_path / "alerts.jsonl"
+    text = gzip.decompress(history.read_bytes())
+    run = streamproc("replay", "--from-file", "-", "--config", worker_yaml, "--output", out, stdin=text)
+    assert (run.returncode, run.stdout) == (0, b"")
+    assert out.read_bytes() == streamproc("replay", "-f", history, "-c", worker_yaml).stdout
+
+
+def test_replay_gates_end_with_3(history: Path, worker_yaml: Path) -> None:
+    fails = streamproc(
+        "replay", "-f", history, "-c", worker_yaml, "--max-alerts", "0", "--expect-alert", "label_share:*"
+    )
+    assert fails.returncode == 3
+    assert "--max-alerts allows 0; no alert opened on label_share:*" in said(fails)
+    holds = streamproc(
+        "replay", "-f", history, "-c", worker_yaml, "--max-alerts", "99", "--expect-alert", "latency_p95"
+    )
+    assert holds.returncode == 0
+
+
+def test_replay_says_which_lines_it_could_not_read(worker_yaml: Path) -> None:
+    run = streamproc("replay", "-f", "-", "-c", worker_yaml, stdin=b'{"model": "m", "prediction": 1}\n{oops\n{}\n')
+    assert run.returncode == 0
+    assert "rejected: 1 malformed; the first in line 2: " in said(run)
+    assert "without a time: " in said(run)
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["-f", "missing.jsonl"], "there is no file missing.jsonl"),
+        (["-f", "."], "cannot be read: Is a directory"),
+        (["-f", "-", "--expect-alert", "latency"], None),
+        (["-f", "-", "--expect-alert", "nothing"], "there is no signal `nothing`"),
+        (["-f", "-", "--output", "no/such/dir"], "cannot be written"),
+    ],
+)
+def test_replay_misused_is_one_message(args: list[str], message: str | None) -> None:
+    run = streamproc("replay", *args)
+    assert run.returncode == (3 if message is None else 2)
+    assert message is None or message in said(run)
+
+
+def test_a_damaged_gzip_file_is_one_message(tmp_path: Path, history: Path) -> None:
+    path = tmp_path / "cut.gz"
+    path.write_bytes(history.read_bytes()[:-2000])
+    run = streamproc("replay", "-f", path)
+    assert run.returncode == 2
+    assert "is a damaged gzip file" in said(run)
+
+
+def test_schema_prints_writes_and_checks(tmp_path: Path) -> None:
+    assert json.loads(streamproc("schema", "alert.v1").stdout)["title"] == "Alert"
+    assert "alert.v1\n" in said(streamproc("schema"))
+    assert streamproc("schema", "--output", tmp_path / "s").returncode == 0
+    assert streamproc("schema", "--check", tmp_path / "s").returncode == 0
+    (tmp_path / "s" / "alert.v1.json").write_text("{}")
+    stale = streamproc("schema", "--check", tmp_path / "s")
+    assert stale.returncode == 1
+    assert "out of step: alert.v1.json" in said(stale)
+    assert streamproc("schema", "alarm").returncode == 2

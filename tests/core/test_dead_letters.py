@@ -1,0 +1,46 @@
+"""A record that could not be read goes on whole, and says why."""
+
+from __future__ import annotations
+
+from streamproc.events import Decoder, Prediction, Rejected
+from streamproc.worker.deadletters import dead_letter
+from tests.core.make import batch
+
+VALUE = b'{"model": "m", "card": "4111"'
+
+
+def letter(*, redact: bool = False) -> tuple[bytes | None, bytes | None, dict[str, bytes]]:
+    records = batch(
+        [b"{}", VALUE], first=40, keys=[None, b"k"], headers=[(), [("trace", b"1"), ("empty", None)]]
+    )
+    rejected = Decoder(Prediction).decode(records).rejected[-1]
+    key, value, headers = dead_letter(records, rejected, redact=redact)
+    return key, value, dict(headers)
+
+
+def test_key_value_and_headers_are_the_records_own() -> None:
+    key, value, headers = letter()
+    assert (key, value, headers["trace"], headers["empty"]) == (b"k", VALUE, b"1", b"")
+
+
+def test_the_reason_and_the_place_are_in_the_headers() -> None:
+    headers = letter()[2]
+    assert headers["error.type"] == b"malformed"
+    assert headers["__streams.errors.message"]
+    assert headers["__streams.errors.topic"] == b"predictions"
+    assert (headers["__streams.errors.partition"], headers["__streams.errors.offset"]) == (b"0", b"41")
+
+
+def test_no_header_quotes_the_payload() -> None:
+    assert all(b"4111" not in v for v in letter()[2].values())
+
+
+def test_redaction_leaves_the_message_out_and_the_type_in() -> None:
+    headers = letter(redact=True)[2]
+    assert headers["__streams.errors.message"] == b""
+    assert headers["error.type"] == b"malformed"
+
+
+def test_a_record_without_value_is_still_a_letter() -> None:
+    records = batch([None], keys=[None])
+    assert dead_letter(records, Rejected(0, 0, "null_value", "x"))[:2] == (None, None)

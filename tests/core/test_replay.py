@@ -1,0 +1,106 @@
+"""A replay says of a file what the worker would have said of the log."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Iterator
+from typing import Any
+
+import orjson
+import pytest
+
+from streamproc.events import Alert
+from streamproc.replay import Replay
+from streamproc.rules import RuleBook
+from tests.core.make import BEGIN_US, config, feed, pipeline, prediction, quick, story
+
+
+def replay(lines: list[bytes], extra: str = "", **options: Any) -> tuple[Replay, list[Alert]]:
+    run = Replay(RuleBook(config(extra)), kind="predictions")
+    return run, list(run.run(lines, **options))
+
+
+def lines_of(seed: int) -> list[bytes]:
+    # As a file has it: the record's time is the event's own.
+    return [v for v in story(seed).values if v is not None]
+
+
+def test_a_replay_says_what_the_pipeline_says() -> None:
+    whole = story(0)
+    times = [orjson.loads(v)["time"] // 1000 for v in whole.values if v is not None]
+    expected = feed(
+        pipeline(config(quick())),
+        [type(whole)("predictions", 0, whole.offsets, times, whole.keys, whole.values, whole.headers)],
+    )
+    run, alerts = replay(lines_of(0), quick(), batch_lines=10_000)
+    assert alerts == expected
+    assert run.report.opened() == sum(a.action == "opened" for a in expected) > 0
+
+
+@pytest.mark.parametrize("batch_lines", [1, 7, 500])
+def test_the_size_of_its_batches_changes_no_alert(batch_lines: int) -> None:
+    _, whole = replay(lines_of(1), quick())
+    _, parts = replay(lines_of(1), quick(), batch_lines=batch_lines)
+    assert sorted(map(repr, parts)) == sorted(map(repr, whole))
+
+
+def test_alerts_come_while_the_file_is_still_being_read() -> None:
+    read = 0
+
+    def lines() -> Iterator[bytes]:
+        nonlocal read
+        for line in lines_of(0):
+            read += 1
+            yield line
+
+    alerts = Replay(RuleBook(config(quick())), kind="predictions").run(lines(), batch_lines=50)
+    next(alerts)
+    assert read < 900
+
+
+def test_offsets_are_the_numbers_of_lines() -> None:
+    run, _ = replay([b"", orjson.dumps(prediction(BEGIN_US)), b"  ", b"{bad"])
+    assert run.report.lines == 2
+    assert run.report.examples["malformed"][0] == 4
+    assert run.report.rejected == {"malformed": 1}
+
+
+def test_a_record_written_out_is_read_with_key_headers_and_time() -> None:
+    record = {"key": "churn", "timestamp": BEGIN_US // 1000, "headers": {"ce_id": "7"}, "value": {"prediction": 1.0}}
+    run, _ = replay([orjson.dumps(record)])
+    assert (run.report.events, run.report.models, run.report.untimed) == (1, {"churn"}, 0)
+
+
+@pytest.mark.parametrize("time", [BEGIN_US, BEGIN_US / 1e6, dt.datetime(2026, 1, 5, 9, tzinfo=dt.UTC).isoformat()])
+def test_the_record_time_is_the_events_own(time: Any) -> None:
+    run, _ = replay([orjson.dumps({**prediction(None), "time": time})])
+    assert (run.report.first_us, run.report.untimed) == (BEGIN_US, 0)
+
+
+def test_a_time_by_the_field_map_is_taken() -> None:
+    run, _ = replay(
+        [b'{"m": "x", "p": 1, "meta": {"at": 1767603600}}'],
+        "fields: {predictions: {model: m, prediction: p, time: meta.at}}",
+    )
+    assert (run.report.events, run.report.first_us) == (1, BEGIN_US)
+
+
+def test_events_without_a_time_keep_their_order_and_are_counted() -> None:
+    run, _ = replay([orjson.dumps(prediction(None))] * 3)
+    assert (run.report.events, run.report.untimed) == (3, 3)
+    assert run.pipeline.models["fraud"].windows.max_event_us == 3000
+
+
+def test_alerts_in_shadow_are_counted_and_not_said() -> None:
+    loud, alerts = replay(lines_of(0), quick())
+    quiet, fewer = replay(lines_of(0), quick(latency_p95={"params": {"warm_up": 5, "window": 20}, "mode": "shadow"}))
+    told = {a.signal for a in alerts} - {a.signal for a in fewer}
+    assert told == {"latency_p95"}
+    assert quiet.report.shadow["latency_p95", "opened"] == loud.report.alerts["latency_p95", "opened"] > 0
+
+
+def test_a_family_is_found_under_both_its_names() -> None:
+    run = Replay(RuleBook(config()), kind="predictions")
+    run.report.alerts["class_share:yes", "opened"] = 1
+    run.report.alerts["silence", "resolved"] = 1
+    assert run.report.opened_signals() == {"class_share:yes", "class_share"}
