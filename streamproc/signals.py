@@ -8,7 +8,7 @@ the coming of events itself.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import chain
 from operator import itemgetter
 from typing import Any, Literal
@@ -19,6 +19,7 @@ from msgspec import Struct
 
 from detectors.protocol import F64
 from streamproc.events import Outcome, Prediction
+from streamproc.kernels import IS_NULL, IS_TEXT
 
 Kind = Literal["predictions", "telemetry", "labels"]
 Shape = Literal["window", "event", "vector", "arrivals"]
@@ -247,7 +248,7 @@ class FeatureSchema:
         """Whether names are settled."""
         return self.left == 0
 
-    def learn(self, rows: Sequence[dict[str, Any] | None]) -> int:
+    def learn(self, rows: Iterable[dict[str, Any] | None]) -> int:
         """Learn from rows until names are settled; return how many rows that took."""
         used = 0
         for features in rows:
@@ -311,6 +312,31 @@ class FeatureSchema:
                 elif isinstance(value, dict | list):
                     invalid[i, j] = 1
         return values, missing, invalid, given
+
+    def arrange(
+        self, names: tuple[str, ...], cells: F64, kinds: npt.NDArray[np.uint8]
+    ) -> tuple[F64, npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+        """Return what `matrix` returns, for n rows that all have features of these names.
+
+        cells and kinds (n, at least as many as names): the values, and whether each is a number, a null
+        or a text, as `kernels.IS_NUMBER` and its siblings say.
+        """
+        n, d, width = len(cells), len(self.numeric), len(self.numeric) + len(self.categorical)
+        if names == self._in_order and not kinds[:, :d].any():
+            # A copy, contiguous and our own: a detector may keep what it is shown.
+            return np.array(cells[:, :d]), _none(n, width), _none(n, width), np.ones(n, bool)
+        values = np.full((n, d), np.nan)
+        missing, invalid = np.zeros((n, width), np.int64), np.zeros((n, width), np.int64)
+        for j, name in enumerate((*self.numeric, *self.categorical)):
+            if name not in names:
+                missing[:, j] = 1
+                continue
+            at = names.index(name)
+            missing[:, j] = kinds[:, at] == IS_NULL
+            if j < d:
+                values[:, j] = cells[:, at]
+                invalid[:, j] = kinds[:, at] == IS_TEXT
+        return values, missing, invalid, np.ones(n, bool)
 
     def snapshot(self) -> dict[str, Any]:
         """Return the state as a tree."""
