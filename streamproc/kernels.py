@@ -6,11 +6,15 @@ stricter than JSON: whatever it is not sure of is a mismatch, and the record is 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any, Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
 
 from detectors.kernels import kernel
 from detectors.protocol import F64, I64
@@ -72,6 +76,11 @@ _U10: Final = np.uint64(10)
 _U32: Final = np.uint64(32)
 _U63: Final = np.uint64(63)
 _LOW32: Final = np.uint64(0xFFFFFFFF)
+_ONES: Final = np.uint64(0x0101010101010101)
+_TOPS: Final = np.uint64(0x8080808080808080)
+_TENS_OF: Final = np.uint64(0xF0F0F0F0F0F0F0F0)
+_SIXES: Final = np.uint64(0x0606060606060606)
+_THREES: Final = np.uint64(0x3333333333333333)
 _ALL: Final = np.uint64(0xFFFFFFFFFFFFFFFF)
 _EXACT: Final = np.uint64(1 << 53)  # integers up to here are doubles
 _MANTISSA: Final = np.uint64((1 << 52) - 1)
@@ -107,14 +116,93 @@ _TENS: Final = np.array([10.0**k for k in range(23)])
 _TWOS: Final = np.array([float.fromhex(f"0x1p{k}") for k in range(-1074, 972)])
 
 
+@intrinsic  # type: ignore[untyped-decorator]
+def _word(typing: Any, data: Any, at: Any) -> Any:  # noqa: ARG001
+    """Load the eight bytes of a contiguous byte array from `at` on, aligned or not, the first lowest.
+
+    Nothing checks the bounds: every array it is used on ends with eight bytes to spare.
+    """
+
+    def build(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        array = context.make_array(signature.args[0])(context, builder, values[0])
+        address = builder.gep(array.data, [values[1]])
+        loaded = builder.load(builder.bitcast(address, ir.IntType(64).as_pointer()), align=1)
+        if sys.byteorder == "big":
+            loaded = builder.bswap(loaded)
+        return loaded
+
+    return types.uint64(data, types.int64), build
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _high(typing: Any, a: Any, b: Any) -> Any:  # noqa: ARG001
+    """Return the high word of the product of two words."""
+
+    def build(context: Any, builder: Any, signature: Any, values: Any) -> Any:  # noqa: ARG001
+        wide = ir.IntType(128)
+        product = builder.mul(builder.zext(values[0], wide), builder.zext(values[1], wide))
+        return builder.trunc(builder.lshr(product, ir.Constant(wide, 64)), ir.IntType(64))
+
+    return types.uint64(types.uint64, types.uint64), build
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _leading_zeros(typing: Any, word: Any) -> Any:  # noqa: ARG001
+    """Count the zero bits above the highest one set."""
+
+    def build(context: Any, builder: Any, signature: Any, values: Any) -> Any:  # noqa: ARG001
+        return builder.ctlz(values[0], ir.Constant(ir.IntType(1), 0))
+
+    return types.int64(types.uint64), build
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _trailing_zeros(typing: Any, word: Any) -> Any:  # noqa: ARG001
+    """Count the zero bits below the lowest one set."""
+
+    def build(context: Any, builder: Any, signature: Any, values: Any) -> Any:  # noqa: ARG001
+        return builder.cttz(values[0], ir.Constant(ir.IntType(1), 0))
+
+    return types.int64(types.uint64), build
+
+
 @kernel
-def _multiply(a: np.uint64, b: np.uint64) -> tuple[np.uint64, np.uint64]:
-    """Return the high and the low word of the product of two words."""
-    a0, a1 = a & _LOW32, a >> _U32
-    b0, b1 = b & _LOW32, b >> _U32
-    cross, other = a0 * b1, a1 * b0
-    middle = ((a0 * b0) >> _U32) + (cross & _LOW32) + (other & _LOW32)
-    return a1 * b1 + (cross >> _U32) + (other >> _U32) + (middle >> _U32), a * b
+def _string_end(data: U8, at: int, end: int) -> int:
+    """Return where the first byte stands that is a quote, a backslash, a control or not ASCII; `end` for none.
+
+    Eight bytes at once: a byte is below another, or equal to it, where subtracting borrows. A borrow
+    can only spoil what is above the first byte found.
+    """
+    while at < end:
+        word = _word(data, at)
+        quotes, slashes = word ^ (_ONES * np.uint64(_QUOTE)), word ^ (_ONES * np.uint64(_BACKSLASH))
+        found = (quotes - _ONES) & ~quotes
+        found |= (slashes - _ONES) & ~slashes
+        found |= (word - _ONES * np.uint64(0x20)) & ~word
+        found = (found | word) & _TOPS
+        if found != _U0:
+            return min(end, at + (_trailing_zeros(found) >> 3))
+        at += 8
+    return end
+
+
+@kernel
+def _eight_digits(word: np.uint64) -> bool:
+    """Whether eight bytes are digits all."""
+    return (word & _TENS_OF) | (((word + _SIXES) & _TENS_OF) >> np.uint64(4)) == _THREES
+
+
+@kernel
+def _eight_digits_value(word: np.uint64) -> np.uint64:
+    """Return the number that eight digits write; the first of them is the lowest byte.
+
+    Neighbours are joined to pairs, fours and the eight: Lemire's paper, section 6.
+    """
+    word -= _ONES * np.uint64(_ZERO)
+    word = word * _U10 + (word >> np.uint64(8))
+    low = (word & np.uint64(0x000000FF000000FF)) * np.uint64(0x000F424000000064)
+    high = ((word >> np.uint64(16)) & np.uint64(0x000000FF000000FF)) * np.uint64(0x0000271000000001)
+    return (low + high) >> _U32
 
 
 @kernel
@@ -133,16 +221,12 @@ def to_double(digits: np.uint64, power: int) -> float:
         return float(digits) * _TENS[power]
     if power < _LEAST_POWER or power > _GREATEST_POWER:
         return -1.0
-    zeros = 0
-    word = digits
-    for step in (32, 16, 8, 4, 2, 1):
-        if word >> np.uint64(64 - step) == _U0:
-            word <<= np.uint64(step)
-            zeros += step
-    row = power - _LEAST_POWER
-    high, low = _multiply(word, _FIVES[row, 0])
+    zeros = _leading_zeros(digits)
+    word = digits << np.uint64(zeros)
+    row = np.uint64(power - _LEAST_POWER)
+    high, low = _high(word, _FIVES[row, 0]), word * _FIVES[row, 0]
     if high & _UNSURE == _UNSURE:
-        more, _ = _multiply(word, _FIVES[row, 1])
+        more = _high(word, _FIVES[row, 1])
         low += more
         if more > low:
             high += _U1
@@ -190,6 +274,12 @@ def read_number(data: U8, at: int, end: int) -> tuple[int, float, int, bool]:
         whole = False
         i += 1
         point = i
+        while i + 8 <= end:
+            eight = _word(data, i)
+            if not _eight_digits(eight):
+                break
+            word = word * np.uint64(100_000_000) + _eight_digits_value(eight)
+            i += 8
         while i < end and _ZERO <= data[i] <= _NINE:
             word = word * _U10 + np.uint64(data[i] - _ZERO)
             i += 1
@@ -385,11 +475,18 @@ def _walk(
     flat_failed = False
     at = start
     for s in range(segments.shape[0]):
-        first, length, target, index = segments[s, 0], segments[s, 1], segments[s, 2], segments[s, 3]
+        first, length = np.int64(segments[s, 0]), np.int64(segments[s, 1])
+        target, index = segments[s, 2], segments[s, 3]
         if at + length > end:
             return False
-        for k in range(length):
-            if data[at + k] != literals[first + k]:
+        k = 0
+        while k + 8 <= length:
+            if _word(data, at + k) != _word(literals, first + k):
+                return False
+            k += 8
+        if k < length:
+            differing = _word(data, at + k) ^ _word(literals, first + k)
+            if differing << np.uint64(8 * (8 - (length - k))) != _U0:
                 return False
         at += length
         if target == END:
@@ -399,12 +496,8 @@ def _walk(
         c = data[at]
         if c == _QUOTE:
             head = at
-            at += 1
-            while at < end and data[at] != _QUOTE:
-                if data[at] < 0x20 or data[at] >= 0x80 or data[at] == _BACKSLASH:
-                    return False
-                at += 1
-            if at >= end or _is_envelope(data, head + 1, at):
+            at = _string_end(data, at + 1, end)
+            if at >= end or data[at] != _QUOTE or _is_envelope(data, head + 1, at):
                 return False
             at += 1
             if target == TIME:
@@ -526,7 +619,7 @@ def match(
 ) -> int:
     """Read each record by the first template of its chain that it fits; return how many fit one.
 
-    data: the records' bytes, one after another; ends (n,) where each ends. heads (n,): the first
+    data: the records' bytes, one after another, and eight more; ends (n,) where each ends. heads (n,): the first
     template to try, -1 for none. templates (t, 5): first segment, one past the last, flags, the next
     template of the chain or -1, and the batch that last used it. segments (s, 4): where the literal
     before a slot starts in `literals`, its length, what the slot holds, and which feature.

@@ -42,6 +42,9 @@ _EARNED = 1 / 256
 _STALE = 256
 _MAX_LABELS = 2048
 
+#: The compiled loops read eight bytes at once, so their arrays end with eight more than they hold.
+_SPARE = bytes(8)
+
 _STRING = re.compile(rb'"([^"\\\x00-\x1f]*)"')
 _SCALAR = re.compile(
     rb'"[^"\\\x00-\x1f]*"|-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?|true|false|null'
@@ -304,6 +307,7 @@ class Templates:
                 values = [b"" if v is None else v for v in values]
                 data = bytearray().join(values)
             ends = np.fromiter(map(len, values), np.int64, n).cumsum()  # type: ignore[arg-type]
+            data += _SPARE
             octets = np.frombuffer(data, np.uint8)
             spans = np.zeros((n, 2), np.int32)
             fitted = kernels.match(
@@ -473,7 +477,7 @@ class Templates:
         self._segments = _grown(self._segments, first + len(template.segments))
         for k, (literal, target, index) in enumerate(template.segments, start=first):
             start = self._literals_used
-            self._literals = _grown(self._literals, start + len(literal))
+            self._literals = _grown(self._literals, start + len(literal) + len(_SPARE))
             self._literals[start : start + len(literal)] = np.frombuffer(literal, np.uint8)
             self._literals_used += len(literal)
             self._segments[k] = start, len(literal), target, index
