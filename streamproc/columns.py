@@ -23,6 +23,9 @@ from streamproc.templates import Templates, Walked
 NO_FEATURES = -1
 AS_DICT = -2
 
+#: Times end here, 73,000 years from now either way, so that none overflows what is computed from it.
+_FAR_US = 1 << 61
+
 _Matrix = tuple[F64, npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.bool_]]
 
 
@@ -204,7 +207,11 @@ def event_times(events: Sequence[Any], stamps: I64) -> I64:
     except AttributeError:
         pass  # some are numbers
     return np.array(
-        [int(s) if t is None else time_us(t) for t, s in zip(times, stamps, strict=True)], np.int64
+        [
+            int(s) if t is None else max(-_FAR_US, min(_FAR_US, time_us(t)))
+            for t, s in zip(times, stamps, strict=True)
+        ],
+        np.int64,
     )
 
 

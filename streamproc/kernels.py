@@ -42,6 +42,7 @@ FEATURE: Final = 13
 # Flags of a template.
 ANSWERED: Final = 1  # whatever its slots hold, it says something
 FAILED: Final = 2  # it has an error object
+SCORED: Final = 4  # it has scores by class, and the best is the class where no label is given
 
 # Kinds of a feature's cell.
 IS_NUMBER: Final = 0
@@ -584,7 +585,7 @@ def _walk(
                 return False
         else:
             return False
-    if at != end or not answered:
+    if at != end or not answered or (flags & SCORED != 0 and label == NO_LABEL):
         return False
     times[row] = time
     latency[row] = duration

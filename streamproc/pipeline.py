@@ -11,6 +11,7 @@ records it has already seen pass it by, wherever the replay begins (the fence).
 from __future__ import annotations
 
 import heapq
+import math
 from collections import Counter, OrderedDict
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -727,7 +728,7 @@ class PredictionState(ModelState):
         if n == 0:
             return
         yield "error_rate", window.errors / n, n
-        if window.value_n:
+        if window.value_n and math.isfinite(window.value_sum):
             yield "prediction_value", window.value_sum / window.value_n, window.value_n
         if (latencies := window.latency_n()) > 0:
             for q in (50, 95, 99):

@@ -224,6 +224,9 @@ def find(name: str) -> SignalSpec | None:
     return spec
 
 
+_LARGEST = int(np.finfo(np.float64).max)
+
+
 class FeatureSchema:
     """The feature names of one model, learned from its first events and then kept.
 
@@ -287,8 +290,8 @@ class FeatureSchema:
                     flat = array("d", chain.from_iterable([f.values() for f in rows]))  # type: ignore[union-attr]
                     values = np.frombuffer(flat, np.float64).reshape(len(rows), d)
                     return values, _none(len(rows), width), _none(len(rows), width), np.ones(len(rows), bool)
-            except TypeError:
-                pass  # a null or a text among the numbers: find out where
+            except (TypeError, OverflowError):
+                pass  # a null, a text or an integer beyond all doubles among the numbers: find out where
         values = np.full((len(rows), d), np.nan)
         missing = np.zeros((len(rows), width), np.int64)
         invalid = np.zeros((len(rows), width), np.int64)
@@ -301,7 +304,7 @@ class FeatureSchema:
                 value = features.get(name)
                 if value is None:
                     missing[i, j] = 1
-                elif isinstance(value, float | int):
+                elif isinstance(value, float | int) and abs(value) <= _LARGEST:
                     values[i, j] = value
                 else:
                     invalid[i, j] = 1

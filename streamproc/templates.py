@@ -196,6 +196,8 @@ class _Scan:
         if path in _LITERAL or path in {("features",), ("segment",), ("prediction", "scores")}:
             return None, 0
         if path[:2] == ("prediction", "scores"):
+            if isinstance(path[2], str):
+                self.flags |= kernels.SCORED
             return kernels.NUMBER, 0
         if path[0] == "features":
             self.features.append(str(path[1]))

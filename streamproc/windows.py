@@ -21,6 +21,8 @@ GAMMA = 1.02
 FLOOR_S = 1e-6
 BUCKETS = 1200  # up to 2.1e4 s
 
+_CEILING_S = 1e6  # well within the last bucket
+
 _LOG_GAMMA = float(np.log(GAMMA))
 
 #: Empty windows reported for one gap: enough to see a drop to nothing, without a flood after a week.
@@ -47,13 +49,14 @@ class Accumulator(Struct):
     def add_values(self, values: F64) -> None:
         """Add numbers to the mean, in order: a cumulative sum gives the same bits however it is cut."""
         self.value_n += len(values)
-        self.value_sum = float(np.cumsum(np.concatenate(([self.value_sum], values)))[-1])
+        with np.errstate(over="ignore", invalid="ignore"):  # a mean that is not finite is not reported
+            self.value_sum = float(np.cumsum(np.concatenate(([self.value_sum], values)))[-1])
 
     def add_latencies(self, seconds: F64) -> None:
         """Count latencies in seconds; those below FLOOR_S count as FLOOR_S."""
         if self.latency is None:
             self.latency = np.zeros(BUCKETS, np.int64)
-        ratio = np.log(np.maximum(seconds, FLOOR_S) / FLOOR_S) / _LOG_GAMMA
+        ratio = np.log(np.clip(seconds, FLOOR_S, _CEILING_S) / FLOOR_S) / _LOG_GAMMA
         self.latency += np.bincount(np.minimum(ratio, BUCKETS - 1).astype(np.int64), minlength=BUCKETS)
 
     def latency_quantile(self, q: float) -> float:
