@@ -15,7 +15,7 @@ from msgspec import Struct
 
 from detectors.protocol import F64, I64
 from streamproc.events import ModelRef, Outcome, Prediction, error_type, model_version, time_us
-from streamproc.kernels import IS_NULL, IS_TEXT, NO_LABEL, NO_TIME, I32, U8
+from streamproc.kernels import I32, IS_NULL, IS_TEXT, NO_LABEL, NO_TIME, U8
 from streamproc.signals import FeatureSchema, outcome
 from streamproc.templates import Templates, Walked
 
@@ -167,9 +167,7 @@ def columns(
         numbers, classes = outcomes(events)
         values[at] = np.nan if numbers is None else numbers
         code = templates.labels.code
-        labels[at] = (
-            NO_LABEL if classes is None else [NO_LABEL if c is None else code(c) for c in classes]
-        )
+        labels[at] = NO_LABEL if classes is None else [NO_LABEL if c is None else code(c) for c in classes]
         failed = [e for e in events if e.error is not None or e.flat_error_type is not None]
         walked.failed[at] = [bool(error_type(e)) for e in events] if failed else 0
         raw = [m.version if type(m := e.model) is ModelRef else model_version(e) for e in events]
@@ -201,7 +199,7 @@ def event_times(events: Sequence[Any], stamps: I64) -> I64:
     """Return event times in microseconds; the record's own where an event has none."""
     times = [e.time for e in events]
     try:
-        if None not in times and all([t.tzinfo is not None for t in times]):
+        if None not in times and all([t.tzinfo is not None for t in times]):  # noqa: C419 (faster)
             seconds = np.array([t.timestamp() for t in times])
             return np.rint(seconds * 1e6).astype(np.int64)
     except AttributeError:
@@ -218,7 +216,7 @@ def event_times(events: Sequence[Any], stamps: I64) -> I64:
 def outcomes(events: Sequence[Prediction]) -> tuple[F64 | None, list[str | None] | None]:
     """Return the numbers answered, nan where there is none, and the classes; None where no event has any."""
     answers = [e.prediction for e in events]
-    if all([type(a) is Outcome for a in answers]) and not any([a.scores for a in answers]):  # type: ignore[union-attr]
+    if all([type(a) is Outcome for a in answers]) and not any([a.scores for a in answers]):  # type: ignore[union-attr]  # noqa: C419
         numbers: list[float | None] = [a.value if a.value is not None else a.score for a in answers]  # type: ignore[union-attr]
         raw = [a.label for a in answers]  # type: ignore[union-attr]
         labels: list[str | None] = [a if type(a) is str or a is None else str(a) for a in raw]

@@ -358,7 +358,7 @@ class Decoder:
         if not self.field_map and not self._looks_structured(batch):
             try:
                 events = list(map(self._decode, values))  # type: ignore[arg-type]
-            except Exception:  # noqa: BLE001 - some record is bad: find out which, one by one
+            except Exception:
                 pass
             else:
                 if max(map(len, values), default=0) <= self.max_bytes:  # type: ignore[arg-type]

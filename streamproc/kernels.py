@@ -169,7 +169,7 @@ def _trailing_zeros(typing: Any, word: Any) -> Any:  # noqa: ARG001
 
 @kernel
 def _string_end(data: U8, at: int, end: int) -> int:
-    """Return where the first byte stands that is a quote, a backslash, a control or not ASCII; `end` for none.
+    """Return where the first quote, backslash, control or byte beyond ASCII stands; `end` for none.
 
     Eight bytes at once: a byte is below another, or equal to it, where subtracting borrows. A borrow
     can only spoil what is above the first byte found.
@@ -239,7 +239,12 @@ def to_double(digits: np.uint64, power: int) -> float:
     if exponent <= 0:
         return -1.0
     # Halfway between two doubles, exactly: to the even one.
-    if low <= _U1 and -4 <= power <= 23 and mantissa & _U3 == _U1 and mantissa << (upper + np.uint64(9)) == high:
+    if (
+        low <= _U1
+        and -4 <= power <= 23
+        and mantissa & _U3 == _U1
+        and mantissa << (upper + np.uint64(9)) == high
+    ):
         mantissa -= _U1
     mantissa = (mantissa + (mantissa & _U1)) >> _U1
     if mantissa >= _CARRIED:
@@ -505,7 +510,7 @@ def _walk(
                 time = read_time(data, head + 1, at - 1)
                 if time == NO_TIME:
                     return False
-            elif target == LABEL or target == PREDICTION:
+            elif target in (LABEL, PREDICTION):
                 if at - head > MAX_LABEL:
                     return False
                 answered = True
@@ -559,7 +564,7 @@ def _walk(
             if target == FEATURE:
                 cells[row, index] = np.nan
                 kinds[row, index] = IS_NULL
-            elif target == TEXT or target == NUMBER:
+            elif target in (TEXT, NUMBER):
                 return False
         elif c == 0x74 or c == 0x66:  # true, false
             head = at
@@ -576,7 +581,7 @@ def _walk(
             if target == FEATURE:
                 cells[row, index] = 1.0 if c == 0x74 else 0.0
                 kinds[row, index] = IS_NUMBER
-            elif target == LABEL or target == PREDICTION:
+            elif target in (LABEL, PREDICTION):
                 answered = True
                 found = label_table[find_label(data, head, at, label_table, label_spans, label_pool)]
                 label = label_codes[found] if found >= 0 else NEW_LABEL
@@ -620,8 +625,8 @@ def match(
 ) -> int:
     """Read each record by the first template of its chain that it fits; return how many fit one.
 
-    data: the records' bytes, one after another, and eight more; ends (n,) where each ends. heads (n,): the first
-    template to try, -1 for none. templates (t, 5): first segment, one past the last, flags, the next
+    data: the records' bytes, one after another, and eight more; ends (n,) where each ends. heads (n,): the
+    first template to try, -1 for none. templates (t, 5): first segment, one past the last, flags, the next
     template of the chain or -1, and the batch that last used it. segments (s, 4): where the literal
     before a slot starts in `literals`, its length, what the slot holds, and which feature.
 

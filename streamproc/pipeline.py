@@ -293,7 +293,7 @@ class Pipeline:
                         int(group.rows[i]),
                         int(group.shared.offsets[i]),
                         "future_time",
-                        f"event time is {(int(group.times[i]) - int(stamps[i])) / 1e6:.0f} s ahead of its record",
+                        f"event time is {int(group.times[i] - stamps[i]) / 1e6:.0f} s ahead of its record",
                     )
                 )
             group = group.at(~future)

@@ -219,7 +219,7 @@ def find(name: str) -> SignalSpec | None:
     """Return the signal a config's name means, or None."""
     base, colon, member = name.partition(":")
     spec = SIGNALS.get(base)
-    if spec is None or bool(colon and member) and not spec.family:
+    if spec is None or (bool(colon and member) and not spec.family):
         return None
     return spec
 

@@ -54,7 +54,13 @@ _SPACE = re.compile(rb"[ \t\n\r]*")
 Path = tuple[str | int, ...]
 
 #: Values that stay literal: a template is of one model and one version of it.
-_LITERAL: set[Path] = {("model",), ("model", "name"), ("model", "version"), ("model.name",), ("model.version",)}
+_LITERAL: set[Path] = {
+    ("model",),
+    ("model", "name"),
+    ("model", "version"),
+    ("model.name",),
+    ("model.version",),
+}
 
 _TARGETS: dict[Path, int] = {
     ("id",): kernels.TEXT,
@@ -79,7 +85,7 @@ _TARGETS: dict[Path, int] = {
 _decode_label = msgspec.json.Decoder(str | int | bool | None).decode
 
 
-class Unsuited(Exception):  # noqa: N818
+class Unsuited(Exception):
     """A record has something no template can say."""
 
 
@@ -307,7 +313,7 @@ class Templates:
                 data = bytearray().join(values)  # type: ignore[arg-type]
             except TypeError:  # some are null
                 values = [b"" if v is None else v for v in values]
-                data = bytearray().join(values)
+                data = bytearray().join(values)  # type: ignore[arg-type]
             ends = np.fromiter(map(len, values), np.int64, n).cumsum()  # type: ignore[arg-type]
             data += _SPARE
             octets = np.frombuffer(data, np.uint8)
@@ -361,9 +367,7 @@ class Templates:
         """Give codes to labels seen for the first time."""
         for row in np.nonzero((labels == kernels.NEW_LABEL) & (chosen >= 0))[0].tolist():
             at, end = spans[row].tolist()
-            place = kernels.find_label(
-                data, at, end, self._label_table, self._label_spans, self._label_pool
-            )
+            place = kernels.find_label(data, at, end, self._label_table, self._label_spans, self._label_pool)
             if self._label_table[place] >= 0:
                 labels[row] = self._label_codes[self._label_table[place]]
                 continue
@@ -395,7 +399,11 @@ class Templates:
             if known is not None and self._batch < known.not_before:
                 continue
             value = batch.values[row]
-            if value is None or len(value) > self.max_bytes or batch.headers[row] and _is_cloudevent(batch.headers[row]):
+            if (
+                value is None
+                or len(value) > self.max_bytes
+                or (batch.headers[row] and _is_cloudevent(batch.headers[row]))
+            ):
                 continue
             tried.add(key)
             self._credit -= 1.0
@@ -442,7 +450,9 @@ class Templates:
         if len(self._templates) < MAX_TEMPLATES:
             return True
         last_used = self._table[: len(self._templates), 4]
-        keep = [i for i, used in enumerate(last_used.tolist()) if used > self._batch - _STALE and self._live(i)]
+        keep = [
+            i for i, used in enumerate(last_used.tolist()) if used > self._batch - _STALE and self._live(i)
+        ]
         if len(keep) == len(self._templates):
             return False
         used = last_used[keep]
@@ -462,7 +472,11 @@ class Templates:
         return len(self._templates) < MAX_TEMPLATES
 
     def _live(self, at: int) -> bool:
-        return at in self._keys[self._templates[at].key].templates if self._templates[at].key in self._keys else False
+        return (
+            at in self._keys[self._templates[at].key].templates
+            if self._templates[at].key in self._keys
+            else False
+        )
 
     def _append(self, template: Template, known: _Key) -> None:
         at = len(self._templates)
@@ -511,8 +525,10 @@ def _grown(array: npt.NDArray[Any], length: int) -> npt.NDArray[Any]:
     """Return an array with room for `length` rows, the old ones in place."""
     if length <= len(array):
         return array
-    larger = np.full((max(length, 2 * len(array)), *array.shape[1:]), -1, array.dtype) if array.dtype != np.uint8 else (
-        np.zeros(max(length, 2 * len(array)), np.uint8)
+    larger = (
+        np.full((max(length, 2 * len(array)), *array.shape[1:]), -1, array.dtype)
+        if array.dtype != np.uint8
+        else (np.zeros(max(length, 2 * len(array)), np.uint8))
     )
     larger[: len(array)] = array
     return larger

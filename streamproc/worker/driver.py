@@ -41,7 +41,7 @@ _last_read: dict[Any, int] = {}
 _StockRecords = fetcher.PartitionRecords
 
 
-class BatchRecords(_StockRecords):  # type: ignore[misc]
+class BatchRecords(_StockRecords):  # type: ignore[misc, valid-type]
     """A partition's share of one fetch response, unpacked to batches of columns."""
 
     def _unpack_records(self) -> Iterator[Any]:
@@ -53,7 +53,7 @@ class BatchRecords(_StockRecords):  # type: ignore[misc]
         if self._tp.topic not in _batched:
             yield from super()._unpack_records()
             return
-        position = self.next_fetch_offset
+        position: int = self.next_fetch_offset  # type: ignore[has-type]
         records: list[Any] = []
         broken: Exception | None = None
         while self._records.has_next():
@@ -141,7 +141,7 @@ class ConsumerThread(stock.AIOKafkaConsumerThread):  # type: ignore[misc]
             known = {tp: o for tp, o in offsets.items() if tp in self.assignment()}
             if known:
                 await self._ensure_consumer().commit({stock.ensure_aiokafka_TP(t): o for t, o in known.items()})
-        except Exception as e:  # noqa: BLE001
+        except Exception as e:
             self.log.warning("offsets were not committed, will be with the next snapshot: %s", e)
             return False
         return True

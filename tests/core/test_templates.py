@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import itertools
 import json
 import math
 import random
@@ -49,10 +50,12 @@ defaults:
 _START = 1_790_000_000
 
 
-def _batches(records: list[tuple[bytes | None, bytes | None, int, Any]], cuts: list[int]) -> list[RecordBatch]:
+def _batches(
+    records: list[tuple[bytes | None, bytes | None, int, Any]], cuts: list[int]
+) -> list[RecordBatch]:
     found = []
     edges = sorted({0, len(records), *(c % (len(records) + 1) for c in cuts)})
-    for start, end in zip(edges, edges[1:], strict=False):
+    for start, end in itertools.pairwise(edges):
         part = records[start:end]
         found.append(
             RecordBatch(
@@ -113,13 +116,21 @@ def _event(rng: random.Random, i: int, model: str, shape: int) -> dict[str, Any]
         case 2:
             event |= {"model.name": model, "model.version": 3, "prediction": rng.choice(["x", "y"])}
         case 3:
-            event |= {"model": {"name": model}, "error": {"type": "timeout", "message": None}, "duration_s": 1}
+            event |= {
+                "model": {"name": model},
+                "error": {"type": "timeout", "message": None},
+                "duration_s": 1,
+            }
         case 4:
             event |= {"model.name": model, "error.type": rng.choice(["timeout", ""]), "prediction": None}
         case 5:
             event |= {
                 "model": {"name": model, "version": 8, "team": "core"},
-                "prediction": {"score": rng.random(), "label": rng.choice([0, 1, True, None]), "scores": {"a": 0.25}},
+                "prediction": {
+                    "score": rng.random(),
+                    "label": rng.choice([0, 1, True, None]),
+                    "scores": {"a": 0.25},
+                },
                 "features": features,
                 "error": rng.choice([None, None, "late", ""]),
                 "segment": {"country": "de", "age": 7, "new": True},
@@ -132,8 +143,25 @@ def _event(rng: random.Random, i: int, model: str, shape: int) -> dict[str, Any]
 
 
 def _odd_value(rng: random.Random) -> Any:
-    return rng.choice(
-        [None, True, False, 0, -1, 2**53 + 1, 2**63, 10**25, 10**400, 1e308, 5e-324, "text", "", "ü", 'q"', "specversion"]
+    return rng.choice(  # noqa: RUF005
+        [
+            None,
+            True,
+            False,
+            0,
+            -1,
+            2**53 + 1,
+            2**63,
+            10**25,
+            10**400,
+            1e308,
+            5e-324,
+            "text",
+            "",
+            "ü",
+            'q"',
+            "specversion",
+        ]
         + [{}, [], [1], {"x": 1}, "2026-01-01T00:00:00Z", 0.1, -0.0, 1.5e300]
     )
 
@@ -154,7 +182,9 @@ def _change(event: dict[str, Any], rng: random.Random) -> dict[str, Any]:
         case 1:
             at[key] = _odd_value(rng)
         case 2:
-            at[rng.choice(["extra", "model", "time", "features", "error", "ü", 'k"', "prediction"])] = _odd_value(rng)
+            at[rng.choice(["extra", "model", "time", "features", "error", "ü", 'k"', "prediction"])] = (
+                _odd_value(rng)
+            )
         case _:
             items = list(at.items())
             rng.shuffle(items)
@@ -196,7 +226,20 @@ def _twice(text: str) -> bytes:
 
 
 def _odd_number(text: str) -> bytes:
-    numbers = ["01", "1.", ".5", "+1", "-", "1e", "1e999", "-0", "-0.0", "1E+2", "0.1e-400", "123456789012345678901"]
+    numbers = [
+        "01",
+        "1.",
+        ".5",
+        "+1",
+        "-",
+        "1e",
+        "1e999",
+        "-0",
+        "-0.0",
+        "1E+2",
+        "0.1e-400",
+        "123456789012345678901",
+    ]
     return text.encode().replace(b": 0.", f": {random.Random(len(text)).choice(numbers)}".encode() + b"0.", 1)
 
 
@@ -213,7 +256,9 @@ _TEXTS: list[Callable[[str], bytes]] = [
 ]
 
 
-def _record(rng: random.Random, i: int, *, models: int, oddness: float) -> tuple[bytes | None, bytes | None, int, Any]:
+def _record(
+    rng: random.Random, i: int, *, models: int, oddness: float
+) -> tuple[bytes | None, bytes | None, int, Any]:
     number = rng.randrange(models)
     model = f"m{number}"
     shape = (number if rng.random() < 0.9 else rng.randrange(7)) % 7
@@ -228,7 +273,9 @@ def _record(rng: random.Random, i: int, *, models: int, oddness: float) -> tuple
     if odd and rng.random() < 0.03:
         value = None
     if odd and rng.random() < 0.05:
-        value = json.dumps({"specversion": "1.0", "id": "1", "source": "s", "type": "t", "data": event}).encode()
+        value = json.dumps(
+            {"specversion": "1.0", "id": "1", "source": "s", "type": "t", "data": event}
+        ).encode()
     return (None if rng.random() < 0.01 else model.encode()), value, (_START + i // 20) * 1000, headers
 
 
@@ -257,11 +304,17 @@ def test_templates_change_nothing_over_a_long_stream_however_it_is_cut() -> None
 
 @given(
     st.recursive(
-        st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+        st.none()
+        | st.booleans()
+        | st.integers()
+        | st.floats(allow_nan=False, allow_infinity=False)
+        | st.text(),
         lambda children: st.lists(children, max_size=3) | st.dictionaries(st.text(), children, max_size=3),
         max_leaves=8,
     ),
-    st.sampled_from(["features", "segment", "extra", "time", "prediction", "error", "duration_s", "id", "model"]),
+    st.sampled_from(
+        ["features", "segment", "extra", "time", "prediction", "error", "duration_s", "id", "model"]
+    ),
     st.lists(st.text(max_size=3) | st.sampled_from(["a", "b", "label", "value", "name"]), max_size=2),
 )
 @settings(max_examples=150, deadline=None)
@@ -405,7 +458,14 @@ def test_numbers_halfway_between_two_doubles_go_to_the_even_one() -> None:
     for _ in range(20_000):
         odd = 2 * rng.getrandbits(52) + (1 << 53) + 1
         texts += [str(odd), f"{odd}e0", f"{odd}0e-1", f"{odd / 2:.1f}", f"{odd * 5}e-1", f"{odd}.0"]
-    texts += ["9007199254740993", "9007199254740993.0", "4503599627370496.5", "1e23", "8.5e22", "2.2250738585072014e-308"]
+    texts += [
+        "9007199254740993",
+        "9007199254740993.0",
+        "4503599627370496.5",
+        "1e23",
+        "8.5e22",
+        "2.2250738585072014e-308",
+    ]
     _check(texts, read_at_least=0.9)
 
 
@@ -433,7 +493,7 @@ def _time(text: str) -> int:
 
 
 @given(
-    st.datetimes(dt.datetime(1900, 1, 2), dt.datetime(2098, 12, 31)),
+    st.datetimes(dt.datetime(1900, 1, 2), dt.datetime(2098, 12, 31)),  # noqa: DTZ001 (the text gives the offset)
     st.sampled_from(["", "Z", "+00:00", "-00:00", "+05:30", "-11:45", "+23:59"]),
     st.integers(0, 9),
     st.integers(0, 10**9 - 1),
@@ -445,7 +505,12 @@ def test_a_time_reads_as_msgspec_reads_it(moment: dt.datetime, offset: str, digi
     assert _time(text) == time_us(msgspec.json.decode(f'"{text}"', type=dt.datetime))
 
 
-@given(st.from_regex(r"(19|20)[0-9]{2}-[01][0-9]-[0-3][0-9]T[0-2][0-9]:[0-6][0-9]:[0-6][0-9](\.[0-9]{0,10})?(Z|z|[+-][0-2][0-9]:?[0-6][0-9])?", fullmatch=True))
+@given(
+    st.from_regex(
+        r"(19|20)[0-9]{2}-[01][0-9]-[0-3][0-9]T[0-2][0-9]:[0-6][0-9]:[0-6][0-9](\.[0-9]{0,10})?(Z|z|[+-][0-2][0-9]:?[0-6][0-9])?",
+        fullmatch=True,
+    )
+)
 @settings(max_examples=500, deadline=None)
 def test_what_is_no_time_is_not_read(text: str) -> None:
     found = _time(text)

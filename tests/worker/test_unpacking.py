@@ -44,7 +44,9 @@ def _kafka_batch(
         if holes and i in (1, n - 1) and n > 2:
             continue
         at = base + i
-        builder.append(i, 1000 + at, b"k%d" % at, b"v%d" % at if at % 4 else None, [("h", b"1")] if at % 3 else [])
+        builder.append(
+            i, 1000 + at, b"k%d" % at, b"v%d" % at if at % 4 else None, [("h", b"1")] if at % 3 else []
+        )
     data = bytearray(builder.build())
     data[0:8] = base.to_bytes(8, "big")
     if holes and n > 2:
@@ -61,8 +63,13 @@ def _sign(data: bytearray) -> None:
 
 def _control(base: int, producer: int, kind: int) -> bytes:
     builder = DefaultRecordBatchBuilder(
-        magic=2, compression_type=0, is_transactional=True, producer_id=producer, producer_epoch=0,
-        base_sequence=0, batch_size=1 << 20,
+        magic=2,
+        compression_type=0,
+        is_transactional=True,
+        producer_id=producer,
+        producer_epoch=0,
+        base_sequence=0,
+        batch_size=1 << 20,
     )
     builder.append(0, 1000 + base, b"\x00\x00" + kind.to_bytes(2, "big"), b"\x00" * 6, [])
     data = bytearray(builder.build())
@@ -72,7 +79,9 @@ def _control(base: int, producer: int, kind: int) -> bytes:
     return bytes(data)
 
 
-def _reader(cls: Any, data: bytes, *, fetch_offset: int, aborted: list[tuple[int, int]], isolation: int) -> Any:
+def _reader(
+    cls: Any, data: bytes, *, fetch_offset: int, aborted: list[tuple[int, int]], isolation: int
+) -> Any:
     return cls(_TP, MemoryRecords(data), list(aborted), fetch_offset, None, None, True, isolation)
 
 
@@ -92,7 +101,11 @@ def test_columns_hold_what_aiokafka_would_have_given() -> None:
             if transactional and rng.random() < 0.5:
                 aborted.append((producer, base))
             data += _kafka_batch(
-                base, n, codec=rng.choice([0, 1]), producer=producer, transactional=transactional,
+                base,
+                n,
+                codec=rng.choice([0, 1]),
+                producer=producer,
+                transactional=transactional,
                 holes=rng.random() < 0.3,
             )
             base += n
@@ -115,7 +128,12 @@ def test_columns_hold_what_aiokafka_would_have_given() -> None:
             assert (batch.position, batch.previous) == (position, previous)
             assert reader.next_fetch_offset > batch.offsets[-1]
             rows += zip(
-                batch.offsets, batch.timestamps_ms, batch.keys, batch.values, map(list, batch.headers), strict=True
+                batch.offsets,
+                batch.timestamps_ms,
+                batch.keys,
+                batch.values,
+                map(list, batch.headers),
+                strict=True,
             )
             position, previous = batch.offsets[-1] + 1, batch.offsets[-1]
             left = [r for r in expected if r[0] >= reader.next_fetch_offset]
@@ -128,7 +146,9 @@ def test_columns_hold_what_aiokafka_would_have_given() -> None:
 
 def test_small_kafka_batches_are_delivered_together() -> None:
     data = b"".join(_kafka_batch(100 + i, 1) for i in range(12))
-    reader = _reader(driver.BatchRecords, data, fetch_offset=100, aborted=[], isolation=fetcher.READ_UNCOMMITTED)
+    reader = _reader(
+        driver.BatchRecords, data, fetch_offset=100, aborted=[], isolation=fetcher.READ_UNCOMMITTED
+    )
     assert [len(b) for b in reader] == [5, 5, 2]
 
 
@@ -136,7 +156,9 @@ def test_records_before_a_corrupt_batch_are_delivered_before_it_is_reported() ->
     bad = bytearray(_kafka_batch(103, 3))
     bad[-1] ^= 0xFF
     data = _kafka_batch(100, 3) + bytes(bad)
-    reader = _reader(driver.BatchRecords, data, fetch_offset=100, aborted=[], isolation=fetcher.READ_UNCOMMITTED)
+    reader = _reader(
+        driver.BatchRecords, data, fetch_offset=100, aborted=[], isolation=fetcher.READ_UNCOMMITTED
+    )
     assert next(reader).offsets == [100, 101, 102]
     assert reader.next_fetch_offset == 103
     with pytest.raises(CorruptRecordException):
@@ -146,5 +168,7 @@ def test_records_before_a_corrupt_batch_are_delivered_before_it_is_reported() ->
 def test_other_topics_come_record_by_record() -> None:
     driver._batched.clear()
     data = _kafka_batch(100, 3)
-    reader = _reader(driver.BatchRecords, data, fetch_offset=100, aborted=[], isolation=fetcher.READ_UNCOMMITTED)
+    reader = _reader(
+        driver.BatchRecords, data, fetch_offset=100, aborted=[], isolation=fetcher.READ_UNCOMMITTED
+    )
     assert [r.offset for r in reader] == [100, 101, 102]
