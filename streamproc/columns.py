@@ -18,6 +18,7 @@ from streamproc.events import ModelRef, Outcome, Prediction, error_type, model_v
 from streamproc.kernels import I32, IS_NULL, IS_TEXT, NO_LABEL, NO_TIME, U8
 from streamproc.signals import FeatureSchema, outcome
 from streamproc.templates import Templates, Walked
+from streamproc.windows import latency_buckets
 
 #: Layouts of rows whose features are not in cells: none at all, or a dict of them.
 NO_FEATURES = -1
@@ -118,12 +119,13 @@ class Features(Struct, gc=False):
 class PredictionColumns(Struct, gc=False):
     """n predictions, of a batch or of one model: all arrays (n,).
 
-    times in microseconds; latency in seconds, values, nan for none; labels codes of names, NO_LABEL for
+    times in microseconds; latency in seconds, values, nan for none; buckets of latency, -1 for none; labels codes of names, NO_LABEL for
     none; failed, whether it has an error's type; versions; features.
     """
 
     times: I64
     latency: F64
+    buckets: I32
     values: F64
     labels: I32
     failed: npt.NDArray[np.bool_]
@@ -139,6 +141,7 @@ class PredictionColumns(Struct, gc=False):
         return PredictionColumns(
             self.times[rows],
             self.latency[rows],
+            self.buckets[rows],
             self.values[rows],
             self.labels[rows],
             self.failed[rows],
@@ -180,6 +183,7 @@ def columns(
     return PredictionColumns(
         times,
         latency,
+        latency_buckets(latency),
         values,
         labels,
         walked.failed.view(bool),

@@ -670,12 +670,93 @@ def match(
     return count
 
 
+@kernel
+def follow(
+    times: I64,
+    arrivals: I64,
+    before: I64,
+    max_event_us: int,
+    progress_us: int,
+    last_arrival_us: int,
+    idle_us: int,
+    progress: I64,
+) -> int:
+    """Write the progress at each event, as `windows.Windows.advance` defines it; return the last event time.
+
+    max_event_us and progress_us are NO_TIME before the first event.
+    """
+    latest = max_event_us
+    reached = progress_us
+    arrived = last_arrival_us
+    for i in range(times.size):
+        earlier = latest
+        latest = max(latest, times[i])
+        silence = before[i] - arrived - idle_us
+        reached = max(reached, latest)
+        if silence > 0 and earlier != NO_TIME:
+            reached = max(reached, earlier + silence)
+        progress[i] = reached
+        arrived = arrivals[i]
+    return latest
+
+
+@kernel
+def place(
+    times: I64, progress: I64, size_us: int, lateness_us: int, index: I64, late: npt.NDArray[np.bool_]
+) -> tuple[int, bool]:
+    """Write each event's window and whether it is late for it; return how many are, and if all share one."""
+    count = 0
+    alike = True
+    for i in range(times.size):
+        index[i] = times[i] // size_us
+        late[i] = (index[i] + 1) * size_us <= progress[i] - lateness_us
+        count += late[i]
+        alike = alike and index[i] == index[0]
+    return count, alike
+
+
+@kernel
+def tally(
+    index: I64,
+    late: npt.NDArray[np.bool_],
+    window: int,
+    values: F64,
+    buckets: I32,
+    failed: npt.NDArray[np.bool_],
+    latency: I64,
+    value_sum: float,
+) -> tuple[int, int, float, int]:
+    """Count one window's errors, values and latencies; return how many of each, and the values' sum.
+
+    latency (b,) is added to. The sum is in order, so that it has the same bits however it is cut.
+    """
+    errors = value_n = latency_n = 0
+    for i in range(index.size):
+        if index[i] != window or late[i]:
+            continue
+        errors += failed[i]
+        if not np.isnan(values[i]):
+            value_n += 1
+            value_sum += values[i]
+        if buckets[i] >= 0:
+            latency_n += 1
+            latency[buckets[i]] += 1
+    return errors, value_n, value_sum, latency_n
+
+
 def warm_up(progress: Callable[[str, int, int], None] | None = None) -> None:
     """Compile every loop of this file, or load it compiled; `progress` as in `detectors.compile`."""
     from streamproc.templates import Templates
 
-    steps: dict[str, Callable[[], Any]] = {"templates": Templates.warm_up}
+    steps: dict[str, Callable[[], Any]] = {"templates": Templates.warm_up, "windows": _warm_windows}
     for done, (name, step) in enumerate(steps.items(), start=1):
         step()
         if progress is not None:
             progress(name, done, len(steps))
+
+
+def _warm_windows() -> None:
+    times, flags, codes = np.zeros(2, np.int64), np.zeros(2, np.bool_), np.zeros(2, np.int32)
+    follow(times, times, times, NO_TIME, NO_TIME, 0, 1, times)
+    place(times, times, 1, 0, times, flags)
+    tally(times, flags, 0, np.zeros(2), codes, flags, times, 0.0)

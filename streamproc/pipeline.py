@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from msgspec import Struct, field
 
 from detectors import state as state_codec
@@ -89,6 +90,18 @@ class Shared(Struct, gc=False):
     def at(self, rows: Any) -> Shared:
         """Return some of the records."""
         return Shared(self.offsets[rows], self.stamps[rows], self.arrivals[rows], self.before[rows])
+
+
+class Placed(Struct, gc=False):
+    """Where n events belong: index (n,) of their windows, late (n,), and if one window takes them all."""
+
+    index: I64
+    late: npt.NDArray[np.bool_]
+    alike: bool
+
+    def at(self, rows: slice) -> Placed:
+        """Return some of the events."""
+        return Placed(self.index[rows], self.late[rows], self.alike)
 
 
 class EventRows(Struct, gc=False):
@@ -433,8 +446,8 @@ class ModelState:
         if self.started_us is None:
             self.started_us = int(group.times[0])
         progress = self.windows.advance(group.times, arrivals, group.shared.before)
-        index, late = self.windows.assign(group.times, progress)
-        alerts += self._columns(group.what, progress, offsets, index, late)
+        index, late, alike = self.windows.assign(group.times, progress)
+        alerts += self._columns(group.what, progress, offsets, Placed(index, late, alike))
         self.last_arrival_us = int(arrivals[-1])
         return alerts + self._close()
 
@@ -466,16 +479,16 @@ class ModelState:
         forever = 1 << 62
         return [a for w in self.watches.values() for a in w.expire(self.subject, forever)]
 
-    def _columns(self, what: Any, progress: I64, offsets: I64, index: I64, late: Any) -> list[Alert]:
+    def _columns(self, what: Any, progress: I64, offsets: I64, placed: Placed) -> list[Alert]:
         raise NotImplementedError
 
     def _by_window(
-        self, index: I64, late: Any, offsets: I64, versions: Sequence[str | None] | None = None
+        self, placed: Placed, offsets: I64, versions: Sequence[str | None] | None = None
     ) -> Iterator[tuple[Accumulator, Any]]:
         """Yield each open window that has events here, with which of them are its own."""
-        first = index[0]
-        if not late.any() and (index == first).all():
-            window = self.windows.at(int(first), int(offsets[0]))
+        index, late = placed.index, placed.late
+        if placed.alike:
+            window = self.windows.at(int(index[0]), int(offsets[0]))
             window.count += len(index)
             window.offset_last = int(offsets[-1])
             if versions is not None:
@@ -644,25 +657,17 @@ class PredictionState(ModelState):
         self._bind()
 
     def _columns(
-        self, what: PredictionColumns, progress: I64, offsets: I64, index: I64, late: Any
+        self, what: PredictionColumns, progress: I64, offsets: I64, placed: Placed
     ) -> list[Alert]:
         alerts: list[Alert] = []
         versions, values, latency, failed = what.versions, what.values, what.latency, what.failed
-        has_values = ~np.isnan(values)
-        for window, rows in self._by_window(index, late, offsets, versions):
-            window.errors += int(np.count_nonzero(failed[rows]))
-            own = values[rows][has_values[rows]]
-            if len(own):
-                window.add_values(own)
+        buckets = what.buckets if self._wants_latency else np.full(len(what), -1, np.int32)
+        for window, rows in self._by_window(placed, offsets, versions):
+            window.tally(placed.index, placed.late, values=values, buckets=buckets, failed=failed)
             self._count_classes(window, what.labels[rows], what.names)
-            if self._wants_latency:
-                own = latency[rows]
-                own = own[~np.isnan(own)]
-                if len(own):
-                    window.add_latencies(own)
         if self._wants_drift:
             alerts += self._observe_events(
-                "prediction_drift", values, progress, offsets, versions=versions, rows=has_values
+                "prediction_drift", values, progress, offsets, versions=versions, rows=~np.isnan(values)
             )
         if self._wants_each_latency:
             alerts += self._observe_events(
@@ -673,11 +678,11 @@ class PredictionState(ModelState):
                 "failures", failed.astype(np.float64), progress, offsets, versions=versions
             )
         if self._wants_features:
-            alerts += self._take_features(what.features, progress, offsets, index, late, versions)
+            alerts += self._take_features(what.features, progress, offsets, placed, versions)
         return alerts
 
     def _take_features(
-        self, features: Features, progress: I64, offsets: I64, index: I64, late: Any, versions: Versions
+        self, features: Features, progress: I64, offsets: I64, placed: Placed, versions: Versions
     ) -> list[Alert]:
         start = 0 if self.features.ready else self.features.learn(features.rows())
         if start == len(features):
@@ -685,15 +690,18 @@ class PredictionState(ModelState):
         if start:
             rest = slice(start, None)
             features, progress, offsets = features.at(rest), progress[rest], offsets[rest]
-            index, late, versions = index[rest], late[rest], versions[rest]
+            placed, versions = placed.at(rest), versions[rest]
         if not features.any():
             return []
         values, missing, invalid, given = features.matrix(self.features)
         flawless = not missing.flags.writeable  # the shared zeros: every number is there
-        counted = given & ~late
-        for value in [index[0]] if (index == index[0]).all() and counted.any() else np.unique(index[counted]):
-            own = counted & (index == value)
-            window = self.windows.open[int(value)]
+        if placed.alike and flawless:
+            windows = [(int(placed.index[0]), given)]
+        else:
+            counted = given & ~placed.late
+            windows = [(int(v), counted & (placed.index == v)) for v in np.unique(placed.index[counted])]
+        for value, own in windows:
+            window = self.windows.open[value]
             window.feature_rows += int(np.count_nonzero(own))
             if window.missing is None or window.invalid is None:
                 window.missing = np.zeros(missing.shape[1], np.int64)
@@ -760,9 +768,9 @@ class TelemetryState(ModelState):
         super().__init__(book, name, topic, partition)
         self.metrics: list[str] = []
 
-    def _columns(self, what: EventRows, progress: I64, offsets: I64, index: I64, late: Any) -> list[Alert]:
+    def _columns(self, what: EventRows, progress: I64, offsets: I64, placed: Placed) -> list[Alert]:
         events = what.events
-        for _ in self._by_window(index, late, offsets):
+        for _ in self._by_window(placed, offsets):
             pass
         rows: dict[str, list[int]] = {}
         for i, event in enumerate(events):
@@ -796,9 +804,9 @@ class LabelState(ModelState):
         super().__init__(book, name, topic, partition)
         self.classes: list[str] = []
 
-    def _columns(self, what: EventRows, progress: I64, offsets: I64, index: I64, late: Any) -> list[Alert]:
+    def _columns(self, what: EventRows, progress: I64, offsets: I64, placed: Placed) -> list[Alert]:
         events = what.events
-        for window, rows in self._by_window(index, late, offsets):
+        for window, rows in self._by_window(placed, offsets):
             if not window.classes:
                 window.classes = {}
             for event in events if isinstance(rows, slice) else [events[i] for i in rows]:
