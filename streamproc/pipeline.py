@@ -446,7 +446,7 @@ class ModelState:
         if self.started_us is None:
             self.started_us = int(group.times[0])
         progress = self.windows.advance(group.times, arrivals, group.shared.before)
-        index, late, alike = self.windows.assign(group.times, progress)
+        index, late, alike = self.windows.place(group.times, progress)
         alerts += self._columns(group.what, progress, offsets, Placed(index, late, alike))
         self.last_arrival_us = int(arrivals[-1])
         return alerts + self._close()

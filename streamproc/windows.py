@@ -76,6 +76,18 @@ class Accumulator(Struct):
         if latency_n:
             self.latency = latency
 
+    def add_values(self, values: F64) -> None:
+        """Add numbers to the mean: what `tally` does, for a whole array and without a compiled loop."""
+        self.value_n += len(values)
+        with np.errstate(over="ignore", invalid="ignore"):  # a mean that is not finite is not reported
+            self.value_sum = float(np.cumsum(np.concatenate(([self.value_sum], values)))[-1])
+
+    def add_latencies(self, seconds: F64) -> None:
+        """Count latencies in seconds, none of them nan: what `tally` does, likewise."""
+        if self.latency is None:
+            self.latency = np.zeros(BUCKETS, np.int64)
+        self.latency += np.bincount(latency_buckets(seconds), minlength=BUCKETS)
+
     def latency_quantile(self, q: float) -> float:
         """Return the q-quantile of latency in seconds, nan where none was counted."""
         if self.latency is None:
@@ -176,7 +188,11 @@ class Windows:
         if silence > 0:
             self.progress_us = max(self.progress_us, self.max_event_us + silence)
 
-    def assign(self, times: I64, progress: I64) -> tuple[I64, npt.NDArray[np.bool_], bool]:
+    def assign(self, times: I64, progress: I64) -> tuple[I64, npt.NDArray[np.bool_]]:
+        """Return the window index of each event, and whether it comes too late for it."""
+        return self.place(times, progress)[:2]
+
+    def place(self, times: I64, progress: I64) -> tuple[I64, npt.NDArray[np.bool_], bool]:
         """Return the window index of each event, whether it comes too late, and if one takes them all."""
         index, late = np.empty(len(times), np.int64), np.empty(len(times), np.bool_)
         # An event's own time cannot close its own window, so `progress` may include it.

@@ -17,11 +17,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from detectors import state
 from detectors.kernels import kernel
 from streamproc import rules, templates
 from streamproc.events import Prediction, RecordBatch, time_us
 from streamproc.kernels import F64, I64, NO_TIME, U8, read_number, read_time
 from streamproc.pipeline import Pipeline
+from streamproc.windows import Accumulator, Windows, latency_buckets
 
 _CONFIG = """
 version: 1
@@ -143,7 +145,7 @@ def _event(rng: random.Random, i: int, model: str, shape: int) -> dict[str, Any]
 
 
 def _odd_value(rng: random.Random) -> Any:
-    return rng.choice(  # noqa: RUF005
+    return rng.choice(
         [
             None,
             True,
@@ -529,3 +531,60 @@ def test_every_shape_of_these_tests_makes_a_template() -> None:
         value = json.dumps(_event(rng, shape, "m", shape)).encode()
         learner._template(b"m", value, msgspec.json.decode(value, type=Prediction))
     assert not math.isnan(learner._credit)
+
+
+# ------------------------------------------------------------------ windows
+
+
+@given(st.integers(0, 2**32), st.integers(1, 60))
+@settings(max_examples=100, deadline=None)
+def test_the_compiled_tally_is_the_plain_one(seed: int, n: int) -> None:
+    rng = np.random.default_rng(seed)
+    index, late, failed = rng.integers(3, 6, n), rng.random(n) < 0.2, rng.random(n) < 0.3
+    values, seconds = rng.normal(size=n), rng.lognormal(-3, 4, n)
+    values[rng.random(n) < 0.2] = np.nan
+    seconds[rng.random(n) < 0.2] = np.nan
+    tallied, plain = Accumulator(4, 0, 0, value_sum=0.1), Accumulator(4, 0, 0, value_sum=0.1)
+    tallied.tally(index, late, values=values, buckets=latency_buckets(seconds), failed=failed)
+    own = (index == 4) & ~late
+    plain.errors = int(failed[own].sum())
+    plain.add_values(values[own & ~np.isnan(values)])
+    if (own & ~np.isnan(seconds)).any():
+        plain.add_latencies(seconds[own & ~np.isnan(seconds)])
+    assert state.dumps(tallied.snapshot()) == state.dumps(plain.snapshot())
+
+
+def _plain_progress(windows: Windows, times: I64, arrivals: I64, before: I64) -> list[int]:
+    """Follow the watermark by its definition, event by event."""
+    found = []
+    latest, reached, arrived = windows.max_event_us, windows.progress_us, windows.last_arrival_us
+    for t, a, b in zip(times.tolist(), arrivals.tolist(), before.tolist(), strict=True):
+        silence = b - arrived - windows.idle_us
+        by_silence = [latest + silence] if latest is not None and silence > 0 else []
+        latest = t if latest is None else max(latest, t)
+        reached = max([latest, *by_silence, *([] if reached is None else [reached])])
+        found.append(reached)
+        arrived = a
+    return found
+
+
+@given(st.integers(0, 2**32))
+@settings(max_examples=100, deadline=None)
+def test_progress_follows_its_definition(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    windows = Windows(size_us=50, lateness_us=20, idle_us=30)
+    clock = 0
+    for n in rng.integers(1, 20, 4):
+        arrivals = clock + np.cumsum(rng.integers(0, 60, n))
+        before = np.concatenate(([clock], arrivals[:-1])) + rng.integers(0, 2, n) * 0
+        times = arrivals + rng.integers(-80, 40, n)
+        expected = _plain_progress(windows, times, arrivals, before)
+        late_before = windows.late
+        progress = windows.advance(times, arrivals, before)
+        assert progress.tolist() == expected
+        index, late, alike = windows.place(times, progress)
+        assert index.tolist() == [t // 50 for t in times.tolist()]
+        assert late.tolist() == [(i + 1) * 50 <= p - 20 for i, p in zip(index.tolist(), expected, strict=True)]
+        assert windows.late - late_before == late.sum()
+        assert alike == (len(set(index.tolist())) == 1 and not late.any())
+        clock = int(arrivals[-1])
