@@ -188,16 +188,18 @@ def _into(future: Future[None], work: Callable[[], None]) -> Callable[[], None]:
 
 
 def compile_kernels() -> None:
-    """Compile the detectors' loops, or load them compiled, before the first event needs them."""
-    from detectors import compile as kernels
+    """Compile every loop, or load it compiled, before the first event needs it."""
+    from detectors.compile import warm_up_kernels
+    from streamproc import kernels
 
     began = time.monotonic()
 
     def progress(name: str, done: int, total: int) -> None:
         if time.monotonic() - began > 1.0 and sys.stderr.isatty():
-            print(f"\rcompiling detectors {done}/{total} {name:30s}", end="", file=sys.stderr)  # noqa: T201
+            print(f"\rcompiling {done}/{total} {name:30s}", end="", file=sys.stderr)  # noqa: T201
 
-    kernels.warm_up_kernels(progress)
+    warm_up_kernels(progress)
+    kernels.warm_up(progress)
     took = time.monotonic() - began
     if took > 1.0:
         log.info("detectors ready; a later start finds them compiled", seconds=round(took, 1))
@@ -265,7 +267,7 @@ async def _serve(
             reason = app.failure.result() if app.failure.done() else app.crash_reason
             log.error("worker failed; it ends rather than lose records", reason=repr(reason))
             code = 1
-    except Exception as e:  # noqa: BLE001
+    except Exception as e:
         log.error("worker failed to start", reason=repr(e))
         code = BrokerUnreachable.exit_code if isinstance(e, ConnectionError) else 1
     await _stop(app, config, code)
@@ -300,11 +302,11 @@ async def _stop(app: app_module.WorkerApp, config: Config, code: int) -> None:
         try:
             async with asyncio.timeout(grace_s * 0.6):
                 await app.engine.snapshot()
-        except Exception as e:  # noqa: BLE001
+        except Exception as e:
             log.warning("state was not saved at the end; the next start repeats", error=repr(e))
     try:
         await app.stop()
-    except Exception as e:  # noqa: BLE001
+    except Exception as e:
         log.warning("did not stop cleanly", error=repr(e))
     watchdog.cancel()
     log.info("stopped")
