@@ -152,7 +152,7 @@ class Engine:
             async with asyncio.timeout(max(1.0, self.config.kafka.session_timeout.us / 1e6 * 0.6)):
                 await self.snapshot(own)
             kept = True
-        except Exception as e:  # noqa: BLE001 - whoever comes next goes on from the last manifest
+        except Exception as e:
             log.warning("state was not saved at revocation; the next owner repeats", error=str(e))
             kept = False
         for tp in tps:
@@ -455,7 +455,7 @@ class Engine:
         """Return how many records of a partition are still to be read, None where not known yet."""
         try:
             end = self.app.consumer.highwater(held.tp)
-        except Exception:  # noqa: BLE001 - between two assignments nobody knows
+        except Exception:
             return None
         return None if end is None else max(0, end - held.expected)
 

@@ -179,7 +179,7 @@ def _into(future: Future[None], work: Callable[[], None]) -> Callable[[], None]:
     def run() -> None:
         try:
             work()
-        except BaseException as e:  # noqa: BLE001 - whoever waits for the future raises it
+        except BaseException as e:
             future.set_exception(e)
         else:
             future.set_result(None)
