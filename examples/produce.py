@@ -1,7 +1,7 @@
 """Publish predictions as a serving system would: bare JSON, keyed by model.
 
-    streamproc worker --config worker.yaml          # in another terminal
-    python examples/produce.py localhost:9092
+streamproc worker --config worker.yaml          # in another terminal
+python examples/produce.py localhost:9092
 """
 
 from __future__ import annotations

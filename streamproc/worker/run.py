@@ -236,7 +236,7 @@ async def _serve(
             reason = app.failure.result() if app.failure.done() else app.crash_reason
             log.error("worker failed; it ends rather than lose records", reason=repr(reason))
             code = 1
-    except Exception as e:  # noqa: BLE001
+    except Exception as e:
         log.error("worker failed to start", reason=repr(e))
         code = BrokerUnreachable.exit_code if isinstance(e, ConnectionError) else 1
     await _stop(app, config, code)
@@ -265,11 +265,11 @@ async def _stop(app: app_module.WorkerApp, config: Config, code: int) -> None:
         try:
             async with asyncio.timeout(grace_s * 0.6):
                 await app.engine.snapshot()
-        except Exception as e:  # noqa: BLE001
+        except Exception as e:
             log.warning("state was not saved at the end; the next start repeats", error=repr(e))
     try:
         await app.stop()
-    except Exception as e:  # noqa: BLE001
+    except Exception as e:
         log.warning("did not stop cleanly", error=repr(e))
     watchdog.cancel()
     log.info("stopped")
