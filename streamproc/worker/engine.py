@@ -93,7 +93,7 @@ class Engine:
         self._homes: dict[tuple[str, str], int] = {}
         self._lock = asyncio.Lock()
         self._interval_s = config.worker.snapshot_interval.us / 1e6
-        self.first_scored_at: float | None = None
+        self.compiled: asyncio.Future[None] | None = None  # done once the detectors' loops are ready
         self.restored_once = False
 
     # ---------------------------------------------------------------------- what the driver asks
@@ -176,6 +176,8 @@ class Engine:
     async def take(self, batch: RecordBatch) -> None:
         """Process one batch, exactly if it is the one expected next."""
         tp = TP(batch.topic, batch.partition)
+        if self.compiled is not None:
+            await asyncio.shield(self.compiled)  # all agents wait for the one future
         async with self._lock:
             held = self._owned.get(tp)
             if held is None:
@@ -197,8 +199,6 @@ class Engine:
             self.metrics.batch_seconds.observe(time.perf_counter() - started)
             held.expected = batch.offsets[-1] + 1
             held.moved_at = time.monotonic()
-            if self.first_scored_at is None and out.events:
-                self.first_scored_at = time.monotonic()
             await self._publish(held, out, fresh)
 
     async def forward(self, batch: RecordBatch) -> None:

@@ -11,6 +11,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from pathlib import Path
 
 import structlog
@@ -146,7 +147,9 @@ def run(
     adjust: what the command line changes in the file's config, now and at each reload.
     """
     started = time.monotonic()
-    compile_kernels()
+    # Loading compiled loops is work, reaching a broker is waiting: side by side, each hides the other.
+    kernels: Future[None] = Future()
+    threading.Thread(target=_into(kernels, compile_kernels), name="kernels", daemon=True).start()
     try:
         partitions = prepare_topics(config, timeout_s=connect_timeout_s)
     except StreamprocError as e:
@@ -155,13 +158,33 @@ def run(
     reloader = Reloader(path, env if env is not None else {}, config, adjust=adjust)
     with tempfile.TemporaryDirectory(prefix="streamproc-") as scratch:
         main = _serve(
-            config, reloader, partitions=partitions, data_dir=data_dir or scratch, started=started, on_built=on_built
+            config,
+            reloader,
+            kernels=kernels,
+            partitions=partitions,
+            data_dir=data_dir or scratch,
+            started=started,
+            on_built=on_built,
         )
         try:
             import uvloop
         except ImportError:
             return asyncio.run(main)
         return uvloop.run(main)
+
+
+def _into(future: Future[None], work: Callable[[], None]) -> Callable[[], None]:
+    """Return work that leaves its end, good or bad, in a future."""
+
+    def run() -> None:
+        try:
+            work()
+        except BaseException as e:  # noqa: BLE001 - whoever waits for the future raises it
+            future.set_exception(e)
+        else:
+            future.set_result(None)
+
+    return run
 
 
 def compile_kernels() -> None:
@@ -184,6 +207,7 @@ async def _serve(
     config: Config,
     reloader: Reloader,
     *,
+    kernels: Future[None],
     partitions: Mapping[str, int],
     data_dir: str,
     started: float,
@@ -196,6 +220,8 @@ async def _serve(
         reload=reloader.reload,
         data_dir=data_dir,
     )
+    app.engine.compiled = asyncio.wrap_future(kernels)
+    app.engine.compiled.add_done_callback(lambda f: None if f.cancelled() else fatal(app, f.exception()))
     reloader.app = app
     if on_built is not None:
         on_built(app)
@@ -218,6 +244,9 @@ async def _serve(
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 100)
+    # The thread that talks to Kafka waits for the interpreter each time it wakes; with the usual 5 ms
+    # a fetch that takes ten turns stands for 50 ms behind a busy batch.
+    sys.setswitchinterval(0.0005)
     code = 0
     try:
         await app.start()
@@ -243,6 +272,12 @@ async def _serve(
     for task in background:
         task.cancel()
     return code
+
+
+def fatal(app: app_module.WorkerApp, error: BaseException | None) -> None:
+    """End the worker for an error it cannot go on from."""
+    if error is not None and not app.failure.done():
+        app.failure.set_result(error)
 
 
 async def _stop(app: app_module.WorkerApp, config: Config, code: int) -> None:
