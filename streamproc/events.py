@@ -354,22 +354,25 @@ class Decoder:
         self._envelope = msgspec.json.Decoder(_Envelope).decode
         self._any = msgspec.json.Decoder().decode
 
-    def decode(self, batch: RecordBatch) -> Decoded:
-        """Decode every record of a batch; what cannot be read comes back as `Rejected`."""
+    def decode(self, batch: RecordBatch, at: list[int] | None = None) -> Decoded:
+        """Decode every record of a batch, or those at some rows; what cannot be read is `Rejected`."""
+        every = range(len(batch)) if at is None else at
+        values = batch.values if at is None else [batch.values[i] for i in at]
+        headers_of = batch.headers if at is None else [batch.headers[i] for i in at]
         if not self.field_map and not self._looks_structured(batch):
             try:
-                events = list(map(self._decode, batch.values))  # type: ignore[arg-type]
-                if any(batch.headers):
-                    for event, headers in zip(events, batch.headers, strict=True):
+                events = list(map(self._decode, values))  # type: ignore[arg-type]
+                if any(headers_of):
+                    for event, headers in zip(events, headers_of, strict=True):
                         _complete(event, headers)
-            except Exception:  # noqa: BLE001 - some record is bad: find out which, one by one
+            except Exception:  # some record is bad: find out which, one by one
                 pass
             else:
-                if max(map(len, batch.values), default=0) <= self.max_bytes:  # type: ignore[arg-type]
+                if max(map(len, values), default=0) <= self.max_bytes:  # type: ignore[arg-type]
                     if all(map(_answers[self.kind], events)):
-                        return Decoded(list(range(len(events))), events, [])
+                        return Decoded(list(every), events, [])
         rows, events, rejected = [], [], []
-        for row, (value, headers) in enumerate(zip(batch.values, batch.headers, strict=True)):
+        for row, value, headers in zip(every, values, headers_of, strict=True):
             try:
                 event = self.decode_one(value, headers)
             except _UnreadableError as e:

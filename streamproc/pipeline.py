@@ -11,34 +11,38 @@ records it has already seen pass it by, wherever the replay begins (the fence).
 from __future__ import annotations
 
 import heapq
+import math
 from collections import Counter, OrderedDict
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from msgspec import Struct, field
 
 from detectors import state as state_codec
 from detectors.protocol import F64, I64
+from streamproc.columns import Features, PredictionColumns, Versions, event_times
+from streamproc.columns import columns as read_columns
 from streamproc.errors import SnapshotError
 from streamproc.events import (
+    MAX_NAME,
     ORIGIN_HEADER,
     Alert,
+    Decoded,
     Decoder,
     Label,
     ModelRef,
-    Outcome,
     Prediction,
     RecordBatch,
     Rejected,
     Telemetry,
-    error_type,
     model_name,
-    model_version,
-    time_us,
 )
+from streamproc.kernels import I32
 from streamproc.rules import ModelRules, RuleBook
-from streamproc.signals import FeatureSchema, Kind, outcome
+from streamproc.signals import FeatureSchema, Kind
+from streamproc.templates import Templates
 from streamproc.watch import SilenceWatch, Subject, Watch
 from streamproc.windows import Accumulator, Windows
 
@@ -72,6 +76,61 @@ class Output(Struct):
     evicted: list[str] = field(default_factory=list)
 
 
+class Shared(Struct, gc=False):
+    """What every kind of record has: offsets, Kafka's record time, the arrival clock at it and before it.
+
+    All (n,), the last three in microseconds.
+    """
+
+    offsets: I64
+    stamps: I64
+    arrivals: I64
+    before: I64
+
+    def at(self, rows: Any) -> Shared:
+        """Return some of the records."""
+        return Shared(self.offsets[rows], self.stamps[rows], self.arrivals[rows], self.before[rows])
+
+
+class Placed(Struct, gc=False):
+    """Where n events belong: index (n,) of their windows, late (n,), and if one window takes them all."""
+
+    index: I64
+    late: npt.NDArray[np.bool_]
+    alike: bool
+
+    def at(self, rows: slice) -> Placed:
+        """Return some of the events."""
+        return Placed(self.index[rows], self.late[rows], self.alike)
+
+
+class EventRows(Struct, gc=False):
+    """Events as objects, for kinds that come too seldom to be worth columns."""
+
+    events: list[Any]
+
+    def at(self, rows: Any) -> EventRows:
+        """Return some of the rows."""
+        return EventRows([self.events[i] for i in np.arange(len(self.events))[rows].tolist()])
+
+
+class Group(Struct, gc=False):
+    """The records of one model in a batch, in the order of the log: where they stand, when, and what."""
+
+    name: str
+    rows: I64
+    times: I64
+    shared: Shared
+    what: Any  # PredictionColumns or EventRows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def at(self, rows: Any) -> Group:
+        """Return some of the records."""
+        return Group(self.name, self.rows[rows], self.times[rows], self.shared.at(rows), self.what.at(rows))
+
+
 class Pipeline:
     """All that one partition of one source topic has taught us."""
 
@@ -97,24 +156,35 @@ class Pipeline:
         self.clock_us = 0  # the arrival clock: the greatest record time so far
         self.next_offset = 0
         self._due: list[tuple[int, str]] = []
-        self._decoder = Decoder(_KINDS[kind], field_map=book.config.fields.get(kind))
+        self._read_by(book)
+
+    def _read_by(self, book: RuleBook) -> None:
+        field_map = book.config.fields.get(self.kind)
+        self._decoder = Decoder(_KINDS[self.kind], field_map=field_map)
+        self._templates: Templates | None = None
+        if self.kind == "predictions":
+            self._templates = Templates(max_bytes=self._decoder.max_bytes)
+            self._templates.learning = not field_map
 
     def process(self, batch: RecordBatch) -> Output:
         """Take a batch in the order of the log; return alerts, rejections and counts."""
         out = Output()
         if not len(batch):
             return out
-        decoded = self._decoder.decode(batch)
-        out.rejected = decoded.rejected
         stamps = np.asarray(batch.timestamps_ms, np.int64) * 1000
         arrivals = np.maximum(np.maximum.accumulate(stamps), self.clock_us)
         before = np.concatenate(([self.clock_us], arrivals[:-1]))
-        offsets = np.asarray(batch.offsets, np.int64)
-        groups = self._group(batch, decoded.rows, decoded.events, out)
-        for name, (rows, events) in groups.items():
-            self._take(name, batch, rows, events, stamps, arrivals, before, offsets, out)
+        shared = Shared(np.asarray(batch.offsets, np.int64), stamps, arrivals, before)
+        if self._templates is None:
+            decoded = self._decoder.decode(batch)
+            out.rejected = decoded.rejected
+            groups = self._grouped_events(batch, decoded, shared, out)
+        else:
+            groups = self._grouped_columns(batch, self._templates, shared, out)
+        for group in groups:
+            self._take(group, batch, out)
         self.clock_us = int(arrivals[-1])
-        self.next_offset = int(offsets[-1]) + 1
+        self.next_offset = int(shared.offsets[-1]) + 1
         self._run_due(out)
         out.rejected.sort(key=lambda r: r.row)
         return out
@@ -126,95 +196,128 @@ class Pipeline:
         self._run_due(out)
         return out
 
-    def _group(
-        self, batch: RecordBatch, rows: list[int], events: list[Any], out: Output
-    ) -> dict[str, tuple[list[int], list[Any]]]:
-        """Return the events of each model, in order."""
+    def _grouped_events(
+        self, batch: RecordBatch, decoded: Decoded, shared: Shared, out: Output
+    ) -> Iterator[Group]:
+        """Yield the events of each model, in order of its first."""
         groups: dict[str, tuple[list[int], list[Any]]] = {}
-        keys = batch.keys
-        for row, event in zip(rows, events, strict=True):
-            model = event.model
-            name = model.name if type(model) is ModelRef else model_name(event)
-            key = keys[row]
-            if not name:
-                if not key:
-                    out.rejected.append(
-                        Rejected(row, batch.offsets[row], "no_model", "no `model.name`, and the record has no key")
-                    )
-                    continue
-                name = key.decode("utf-8", "replace")
-            group = groups.get(name)
-            if group is None:
-                if len(name) > 512:
-                    out.rejected.append(
-                        Rejected(row, batch.offsets[row], "schema", "`model.name` is longer than 512 characters")
-                    )
-                    continue
-                group = groups[name] = ([], [])
-                # One look a batch is enough to find a producer that keys by something else.
-                if key is not None and key != name.encode():
-                    out.misplaced += 1
-            group[0].append(row)
-            group[1].append(event)
-        return groups
+        for row, event in zip(decoded.rows, decoded.events, strict=True):
+            name = self._name(batch, row, event, out)
+            if name:
+                group = groups.setdefault(name, ([], []))
+                group[0].append(row)
+                group[1].append(event)
+        for name, (rows, events) in groups.items():
+            at = np.array(rows)
+            own = shared.at(at)
+            yield Group(name, at, event_times(events, own.stamps), own, EventRows(events))
 
-    def _take(
-        self,
-        name: str,
-        batch: RecordBatch,
-        rows: list[int],
-        events: list[Any],
-        stamps: I64,
-        arrivals: I64,
-        before: I64,
-        offsets: I64,
-        out: Output,
-    ) -> None:
-        at = np.array(rows)
+    def _grouped_columns(
+        self, batch: RecordBatch, templates: Templates, shared: Shared, out: Output
+    ) -> Iterator[Group]:
+        """Yield the predictions of each model as columns, in order of its first."""
+        walked = templates.walk(batch)
+        models = walked.models
+        rows: list[int] = []
+        events: list[Any] = []
+        unfit = np.nonzero(walked.chosen < 0)[0]
+        if len(unfit):
+            decoded = self._decoder.decode(batch, None if len(unfit) == len(batch) else unfit.tolist())
+            out.rejected = decoded.rejected
+            models[unfit] = -1
+            code = templates.models.code
+            for row, event in zip(decoded.rows, decoded.events, strict=True):
+                name = self._name(batch, row, event, out)
+                if name:
+                    models[row] = code(name)
+                    rows.append(row)
+                    events.append(event)
+            templates.learn(batch, rows, events)
+        columns = read_columns(walked, templates, shared.stamps, rows, events)
+        if (models == models[0]).all():
+            if models[0] >= 0:
+                name = templates.models.names[models[0]]
+                yield Group(name, np.arange(len(batch)), columns.times, shared, columns)
+            return
+        # A stable sort keeps a model's records in the order of the log.
+        small = len(templates.models) < 32_767
+        order = np.argsort(models.astype(np.int16) if small else models, kind="stable")
+        models = models[order]
+        columns, shared = columns.at(order), shared.at(order)
+        starts = np.concatenate(([0], np.nonzero(models[1:] != models[:-1])[0] + 1))
+        ends = [*starts[1:].tolist(), len(models)]
+        names = templates.models.names
+        for k in np.argsort(order[starts]).tolist():
+            start = int(starts[k])
+            if models[start] >= 0:
+                own = slice(start, ends[k])
+                part = columns.at(own)
+                yield Group(names[models[start]], order[own], part.times, shared.at(own), part)
+
+    def _name(self, batch: RecordBatch, row: int, event: Any, out: Output) -> str:
+        """Return the name of the model an event belongs to, "" where it was rejected for want of one."""
+        model = event.model
+        name = model.name if type(model) is ModelRef else model_name(event)
+        if not name:
+            key = batch.keys[row]
+            if not key:
+                out.rejected.append(
+                    Rejected(row, batch.offsets[row], "no_model", "no `model.name`, and the record has no key")
+                )
+                return ""
+            name = key.decode("utf-8", "replace")
+        if len(name) > MAX_NAME:
+            out.rejected.append(
+                Rejected(row, batch.offsets[row], "schema", "`model.name` is longer than 512 characters")
+            )
+            return ""
+        return name
+
+    def _take(self, group: Group, batch: RecordBatch, out: Output) -> None:
+        name = group.name
+        # One look a batch is enough to find a producer that keys by something else.
+        key = batch.keys[group.rows[0]]
+        if key is not None and key != name.encode():
+            out.misplaced += 1
         model = self.models.get(name)
         if model is None:
-            model = self._admit(name, int(arrivals[at[0]]), out)
+            model = self._admit(name, int(group.shared.arrivals[0]), out)
             if model is None:
-                out.refused += len(rows)
+                out.refused += len(group)
                 return
-        own = offsets[at]
-        if own[0] < model.next_offset:  # the fence: its snapshot already covers these
-            keep = own >= model.next_offset
-            out.fenced += int(len(own) - np.count_nonzero(keep))
-            if not keep.any():
+        if group.shared.offsets[0] < model.next_offset:  # the fence: its snapshot already covers these
+            covered = len(group)
+            group = group.at(group.shared.offsets >= model.next_offset)
+            out.fenced += covered - len(group)
+            if not len(group):
                 return
-            at, own = at[keep], own[keep]
-            events = [e for e, k in zip(events, keep.tolist(), strict=True) if k]
         if self.deduplicate:
-            rows, events = _first_copies(model.origins, batch, at.tolist(), events)
-            out.fenced += len(at) - len(rows)
-            if not rows:
+            kept = _first_copies(model.origins, batch, group.rows.tolist())
+            out.fenced += len(group) - len(kept)
+            if not kept:
                 return
-            at = np.array(rows)
-            own = offsets[at]
-        times = _times(events, stamps[at])
+            group = group.at(np.array(kept))
+        stamps = group.shared.stamps
         # Where the broker has no record time (-1), nothing tells what is ahead of it.
-        future = (times > stamps[at] + self.book.config.defaults.max_future.us) & (stamps[at] >= 0)
+        future = (group.times > stamps + self.book.config.defaults.max_future.us) & (stamps >= 0)
         if future.any():
             for i in np.nonzero(future)[0]:
                 out.rejected.append(
                     Rejected(
-                        int(at[i]),
-                        int(own[i]),
+                        int(group.rows[i]),
+                        int(group.shared.offsets[i]),
                         "future_time",
-                        f"event time is {(int(times[i]) - int(stamps[at[i]])) / 1e6:.0f} s ahead of its record",
+                        f"event time is {int(group.times[i] - stamps[i]) / 1e6:.0f} s ahead of its record",
                     )
                 )
-            keep = ~future
-            at, own, times = at[keep], own[keep], times[keep]
-            events = [e for e, k in zip(events, keep.tolist(), strict=True) if k]
-            if not events:
+            group = group.at(~future)
+            if not len(group):
                 return
-        out.events += len(events)
+        out.events += len(group)
         late = model.windows.late
-        out.alerts += model.take(events, times, arrivals[at], before[at], own)
+        out.alerts += model.take(group)
         out.late += model.windows.late - late
-        model.next_offset = int(own[-1]) + 1
+        model.next_offset = int(group.shared.offsets[-1]) + 1
         self.models.move_to_end(name)
         self.dirty.add(name)
         self._schedule(name, model)
@@ -303,7 +406,7 @@ class Pipeline:
     def reconfigure(self, book: RuleBook) -> None:
         """Take another config, keeping all that was learned wherever its structure did not change."""
         self.book = book
-        self._decoder = Decoder(_KINDS[self.kind], field_map=book.config.fields.get(self.kind))
+        self._read_by(book)
         for name, model in self.models.items():
             model.reconfigure(book)
             self.dirty.add(name)
@@ -335,16 +438,17 @@ class ModelState:
 
     # -- records in
 
-    def take(self, events: list[Any], times: I64, arrivals: I64, before: I64, offsets: I64) -> list[Alert]:
-        """Take this model's events of a batch; all arrays (n,), microseconds and offsets."""
+    def take(self, group: Group) -> list[Alert]:
+        """Take this model's events of a batch."""
         alerts: list[Alert] = []
+        arrivals, offsets = group.shared.arrivals, group.shared.offsets
         for silence in self.silence:
             alerts += silence.observe(self.subject, arrivals, offsets)
         if self.started_us is None:
-            self.started_us = int(times[0])
-        progress = self.windows.advance(times, arrivals, before)
-        index, late = self.windows.assign(times, progress)
-        alerts += self._columns(events, progress, offsets, index, late)
+            self.started_us = int(group.times[0])
+        progress = self.windows.advance(group.times, arrivals, group.shared.before)
+        index, late, alike = self.windows.place(group.times, progress)
+        alerts += self._columns(group.what, progress, offsets, Placed(index, late, alike))
         self.last_arrival_us = int(arrivals[-1])
         return alerts + self._close()
 
@@ -376,16 +480,16 @@ class ModelState:
         forever = 1 << 62
         return [a for w in self.watches.values() for a in w.expire(self.subject, forever)]
 
-    def _columns(self, events: list[Any], progress: I64, offsets: I64, index: I64, late: Any) -> list[Alert]:
+    def _columns(self, what: Any, progress: I64, offsets: I64, placed: Placed) -> list[Alert]:
         raise NotImplementedError
 
     def _by_window(
-        self, index: I64, late: Any, offsets: I64, versions: list[str | None] | None = None
+        self, placed: Placed, offsets: I64, versions: Sequence[str | None] | None = None
     ) -> Iterator[tuple[Accumulator, Any]]:
         """Yield each open window that has events here, with which of them are its own."""
-        first = index[0]
-        if not late.any() and (index == first).all():
-            window = self.windows.at(int(first), int(offsets[0]))
+        index, late = placed.index, placed.late
+        if placed.alike:
+            window = self.windows.at(int(index[0]), int(offsets[0]))
             window.count += len(index)
             window.offset_last = int(offsets[-1])
             if versions is not None:
@@ -441,7 +545,7 @@ class ModelState:
         times: I64,
         offsets: I64,
         *,
-        versions: list[str | None] | None = None,
+        versions: Sequence[str | None] | None = None,
         rows: Any = None,
         columns: tuple[str, ...] = (),
     ) -> list[Alert]:
@@ -450,7 +554,7 @@ class ModelState:
             if not rows.any():
                 return []
             values, times, offsets = values[rows], times[rows], offsets[rows]
-            versions = None if versions is None else [versions[i] for i in np.nonzero(rows)[0]]
+            versions = None if versions is None else [versions[i] for i in np.nonzero(rows)[0].tolist()]
         alerts: list[Alert] = []
         for watch in self._watches(signal, columns):
             alerts += watch.observe(self.subject, values, times, offsets, versions=versions or ())
@@ -553,76 +657,56 @@ class PredictionState(ModelState):
         super().reconfigure(book)
         self._bind()
 
-    def _columns(self, events: list[Any], progress: I64, offsets: I64, index: I64, late: Any) -> list[Alert]:
+    def _columns(
+        self, what: PredictionColumns, progress: I64, offsets: I64, placed: Placed
+    ) -> list[Alert]:
         alerts: list[Alert] = []
-        raw = [m.version if type(m := e.model) is ModelRef else model_version(e) for e in events]
-        versions = [v if v is None or type(v) is str else str(v) for v in raw]
-        failed = [e for e in events if e.error is not None or e.flat_error_type is not None]
-        errors = np.array([bool(error_type(e)) for e in events]) if failed else None
-        values, labels = _outcomes(events)
-        latency = None
-        if self._wants_latency or self._wants_each_latency:
-            latency = np.array([e.duration_s for e in events], np.float64)
-            latency[latency < 0] = np.nan
-        if labels is not None:
-            # In the order of the log, not of windows: where names run out, the cut must not choose.
-            for label in dict.fromkeys(labels):
-                if label is not None:
-                    _bounded(label, self.classes, self.book.config.defaults.max_classes)
-        for window, rows in self._by_window(index, late, offsets, versions):
-            if errors is not None:
-                window.errors += int(np.count_nonzero(errors[rows]))
-            if values is not None:
-                own = values[rows]
-                own = own[np.isfinite(own)]
-                if len(own):
-                    window.add_values(own)
-            if labels is not None:
-                chosen = labels if isinstance(rows, slice) else [labels[i] for i in rows]
-                self._count_classes(window, chosen)
-            if latency is not None and self._wants_latency:
-                own = latency[rows]
-                own = own[~np.isnan(own)]
-                if len(own):
-                    window.add_latencies(own)
-        if values is not None and self._wants_drift:
+        versions, values, latency, failed = what.versions, what.values, what.latency, what.failed
+        buckets = what.buckets if self._wants_latency else np.full(len(what), -1, np.int32)
+        # In the order of the log, not of windows: where names run out, the cut must not choose.
+        for code in dict.fromkeys(what.labels.tolist()):
+            if code >= 0:
+                _bounded(what.names[code], self.classes, self.book.config.defaults.max_classes)
+        for window, rows in self._by_window(placed, offsets, versions):
+            window.tally(placed.index, placed.late, values=values, buckets=buckets, failed=failed)
+            self._count_classes(window, what.labels[rows], what.names)
+        if self._wants_drift:
             alerts += self._observe_events(
-                "prediction_drift", values, progress, offsets, versions=versions, rows=np.isfinite(values)
+                "prediction_drift", values, progress, offsets, versions=versions, rows=~np.isnan(values)
             )
-        if latency is not None and self._wants_each_latency:
+        if self._wants_each_latency:
             alerts += self._observe_events(
                 "latency", latency, progress, offsets, versions=versions, rows=~np.isnan(latency)
             )
         if self._wants_failures:
-            failures = np.zeros(len(events)) if errors is None else errors.astype(np.float64)
-            alerts += self._observe_events("failures", failures, progress, offsets, versions=versions)
+            alerts += self._observe_events(
+                "failures", failed.astype(np.float64), progress, offsets, versions=versions
+            )
         if self._wants_features:
-            alerts += self._take_features([e.features for e in events], progress, offsets, index, late, versions)
+            alerts += self._take_features(what.features, progress, offsets, placed, versions)
         return alerts
 
     def _take_features(
-        self,
-        rows: list[dict[str, Any] | None],
-        progress: I64,
-        offsets: I64,
-        index: I64,
-        late: Any,
-        versions: list[str | None],
+        self, features: Features, progress: I64, offsets: I64, placed: Placed, versions: Versions
     ) -> list[Alert]:
-        start = 0 if self.features.ready else self.features.learn(rows)
-        if start == len(rows):
+        start = 0 if self.features.ready else self.features.learn(features.rows())
+        if start == len(features):
             return []
         if start:
-            rows, progress, offsets = rows[start:], progress[start:], offsets[start:]
-            index, late, versions = index[start:], late[start:], versions[start:]
-        if not any(rows):
+            rest = slice(start, None)
+            features, progress, offsets = features.at(rest), progress[rest], offsets[rest]
+            placed, versions = placed.at(rest), versions[rest]
+        if not features.any():
             return []
-        values, missing, invalid, given = self.features.matrix(rows)
+        values, missing, invalid, given = features.matrix(self.features)
         flawless = not missing.flags.writeable  # the shared zeros: every number is there
-        counted = given & ~late
-        for value in np.unique(index[counted]):
-            own = counted & (index == value)
-            window = self.windows.open[int(value)]
+        if placed.alike and flawless:
+            windows = [(int(placed.index[0]), given)]
+        else:
+            counted = given & ~placed.late
+            windows = [(int(v), counted & (placed.index == v)) for v in np.unique(placed.index[counted])]
+        for value, own in windows:
+            window = self.windows.open[value]
             window.feature_rows += int(np.count_nonzero(own))
             if window.missing is None or window.invalid is None:
                 window.missing = np.zeros(missing.shape[1], np.int64)
@@ -642,14 +726,13 @@ class PredictionState(ModelState):
             columns=self.features.numeric,
         )
 
-    def _count_classes(self, window: Accumulator, labels: list[str | None]) -> None:
+    def _count_classes(self, window: Accumulator, labels: I32, names: list[str]) -> None:
         if not window.classes:
             window.classes = {}
-        for label, count in Counter(labels).items():
-            if label is None:
-                continue
-            name = _bounded(label, self.classes, self.book.config.defaults.max_classes)
-            window.classes[name] = window.classes.get(name, 0) + count
+        for code, count in Counter(labels.tolist()).items():
+            if code >= 0:
+                name = _bounded(names[code], self.classes, self.book.config.defaults.max_classes)
+                window.classes[name] = window.classes.get(name, 0) + count
 
     def _aggregates(self, window: Accumulator, whole: bool) -> Iterator[tuple[str, float, int]]:
         n, answered = window.count, window.count - window.errors
@@ -658,7 +741,7 @@ class PredictionState(ModelState):
         if n == 0:
             return
         yield "error_rate", window.errors / n, n
-        if window.value_n:
+        if window.value_n and math.isfinite(window.value_sum):
             yield "prediction_value", window.value_sum / window.value_n, window.value_n
         if (latencies := window.latency_n()) > 0:
             for q in (50, 95, 99):
@@ -690,8 +773,9 @@ class TelemetryState(ModelState):
         super().__init__(book, name, topic, partition)
         self.metrics: list[str] = []
 
-    def _columns(self, events: list[Any], progress: I64, offsets: I64, index: I64, late: Any) -> list[Alert]:
-        for _ in self._by_window(index, late, offsets):
+    def _columns(self, what: EventRows, progress: I64, offsets: I64, placed: Placed) -> list[Alert]:
+        events = what.events
+        for _ in self._by_window(placed, offsets):
             pass
         rows: dict[str, list[int]] = {}
         for i, event in enumerate(events):
@@ -725,11 +809,12 @@ class LabelState(ModelState):
         super().__init__(book, name, topic, partition)
         self.classes: list[str] = []
 
-    def _columns(self, events: list[Any], progress: I64, offsets: I64, index: I64, late: Any) -> list[Alert]:
+    def _columns(self, what: EventRows, progress: I64, offsets: I64, placed: Placed) -> list[Alert]:
+        events = what.events
         for event in events:
             if event.label is not None:
                 _bounded(str(event.label), self.classes, self.book.config.defaults.max_classes)
-        for window, rows in self._by_window(index, late, offsets):
+        for window, rows in self._by_window(placed, offsets):
             if not window.classes:
                 window.classes = {}
             for event in events if isinstance(rows, slice) else [events[i] for i in rows]:
@@ -760,21 +845,18 @@ _STATES: dict[Kind, type[ModelState]] = {
 }
 
 
-def _first_copies(
-    seen: dict[int, int], batch: RecordBatch, rows: list[int], events: list[Any]
-) -> tuple[list[int], list[Any]]:
-    """Return the events that `seen` has not, and note them there."""
-    kept_rows, kept_events = [], []
-    for row, event in zip(rows, events, strict=True):
+def _first_copies(seen: dict[int, int], batch: RecordBatch, rows: list[int]) -> list[int]:
+    """Return which of the rows `seen` has not, as indices into them, and note them there."""
+    kept = []
+    for i, row in enumerate(rows):
         origin = next((v for k, v in batch.headers[row] if k == ORIGIN_HEADER and v is not None), None)
         if origin is not None:
             partition, _, offset = origin.partition(b":")
             if seen.get(int(partition), -1) >= int(offset):
                 continue
             seen[int(partition)] = int(offset)
-        kept_rows.append(row)
-        kept_events.append(event)
-    return kept_rows, kept_events
+        kept.append(i)
+    return kept
 
 
 def _bounded(name: str, known: list[str], limit: int) -> str:
@@ -785,34 +867,3 @@ def _bounded(name: str, known: list[str], limit: int) -> str:
         known.append(name)
         return name
     return _OTHER
-
-
-def _times(events: list[Any], stamps: I64) -> I64:
-    """Return event times in microseconds; the record's own where an event has none."""
-    times = [e.time for e in events]
-    try:
-        if None not in times and all([t.tzinfo is not None for t in times]):
-            seconds = np.array([t.timestamp() for t in times])
-            return np.rint(seconds * 1e6).astype(np.int64)
-    except AttributeError:
-        pass  # some are numbers
-    return np.array(
-        [int(s) if t is None else time_us(t) for t, s in zip(times, stamps, strict=True)], np.int64
-    )
-
-
-def _outcomes(events: list[Any]) -> tuple[F64 | None, list[str | None] | None]:
-    """Return the numbers answered, nan where there is none, and the classes; None where no event has any."""
-    answers = [e.prediction for e in events]
-    if all([type(a) is Outcome for a in answers]) and not any([a.scores for a in answers]):
-        numbers: list[float | None] = [a.value if a.value is not None else a.score for a in answers]
-        raw = [a.label for a in answers]
-        labels: list[str | None] = [a if type(a) is str or a is None else str(a) for a in raw]
-    else:
-        both = [outcome(e) for e in events]
-        numbers, labels = [b[0] for b in both], [b[1] for b in both]
-    values = np.array(numbers, np.float64)
-    return (
-        None if np.isnan(values).all() else values,
-        None if labels.count(None) == len(labels) else labels,
-    )

@@ -8,7 +8,7 @@ the coming of events itself.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import chain
 from operator import itemgetter
 from typing import Any, Literal
@@ -19,16 +19,13 @@ from msgspec import Struct
 
 from detectors.protocol import F64
 from streamproc.events import Outcome, Prediction
+from streamproc.kernels import IS_NULL, IS_TEXT
 
 Kind = Literal["predictions", "telemetry", "labels"]
 Shape = Literal["window", "event", "vector", "arrivals"]
 
 #: Events from which a model's feature names and types are learned before any is called missing.
 LEARN_FEATURES_FROM = 50
-
-
-#: A feature beyond this is no number: JSON's integers have no end, and floats have.
-_LARGEST = 1e300
 
 
 class SignalSpec(Struct, frozen=True, kw_only=True):
@@ -222,9 +219,13 @@ def find(name: str) -> SignalSpec | None:
     """Return the signal a config's name means, or None."""
     base, colon, member = name.partition(":")
     spec = SIGNALS.get(base)
-    if spec is None or bool(colon and member) and not spec.family:
+    if spec is None or (bool(colon and member) and not spec.family):
         return None
     return spec
+
+
+#: A feature beyond this is no number: JSON's integers have no end, and floats have.
+_LARGEST = int(np.finfo(np.float64).max)
 
 
 class FeatureSchema:
@@ -251,7 +252,7 @@ class FeatureSchema:
         """Whether names are settled."""
         return self.left == 0
 
-    def learn(self, rows: Sequence[dict[str, Any] | None]) -> int:
+    def learn(self, rows: Iterable[dict[str, Any] | None]) -> int:
         """Learn from rows until names are settled; return how many rows that took."""
         used = 0
         for features in rows:
@@ -291,7 +292,7 @@ class FeatureSchema:
                     values = np.frombuffer(flat, np.float64).reshape(len(rows), d)
                     return values, _none(len(rows), width), _none(len(rows), width), np.ones(len(rows), bool)
             except (TypeError, OverflowError):
-                pass  # a null, a text or a boundless integer among the numbers: find out where
+                pass  # a null, a text or an integer beyond all doubles among the numbers: find out where
         values = np.full((len(rows), d), np.nan)
         missing = np.zeros((len(rows), width), np.int64)
         invalid = np.zeros((len(rows), width), np.int64)
@@ -315,6 +316,31 @@ class FeatureSchema:
                 elif isinstance(value, dict | list):
                     invalid[i, j] = 1
         return values, missing, invalid, given
+
+    def arrange(
+        self, names: tuple[str, ...], cells: F64, kinds: npt.NDArray[np.uint8]
+    ) -> tuple[F64, npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+        """Return what `matrix` returns, for n rows that all have features of these names.
+
+        cells and kinds (n, at least as many as names): the values, and whether each is a number, a null
+        or a text, as `kernels.IS_NUMBER` and its siblings say.
+        """
+        n, d, width = len(cells), len(self.numeric), len(self.numeric) + len(self.categorical)
+        if names == self._in_order and not kinds[:, :d].any():
+            # A copy, contiguous and our own: a detector may keep what it is shown.
+            return np.array(cells[:, :d]), _none(n, width), _none(n, width), np.ones(n, bool)
+        values = np.full((n, d), np.nan)
+        missing, invalid = np.zeros((n, width), np.int64), np.zeros((n, width), np.int64)
+        for j, name in enumerate((*self.numeric, *self.categorical)):
+            if name not in names:
+                missing[:, j] = 1
+                continue
+            at = names.index(name)
+            missing[:, j] = kinds[:, at] == IS_NULL
+            if j < d:
+                values[:, j] = cells[:, at]
+                invalid[:, j] = kinds[:, at] == IS_TEXT
+        return values, missing, invalid, np.ones(n, bool)
 
     def snapshot(self) -> dict[str, Any]:
         """Return the state as a tree."""

@@ -167,13 +167,13 @@ class SilenceWatch:
 
     def observe(self, subject: Subject, arrivals: I64, offsets: I64) -> list[Alert]:
         """Take arrivals, (n,) on the arrival clock, not decreasing."""
-        before = np.concatenate(([self.last_us], arrivals[:-1]))
-        offsets_before = np.concatenate(([self.last_offset], offsets[:-1]))
-        scores = self.detector.score(arrivals.astype(np.float64), arrivals)
+        scores = self.detector.score(np.zeros(len(arrivals)), arrivals)  # it looks at times alone
         alerts: list[Alert] = []
-        for row in np.nonzero(scores >= 1.0)[0]:
-            self.last_us, self.last_offset = int(before[row]), int(offsets_before[row])
-            timeout_s = self.detector.explain(int(row)).upper
+        late = scores >= 1.0
+        for row in np.nonzero(late)[0].tolist() if late.any() else ():
+            if row > 0:
+                self.last_us, self.last_offset = int(arrivals[row - 1]), int(offsets[row - 1])
+            timeout_s = self.detector.explain(row).upper
             if timeout_s is not None:
                 alerts += self._fire(subject, self.last_us + round(timeout_s * 1e6))
             if self.open:

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from msgspec import Struct
 
 from detectors.protocol import F64, I64
+from streamproc import kernels
 
 #: Latencies are counted in buckets of ratio GAMMA from FLOOR_S: a quantile is within 1% of the truth
 #: (a DDSketch of fixed range; Masson, Rim, Lee 2019).
@@ -21,13 +22,19 @@ GAMMA = 1.02
 FLOOR_S = 1e-6
 BUCKETS = 1200  # up to 2.1e4 s
 
-#: Values beyond count as this, so that no sum of a window overflows.
-_LARGEST = 1e290
+_CEILING_S = 1e6  # well within the last bucket
 
 _LOG_GAMMA = float(np.log(GAMMA))
 
 #: Empty windows reported for one gap: enough to see a drop to nothing, without a flood after a week.
 MAX_EMPTY = 60
+
+
+def latency_buckets(seconds: F64) -> npt.NDArray[np.int32]:
+    """Return the bucket of each latency, -1 for nan; those below FLOOR_S count as FLOOR_S."""
+    with np.errstate(invalid="ignore"):
+        ratio = np.log(np.clip(seconds, FLOOR_S, _CEILING_S) / FLOOR_S) / _LOG_GAMMA
+    return np.nan_to_num(np.minimum(ratio, BUCKETS - 1), copy=False, nan=-1.0).astype(np.int32)
 
 
 class Accumulator(Struct):
@@ -47,18 +54,39 @@ class Accumulator(Struct):
     missing: npt.NDArray[np.int64] | None = None
     invalid: npt.NDArray[np.int64] | None = None
 
+    def tally(
+        self,
+        index: I64,
+        late: npt.NDArray[np.bool_],
+        *,
+        values: F64,
+        buckets: npt.NDArray[np.int32],
+        failed: npt.NDArray[np.bool_],
+    ) -> None:
+        """Add what (n,) events have that is this window's: values, nan for none; latencies; failures.
+
+        The mean's sum is in order, so that it has the same bits however the stream is cut.
+        """
+        latency = np.zeros(BUCKETS, np.int64) if self.latency is None else self.latency
+        errors, value_n, self.value_sum, latency_n = kernels.tally(
+            index, late, self.index, values, buckets, failed, latency, self.value_sum
+        )
+        self.errors += errors
+        self.value_n += value_n
+        if latency_n:
+            self.latency = latency
+
     def add_values(self, values: F64) -> None:
-        """Add numbers to the mean, in order: a cumulative sum gives the same bits however it is cut."""
-        values = np.clip(values, -_LARGEST, _LARGEST)
+        """Add numbers to the mean: what `tally` does, for a whole array and without a compiled loop."""
         self.value_n += len(values)
-        self.value_sum = float(np.cumsum(np.concatenate(([self.value_sum], values)))[-1])
+        with np.errstate(over="ignore", invalid="ignore"):  # a mean that is not finite is not reported
+            self.value_sum = float(np.cumsum(np.concatenate(([self.value_sum], values)))[-1])
 
     def add_latencies(self, seconds: F64) -> None:
-        """Count latencies in seconds; those below FLOOR_S count as FLOOR_S."""
+        """Count latencies in seconds, none of them nan: what `tally` does, likewise."""
         if self.latency is None:
             self.latency = np.zeros(BUCKETS, np.int64)
-        ratio = np.log(np.clip(seconds, FLOOR_S, _LARGEST) / FLOOR_S) / _LOG_GAMMA
-        self.latency += np.bincount(np.minimum(ratio, BUCKETS - 1).astype(np.int64), minlength=BUCKETS)
+        self.latency += np.bincount(latency_buckets(seconds), minlength=BUCKETS)
 
     def latency_quantile(self, q: float) -> float:
         """Return the q-quantile of latency in seconds, nan where none was counted."""
@@ -137,21 +165,17 @@ class Windows:
         times, arrivals: (n,) event time and arrival clock at each event. clock_before: (n,) the
         arrival clock just before each event, moved by the partition's other models too.
         """
-        running = np.maximum.accumulate(times)
-        if self.max_event_us is not None:
-            running = np.maximum(running, self.max_event_us)
-        progress = running.copy()
-        previous_arrival = np.concatenate(([self.last_arrival_us], arrivals[:-1]))
-        silence = clock_before - previous_arrival - self.idle_us
-        if self.max_event_us is None:
-            silence[0] = 0
-        if (silence > 0).any():
-            previous_running = np.concatenate(([self.max_event_us or 0], running[:-1]))
-            by_silence = np.where(silence > 0, previous_running + silence, running)
-            progress = np.maximum.accumulate(np.maximum(progress, by_silence))
-        if self.progress_us is not None:
-            progress = np.maximum(progress, self.progress_us)
-        self.max_event_us = int(running[-1])
+        progress = np.empty(len(times), np.int64)
+        self.max_event_us = kernels.follow(
+            times,
+            arrivals,
+            clock_before,
+            kernels.NO_TIME if self.max_event_us is None else self.max_event_us,
+            kernels.NO_TIME if self.progress_us is None else self.progress_us,
+            self.last_arrival_us,
+            self.idle_us,
+            progress,
+        )
         self.progress_us = int(progress[-1])
         self.last_arrival_us = int(arrivals[-1])
         return progress
@@ -166,11 +190,15 @@ class Windows:
 
     def assign(self, times: I64, progress: I64) -> tuple[I64, npt.NDArray[np.bool_]]:
         """Return the window index of each event, and whether it comes too late for it."""
-        index = times // self.size_us
+        return self.place(times, progress)[:2]
+
+    def place(self, times: I64, progress: I64) -> tuple[I64, npt.NDArray[np.bool_], bool]:
+        """Return the window index of each event, whether it comes too late, and if one takes them all."""
+        index, late = np.empty(len(times), np.int64), np.empty(len(times), np.bool_)
         # An event's own time cannot close its own window, so `progress` may include it.
-        late = (index + 1) * self.size_us <= progress - self.lateness_us
-        self.late += int(np.count_nonzero(late))
-        return index, late
+        count, alike = kernels.place(times, progress, self.size_us, self.lateness_us, index, late)
+        self.late += count
+        return index, late, alike and count == 0
 
     def at(self, index: int, offset: int) -> Accumulator:
         """Return the open window of that index, opening it where need be."""

@@ -15,12 +15,12 @@ event whose value is a `RecordBatch`, for the topics named in `app.conf.batched_
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import islice
 from typing import Any, ClassVar
 
 import aiokafka.consumer.fetcher as fetcher
 import faust
 from aiokafka.coordinator.assignors.range import RangePartitionAssignor
+from aiokafka.errors import CorruptRecordException
 from faust.transport.consumer import ensure_TP
 from faust.transport.drivers import TRANSPORTS
 from faust.transport.drivers import aiokafka as stock
@@ -41,35 +41,76 @@ _last_read: dict[Any, int] = {}
 _StockRecords = fetcher.PartitionRecords
 
 
-class BatchRecords(_StockRecords):  # type: ignore[misc]
+class BatchRecords(_StockRecords):  # type: ignore[misc, valid-type]
     """A partition's share of one fetch response, unpacked to batches of columns."""
 
-    def _consumer_record(self, tp: Any, record: Any) -> Any:
-        return record if tp.topic in _batched else super()._consumer_record(tp, record)
-
     def _unpack_records(self) -> Iterator[Any]:
-        tp, records = self._tp, super()._unpack_records()
-        if tp.topic not in _batched:
-            yield from records
+        """Yield batches of at most BATCH_RECORDS, of one Kafka record batch or of several small ones.
+
+        The control flow is that of the method overridden, which steps through Python once a record;
+        here only aiokafka's compiled iterator does.
+        """
+        if self._tp.topic not in _batched:
+            yield from super()._unpack_records()
             return
-        while True:
-            position = self.next_fetch_offset
-            chunk = list(islice(records, BATCH_RECORDS))
-            if not chunk:
-                return
-            previous = _last_read.get(tp, -1)
-            _last_read[tp] = chunk[-1].offset
-            yield RecordBatch(
-                tp.topic,
-                tp.partition,
-                [r.offset for r in chunk],
-                [r.timestamp if r.timestamp is not None else -1 for r in chunk],
-                [r.key for r in chunk],
-                [r.value for r in chunk],
-                [r.headers for r in chunk],
-                position,
-                previous,
-            )
+        position: int = self.next_fetch_offset  # type: ignore[has-type]
+        records: list[Any] = []
+        broken: Exception | None = None
+        while self._records.has_next():
+            kafka_batch = self._records.next_batch()
+            if self._check_crcs and not kafka_batch.validate_crc():
+                # What came before it is sound, and its offsets are passed already.
+                broken = CorruptRecordException(f"Invalid CRC - {self._tp}")
+                break
+            if not self._is_to_be_read(kafka_batch):
+                self.next_fetch_offset = kafka_batch.next_offset
+                continue
+            found = [*kafka_batch]
+            if found and found[0].offset < self.next_fetch_offset:
+                found = [r for r in found if r.offset >= self.next_fetch_offset]
+            records += found
+            # Kept by a batch even where compaction removed its last record: the next fetch begins there.
+            self.next_fetch_offset = following = kafka_batch.next_offset
+            start = 0
+            while len(records) - start >= BATCH_RECORDS:
+                chunk = records[start : start + BATCH_RECORDS]
+                start += BATCH_RECORDS
+                self.next_fetch_offset = chunk[-1].offset + 1
+                yield self._columns(chunk, position)
+                position = chunk[-1].offset + 1
+            if start:
+                records = records[start:]
+                self.next_fetch_offset = following
+        if records:
+            yield self._columns(records, position)
+        if broken is not None:
+            raise broken
+
+    def _is_to_be_read(self, kafka_batch: Any) -> bool:
+        """Whether a Kafka batch holds records for us: no markers, and nothing of an aborted transaction."""
+        if self._isolation_level == fetcher.READ_COMMITTED and kafka_batch.producer_id is not None:
+            self._consume_aborted_up_to(kafka_batch.base_offset)
+            if kafka_batch.is_control_batch and self._contains_abort_marker(kafka_batch):
+                self._aborted_producers.discard(kafka_batch.producer_id)
+            if kafka_batch.is_transactional and kafka_batch.producer_id in self._aborted_producers:
+                return False
+        return not kafka_batch.is_control_batch
+
+    def _columns(self, records: list[Any], position: int) -> RecordBatch:
+        tp = self._tp
+        previous = _last_read.get(tp, -1)
+        _last_read[tp] = records[-1].offset
+        return RecordBatch(
+            tp.topic,
+            tp.partition,
+            [r.offset for r in records],
+            [r.timestamp if r.timestamp is not None else -1 for r in records],
+            [r.key for r in records],
+            [r.value for r in records],
+            [r.headers for r in records],
+            position,
+            previous,
+        )
 
 
 class BatchSchema(faust.Schema):  # type: ignore[misc]
@@ -100,7 +141,7 @@ class ConsumerThread(stock.AIOKafkaConsumerThread):  # type: ignore[misc]
             known = {tp: o for tp, o in offsets.items() if tp in self.assignment()}
             if known:
                 await self._ensure_consumer().commit({stock.ensure_aiokafka_TP(t): o for t, o in known.items()})
-        except Exception as e:  # noqa: BLE001
+        except Exception as e:
             self.log.warning("offsets were not committed, will be with the next snapshot: %s", e)
             return False
         return True

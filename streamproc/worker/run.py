@@ -188,16 +188,18 @@ def _into(future: Future[None], work: Callable[[], None]) -> Callable[[], None]:
 
 
 def compile_kernels() -> None:
-    """Compile the detectors' loops, or load them compiled, before the first event needs them."""
-    from detectors import compile as kernels
+    """Compile every loop, or load it compiled, before the first event needs it."""
+    from detectors.compile import warm_up_kernels
+    from streamproc import kernels
 
     began = time.monotonic()
 
     def progress(name: str, done: int, total: int) -> None:
         if time.monotonic() - began > 1.0 and sys.stderr.isatty():
-            print(f"\rcompiling detectors {done}/{total} {name:30s}", end="", file=sys.stderr)  # noqa: T201
+            print(f"\rcompiling {done}/{total} {name:30s}", end="", file=sys.stderr)  # noqa: T201
 
-    kernels.warm_up_kernels(progress)
+    warm_up_kernels(progress)
+    kernels.warm_up(progress)
     took = time.monotonic() - began
     if took > 1.0:
         log.info("detectors ready; a later start finds them compiled", seconds=round(took, 1))

@@ -1,0 +1,234 @@
+"""Predictions as columns: where the two ways to read them meet.
+
+What the templates read is columns already; what msgspec decoded into objects is put into the same
+columns, row by row, so that nothing behind this knows which way a record came.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from msgspec import Struct
+
+from detectors.protocol import F64, I64
+from streamproc.events import ModelRef, Outcome, Prediction, error_type, model_version, time_us
+from streamproc.kernels import I32, IS_NULL, IS_TEXT, NO_LABEL, NO_TIME, U8
+from streamproc.signals import FeatureSchema, outcome
+from streamproc.templates import Templates, Walked
+from streamproc.windows import latency_buckets
+
+#: Layouts of rows whose features are not in cells: none at all, or a dict of them.
+NO_FEATURES = -1
+AS_DICT = -2
+
+#: Times end here, 73,000 years from now either way, so that none overflows what is computed from it.
+_FAR_US = 1 << 61
+
+_Matrix = tuple[F64, npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.bool_]]
+
+
+class Versions(Sequence[str | None]):
+    """The model's version at each row, made into strings only when asked for."""
+
+    def __init__(self, codes: I32, names: list[Any]) -> None:
+        self.codes = codes
+        self.names = names
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    def __getitem__(self, at: Any) -> Any:
+        if isinstance(at, slice | np.ndarray):
+            return Versions(self.codes[at], self.names)
+        return self.names[self.codes[at]]
+
+
+class Features(Struct, gc=False):
+    """The features of n rows, each either in cells by a layout of names or as a dict.
+
+    layouts (n,): code of the names of a row's cells, NO_FEATURES or AS_DICT. cells and kinds (n, w) as
+    `FeatureSchema.arrange` takes them. dicts (n,) objects, None where no row has one.
+    """
+
+    layouts: I32
+    cells: F64
+    kinds: U8
+    dicts: npt.NDArray[np.object_] | None
+    names: list[Any]  # of layouts
+
+    def __len__(self) -> int:
+        return len(self.layouts)
+
+    def at(self, rows: Any) -> Features:
+        """Return some of the rows."""
+        dicts = None if self.dicts is None else self.dicts[rows]
+        return Features(self.layouts[rows], self.cells[rows], self.kinds[rows], dicts, self.names)
+
+    def _one_layout(self) -> int | None:
+        first = self.layouts[0]
+        return int(first) if (self.layouts == first).all() else None
+
+    def any(self) -> bool:
+        """Whether any row has features."""
+        if self.layouts[0] >= 0:
+            return True
+        if (self.layouts == NO_FEATURES).all():
+            return False
+        if (self.layouts >= 0).any():
+            return True
+        return self.dicts is not None and any(self.dicts.tolist())
+
+    def rows(self) -> Iterator[dict[str, Any] | None]:
+        """Yield each row as a dict; numbers, nulls and texts are told apart, a text's own is lost."""
+        for i, layout in enumerate(self.layouts.tolist()):
+            if layout == AS_DICT:
+                yield None if self.dicts is None else self.dicts[i]
+            elif layout == NO_FEATURES:
+                yield None
+            else:
+                names = self.names[layout]
+                values = self.cells[i].tolist()
+                kinds = self.kinds[i].tolist()
+                yield {
+                    name: None if kind == IS_NULL else "" if kind == IS_TEXT else value
+                    for name, value, kind in zip(names, values, kinds, strict=False)
+                }
+
+    def matrix(self, schema: FeatureSchema) -> _Matrix:
+        """Return the rows as `schema.matrix` would, had it been given dicts."""
+        layout = self._one_layout()
+        if layout is not None:
+            if layout >= 0:
+                return schema.arrange(self.names[layout], self.cells, self.kinds)
+            return schema.matrix([None] * len(self) if self.dicts is None else self.dicts.tolist())
+        n, d, width = len(self), len(schema.numeric), len(schema.numeric) + len(schema.categorical)
+        values = np.full((n, d), np.nan)
+        missing, invalid = np.zeros((n, width), np.int64), np.zeros((n, width), np.int64)
+        given = np.zeros(n, bool)
+        for layout in np.unique(self.layouts).tolist():
+            if layout == NO_FEATURES:
+                continue
+            rows = np.nonzero(self.layouts == layout)[0]
+            values[rows], missing[rows], invalid[rows], given[rows] = self.at(rows).matrix(schema)
+        return values, missing, invalid, given
+
+
+class PredictionColumns(Struct, gc=False):
+    """n predictions, of a batch or of one model: all arrays (n,).
+
+    times in microseconds; latency in seconds, values, nan for none; buckets of latency, -1 for none; labels codes of names, NO_LABEL for
+    none; failed, whether it has an error's type; versions; features.
+    """
+
+    times: I64
+    latency: F64
+    buckets: I32
+    values: F64
+    labels: I32
+    failed: npt.NDArray[np.bool_]
+    versions: Versions
+    features: Features
+    names: list[Any]  # of labels
+
+    def __len__(self) -> int:
+        return len(self.times)
+
+    def at(self, rows: Any) -> PredictionColumns:
+        """Return some of the rows: a slice, indices or a mask."""
+        return PredictionColumns(
+            self.times[rows],
+            self.latency[rows],
+            self.buckets[rows],
+            self.values[rows],
+            self.labels[rows],
+            self.failed[rows],
+            self.versions[rows],
+            self.features.at(rows),
+            self.names,
+        )
+
+
+def columns(
+    walked: Walked, templates: Templates, stamps: I64, rows: Sequence[int], events: Sequence[Prediction]
+) -> PredictionColumns:
+    """Return a batch as columns: what was walked, and into its gaps at `rows` what was decoded.
+
+    stamps (n,): the records' own times in microseconds, for events that have none. The arrays of
+    `walked` are written to.
+    """
+    times, latency, values = walked.times, walked.latency, walked.values
+    labels, versions, layouts = walked.labels, walked.versions, walked.layouts
+    np.copyto(times, stamps, where=times == NO_TIME)
+    dicts: npt.NDArray[np.object_] | None = None
+    if rows:
+        at = np.array(rows)
+        times[at] = event_times(events, stamps[at])
+        latency[at] = np.array([e.duration_s for e in events], np.float64)
+        numbers, classes = outcomes(events)
+        values[at] = np.nan if numbers is None else numbers
+        code = templates.labels.code
+        labels[at] = NO_LABEL if classes is None else [NO_LABEL if c is None else code(c) for c in classes]
+        failed = [e for e in events if e.error is not None or e.flat_error_type is not None]
+        walked.failed[at] = [bool(error_type(e)) for e in events] if failed else 0
+        raw = [m.version if type(m := e.model) is ModelRef else model_version(e) for e in events]
+        versions[at] = [templates.versions.code(v if v is None or type(v) is str else str(v)) for v in raw]
+        layouts[at] = AS_DICT
+        dicts = np.empty(len(times), object)
+        dicts[at] = _objects([e.features for e in events])
+    with np.errstate(invalid="ignore"):
+        latency[latency < 0] = np.nan
+    return PredictionColumns(
+        times,
+        latency,
+        latency_buckets(latency),
+        values,
+        labels,
+        walked.failed.view(bool),
+        Versions(versions, templates.versions.names),
+        Features(layouts, walked.cells, walked.kinds, dicts, templates.layouts.names),
+        templates.labels.names,
+    )
+
+
+def _objects(items: list[Any]) -> npt.NDArray[np.object_]:
+    array = np.empty(len(items), object)
+    array[:] = items
+    return array
+
+
+def event_times(events: Sequence[Any], stamps: I64) -> I64:
+    """Return event times in microseconds; the record's own where an event has none."""
+    times = [e.time for e in events]
+    try:
+        if None not in times and all([t.tzinfo is not None for t in times]):  # noqa: C419 (faster)
+            seconds = np.array([t.timestamp() for t in times])
+            return np.rint(seconds * 1e6).astype(np.int64)
+    except AttributeError:
+        pass  # some are numbers
+    return np.array(
+        [
+            int(s) if t is None else max(-_FAR_US, min(_FAR_US, time_us(t)))
+            for t, s in zip(times, stamps, strict=True)
+        ],
+        np.int64,
+    )
+
+
+def outcomes(events: Sequence[Prediction]) -> tuple[F64 | None, list[str | None] | None]:
+    """Return the numbers answered, nan where there is none, and the classes; None where no event has any."""
+    answers = [e.prediction for e in events]
+    if all([type(a) is Outcome for a in answers]) and not any([a.scores for a in answers]):  # type: ignore[union-attr]  # noqa: C419
+        numbers: list[float | None] = [a.value if a.value is not None else a.score for a in answers]  # type: ignore[union-attr]
+        raw = [a.label for a in answers]  # type: ignore[union-attr]
+        labels: list[str | None] = [a if type(a) is str or a is None else str(a) for a in raw]
+    else:
+        both = [outcome(e) for e in events]
+        numbers, labels = [b[0] for b in both], [b[1] for b in both]
+    values = np.array(numbers, np.float64)
+    return (
+        None if np.isnan(values).all() else values,
+        None if labels.count(None) == len(labels) else labels,
+    )

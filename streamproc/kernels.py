@@ -1,0 +1,762 @@
+"""Compiled loops of the hot path: records walked against templates, and windows filled.
+
+`match` reads the values out of JSON records of a known shape (see `streamproc.templates`). It is
+stricter than JSON: whatever it is not sure of is a mismatch, and the record is decoded by msgspec.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any, Final, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from detectors.kernels import kernel
+from detectors.protocol import F64, I64
+
+U8: TypeAlias = npt.NDArray[np.uint8]
+U64: TypeAlias = npt.NDArray[np.uint64]
+I32: TypeAlias = npt.NDArray[np.int32]
+
+# What a slot of a template holds.
+END: Final = 0
+ANY: Final = 1  # a scalar nobody looks at
+TEXT: Final = 2  # a string nobody looks at
+TEXT_OR_NULL: Final = 3
+NUMBER: Final = 4  # a number nobody looks at
+TIME: Final = 5
+DURATION: Final = 6
+VALUE: Final = 7
+SCORE: Final = 8
+LABEL: Final = 9
+PREDICTION: Final = 10
+ERROR: Final = 11
+ERROR_TYPE: Final = 12
+FEATURE: Final = 13
+
+# Flags of a template.
+ANSWERED: Final = 1  # whatever its slots hold, it says something
+FAILED: Final = 2  # it has an error object
+SCORED: Final = 4  # it has scores by class, and the best is the class where no label is given
+
+# Kinds of a feature's cell.
+IS_NUMBER: Final = 0
+IS_NULL: Final = 1
+IS_TEXT: Final = 2
+
+#: A record without a time.
+NO_TIME: Final = -(1 << 62)
+#: No label; a label not in the table yet.
+NO_LABEL: Final = -1
+NEW_LABEL: Final = -2
+#: Longest label kept in the table, in bytes with its quotes.
+MAX_LABEL: Final = 128
+
+# Times of the years 1900 to 2099 only: there the seconds of a double still tell microseconds apart,
+# so that every way to compute them agrees.
+_MAX_US: Final = 4_100_000_000_000_000
+
+_QUOTE: Final = 0x22
+_BACKSLASH: Final = 0x5C
+_MINUS: Final = 0x2D
+_PLUS: Final = 0x2B
+_DOT: Final = 0x2E
+_COLON: Final = 0x3A
+_ZERO: Final = 0x30
+_NINE: Final = 0x39
+
+_U0: Final = np.uint64(0)
+_U1: Final = np.uint64(1)
+_U3: Final = np.uint64(3)
+_U10: Final = np.uint64(10)
+_U32: Final = np.uint64(32)
+_U63: Final = np.uint64(63)
+_LOW32: Final = np.uint64(0xFFFFFFFF)
+_ONES: Final = np.uint64(0x0101010101010101)
+_TOPS: Final = np.uint64(0x8080808080808080)
+_TENS_OF: Final = np.uint64(0xF0F0F0F0F0F0F0F0)
+_SIXES: Final = np.uint64(0x0606060606060606)
+_THREES: Final = np.uint64(0x3333333333333333)
+_ALL: Final = np.uint64(0xFFFFFFFFFFFFFFFF)
+_EXACT: Final = np.uint64(1 << 53)  # integers up to here are doubles
+_MANTISSA: Final = np.uint64((1 << 52) - 1)
+_CARRIED: Final = np.uint64(1 << 53)
+_UNSURE: Final = np.uint64(0x1FF)  # bits of the product below those a double needs
+
+_LEAST_POWER: Final = -342
+_GREATEST_POWER: Final = 308
+
+
+def _powers_of_five() -> U64:
+    """Return 5**q for q from -342 to 308 as 128 bits each, the highest set: (651, 2), high word first.
+
+    Rounded as Lemire's paper (section 5, and the table of its appendix) has it: down for q >= 0, up else.
+    """
+    table = np.empty((_GREATEST_POWER - _LEAST_POWER + 1, 2), np.uint64)
+    for q in range(_LEAST_POWER, _GREATEST_POWER + 1):
+        power = 5 ** abs(q)
+        if q >= 0:
+            shift = 128 - power.bit_length()
+            bits = power << shift if shift >= 0 else power >> -shift
+        else:
+            z = (power - 1).bit_length()
+            bits = (1 << (z + 127 if q >= -27 else 2 * z + 128)) // power + 1
+            bits >>= max(0, bits.bit_length() - 128)
+        table[q - _LEAST_POWER] = bits >> 64, bits & 0xFFFFFFFFFFFFFFFF
+    return table
+
+
+_FIVES: Final = _powers_of_five()
+_TENS: Final = np.array([10.0**k for k in range(23)])
+# 2**k for k from -1074 to 971: a mantissa of 53 bits times one of these is exact.
+_TWOS: Final = np.array([float.fromhex(f"0x1p{k}") for k in range(-1074, 972)])
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _word(typing: Any, data: Any, at: Any) -> Any:  # noqa: ARG001
+    """Load the eight bytes of a contiguous byte array from `at` on, aligned or not, the first lowest.
+
+    Nothing checks the bounds: every array it is used on ends with eight bytes to spare.
+    """
+
+    def build(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        array = context.make_array(signature.args[0])(context, builder, values[0])
+        address = builder.gep(array.data, [values[1]])
+        loaded = builder.load(builder.bitcast(address, ir.IntType(64).as_pointer()), align=1)
+        if sys.byteorder == "big":
+            loaded = builder.bswap(loaded)
+        return loaded
+
+    return types.uint64(data, types.int64), build
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _high(typing: Any, a: Any, b: Any) -> Any:  # noqa: ARG001
+    """Return the high word of the product of two words."""
+
+    def build(context: Any, builder: Any, signature: Any, values: Any) -> Any:  # noqa: ARG001
+        wide = ir.IntType(128)
+        product = builder.mul(builder.zext(values[0], wide), builder.zext(values[1], wide))
+        return builder.trunc(builder.lshr(product, ir.Constant(wide, 64)), ir.IntType(64))
+
+    return types.uint64(types.uint64, types.uint64), build
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _leading_zeros(typing: Any, word: Any) -> Any:  # noqa: ARG001
+    """Count the zero bits above the highest one set."""
+
+    def build(context: Any, builder: Any, signature: Any, values: Any) -> Any:  # noqa: ARG001
+        return builder.ctlz(values[0], ir.Constant(ir.IntType(1), 0))
+
+    return types.int64(types.uint64), build
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _trailing_zeros(typing: Any, word: Any) -> Any:  # noqa: ARG001
+    """Count the zero bits below the lowest one set."""
+
+    def build(context: Any, builder: Any, signature: Any, values: Any) -> Any:  # noqa: ARG001
+        return builder.cttz(values[0], ir.Constant(ir.IntType(1), 0))
+
+    return types.int64(types.uint64), build
+
+
+@kernel
+def _string_end(data: U8, at: int, end: int) -> int:
+    """Return where the first quote, backslash, control or byte beyond ASCII stands; `end` for none.
+
+    Eight bytes at once: a byte is below another, or equal to it, where subtracting borrows. A borrow
+    can only spoil what is above the first byte found.
+    """
+    while at < end:
+        word = _word(data, at)
+        quotes, slashes = word ^ (_ONES * np.uint64(_QUOTE)), word ^ (_ONES * np.uint64(_BACKSLASH))
+        found = (quotes - _ONES) & ~quotes
+        found |= (slashes - _ONES) & ~slashes
+        found |= (word - _ONES * np.uint64(0x20)) & ~word
+        found = (found | word) & _TOPS
+        if found != _U0:
+            return min(end, at + (_trailing_zeros(found) >> 3))
+        at += 8
+    return end
+
+
+@kernel
+def _eight_digits(word: np.uint64) -> bool:
+    """Whether eight bytes are digits all."""
+    return (word & _TENS_OF) | (((word + _SIXES) & _TENS_OF) >> np.uint64(4)) == _THREES
+
+
+@kernel
+def _eight_digits_value(word: np.uint64) -> np.uint64:
+    """Return the number that eight digits write; the first of them is the lowest byte.
+
+    Neighbours are joined to pairs, fours and the eight: Lemire's paper, section 6.
+    """
+    word -= _ONES * np.uint64(_ZERO)
+    word = word * _U10 + (word >> np.uint64(8))
+    low = (word & np.uint64(0x000000FF000000FF)) * np.uint64(0x000F424000000064)
+    high = ((word >> np.uint64(16)) & np.uint64(0x000000FF000000FF)) * np.uint64(0x0000271000000001)
+    return (low + high) >> _U32
+
+
+@kernel
+def to_double(digits: np.uint64, power: int) -> float:
+    """Return digits · 10**power rounded to the nearest double, -1.0 where that is not certain.
+
+    Clinger's fast path where both operands are doubles, else the algorithm of Eisel and Lemire:
+    D. Lemire, "Number parsing at a gigabyte per second", Software: Practice and Experience 51 (2021).
+    Subnormal and infinite results are not certain here.
+    """
+    if digits == _U0:
+        return 0.0
+    if digits <= _EXACT and -22 <= power <= 22:
+        if power < 0:
+            return float(digits) / _TENS[-power]
+        return float(digits) * _TENS[power]
+    if power < _LEAST_POWER or power > _GREATEST_POWER:
+        return -1.0
+    zeros = _leading_zeros(digits)
+    word = digits << np.uint64(zeros)
+    row = np.uint64(power - _LEAST_POWER)
+    high, low = _high(word, _FIVES[row, 0]), word * _FIVES[row, 0]
+    if high & _UNSURE == _UNSURE:
+        more = _high(word, _FIVES[row, 1])
+        low += more
+        if more > low:
+            high += _U1
+        if low == _ALL and (power < -27 or power > 55):
+            return -1.0
+    upper = high >> _U63
+    mantissa = high >> (upper + np.uint64(9))
+    exponent = (((152170 + 65536) * power) >> 16) + 63 + np.int64(upper) - zeros + 1023
+    if exponent <= 0:
+        return -1.0
+    # Halfway between two doubles, exactly: to the even one.
+    if (
+        low <= _U1
+        and -4 <= power <= 23
+        and mantissa & _U3 == _U1
+        and mantissa << (upper + np.uint64(9)) == high
+    ):
+        mantissa -= _U1
+    mantissa = (mantissa + (mantissa & _U1)) >> _U1
+    if mantissa >= _CARRIED:
+        mantissa >>= _U1
+        exponent += 1
+    if exponent >= 2047:
+        return -1.0
+    return float(mantissa) * _TWOS[exponent - 1]
+
+
+@kernel
+def read_number(data: U8, at: int, end: int) -> tuple[int, float, int, bool]:
+    """Read a JSON number at `at`: where it stops, its value, and, if it is written as one, the integer.
+
+    Stops at -1 where it is no JSON number, or its value is not certain: more than 19 significant
+    digits (18 for an integer), subnormal, or beyond the largest double.
+    """
+    i = at
+    negative = data[i] == _MINUS
+    if negative:
+        i += 1
+    start = i
+    word = _U0
+    while i < end and _ZERO <= data[i] <= _NINE:
+        word = word * _U10 + np.uint64(data[i] - _ZERO)
+        i += 1
+    length = i - start
+    if length == 0 or (length > 1 and data[start] == _ZERO):
+        return -1, 0.0, 0, False
+    whole = True
+    power = 0
+    if i < end and data[i] == _DOT:
+        whole = False
+        i += 1
+        point = i
+        while i + 8 <= end:
+            eight = _word(data, i)
+            if not _eight_digits(eight):
+                break
+            word = word * np.uint64(100_000_000) + _eight_digits_value(eight)
+            i += 8
+        while i < end and _ZERO <= data[i] <= _NINE:
+            word = word * _U10 + np.uint64(data[i] - _ZERO)
+            i += 1
+        if i == point:
+            return -1, 0.0, 0, False
+        power = point - i
+        if data[start] == _ZERO:
+            while point < i and data[point] == _ZERO:
+                point += 1
+            length = 0
+        length += i - point
+    if i < end and (data[i] | 0x20) == 0x65:
+        whole = False
+        i += 1
+        minus = False
+        if i < end and (data[i] == _MINUS or data[i] == _PLUS):
+            minus = data[i] == _MINUS
+            i += 1
+        first = i
+        exponent = 0
+        while i < end and _ZERO <= data[i] <= _NINE:
+            exponent = exponent * 10 + (np.int64(data[i]) - _ZERO)
+            i += 1
+        if i == first or i > first + 5:
+            return -1, 0.0, 0, False
+        power += -exponent if minus else exponent
+    if length > 19 or (whole and length > 18):
+        return -1, 0.0, 0, False
+    value = to_double(word, power)
+    if value < 0.0:
+        return -1, 0.0, 0, False
+    if whole:
+        integer = np.int64(word)
+        # An integer knows no negative zero.
+        return i, -value if negative and integer != 0 else value, -integer if negative else integer, True
+    return i, -value if negative else value, 0, False
+
+
+@kernel
+def _two(data: U8, at: int) -> int:
+    """Return two digits as a number, a large negative one where they are none."""
+    tens, ones = np.int64(data[at]) - _ZERO, np.int64(data[at + 1]) - _ZERO
+    if tens < 0 or tens > 9 or ones < 0 or ones > 9:
+        return -1_000_000
+    return tens * 10 + ones
+
+
+@kernel
+def read_time(data: U8, at: int, end: int) -> int:
+    """Return the RFC 3339 time written in data[at:end] in microseconds, NO_TIME where it is none.
+
+    Without an offset it is UTC. The seventh digit of a fraction rounds, as in msgspec.
+    """
+    if end - at < 19:
+        return NO_TIME
+    year = _two(data, at) * 100 + _two(data, at + 2)
+    month, day = _two(data, at + 5), _two(data, at + 8)
+    hour, minute, second = _two(data, at + 11), _two(data, at + 14), _two(data, at + 17)
+    if data[at + 4] != _MINUS or data[at + 7] != _MINUS or data[at + 10] != 0x54:
+        return NO_TIME
+    if data[at + 13] != _COLON or data[at + 16] != _COLON:
+        return NO_TIME
+    if not (1900 <= year < 2099 and 1 <= month <= 12 and 1 <= day <= 31):
+        return NO_TIME
+    if not (0 <= hour < 24 and 0 <= minute < 60 and 0 <= second < 60):
+        return NO_TIME
+    leap = year % 4 == 0 and (year % 100 != 0 or year % 400 == 0)
+    if day > 30 and (month == 4 or month == 6 or month == 9 or month == 11):
+        return NO_TIME
+    if month == 2 and day > (29 if leap else 28):
+        return NO_TIME
+    i = at + 19
+    micros = 0
+    if i < end and data[i] == _DOT:
+        i += 1
+        first = i
+        while i < end and _ZERO <= data[i] <= _NINE:
+            if i - first < 6:
+                micros = micros * 10 + (np.int64(data[i]) - _ZERO)
+            i += 1
+        if i == first or i > first + 9:
+            return NO_TIME
+        for _ in range(first + 6 - i):
+            micros *= 10
+        if i > first + 6 and data[first + 6] >= _ZERO + 5:
+            micros += 1
+    offset = 0
+    if i < end:
+        if data[i] == 0x5A and i + 1 == end:
+            pass
+        elif (data[i] == _PLUS or data[i] == _MINUS) and i + 6 == end and data[i + 3] == _COLON:
+            hours, minutes = _two(data, i + 1), _two(data, i + 4)
+            if not (0 <= hours < 24 and 0 <= minutes < 60):
+                return NO_TIME
+            offset = hours * 60 + minutes
+            if data[i] == _MINUS:
+                offset = -offset
+        else:
+            return NO_TIME
+    # Days since the epoch, counting years from March: Hinnant, "chrono-compatible low-level date algorithms".
+    y = year - (1 if month <= 2 else 0)
+    era = y // 400
+    of_era = y - era * 400
+    of_year = (153 * (month + (-3 if month > 2 else 9)) + 2) // 5 + day - 1
+    days = era * 146097 + of_era * 365 + of_era // 4 - of_era // 100 + of_year - 719468
+    return (((days * 24 + hour) * 60 + minute - offset) * 60 + second) * 1_000_000 + micros
+
+
+@kernel
+def _number_time(value: float, integer: int, whole: bool) -> int:
+    """Return a numeric time in microseconds as `events.time_us` does; NO_TIME out of range."""
+    size = abs(value)
+    if size < 1e11:
+        scaled = np.rint(value * 1e6)
+    elif size < 1e14:
+        scaled = np.rint(value * 1e3)
+    else:
+        if whole:
+            return integer if abs(integer) < _MAX_US else NO_TIME
+        scaled = np.rint(value)
+    if not abs(scaled) < _MAX_US:
+        return NO_TIME
+    return np.int64(scaled)  # type: ignore[return-value]
+
+
+@kernel
+def find_label(data: U8, at: int, end: int, table: I32, spans: I32, pool: U8) -> int:
+    """Return which place of the hash table holds the bytes data[at:end], or is free for them.
+
+    table (a power of two,) holds indices into spans, -1 where free; spans (m, 2) starts and lengths in pool.
+    """
+    key = np.uint64(14695981039346656037)  # FNV-1a
+    for i in range(at, end):
+        key = (key ^ np.uint64(data[i])) * np.uint64(1099511628211)
+    mask = table.size - 1
+    place = np.int64((key ^ (key >> _U32)) & _LOW32) & mask
+    while table[place] >= 0:
+        start, length = spans[table[place], 0], spans[table[place], 1]
+        if length == end - at:
+            same = True
+            for k in range(length):
+                if pool[start + k] != data[at + k]:
+                    same = False
+                    break
+            if same:
+                return place
+        place = (place + 1) & mask
+    return place
+
+
+@kernel
+def _is_envelope(data: U8, at: int, end: int) -> bool:
+    """Whether a string is `specversion`: records that hold it may be CloudEvents, read otherwise."""
+    return (
+        end - at == 11
+        and data[at] == 0x73
+        and data[at + 1] == 0x70
+        and data[at + 2] == 0x65
+        and data[at + 3] == 0x63
+        and data[at + 4] == 0x76
+    )
+
+
+@kernel
+def _walk(
+    data: U8,
+    start: int,
+    end: int,
+    segments: I32,
+    flags: int,
+    literals: U8,
+    row: int,
+    times: I64,
+    latency: F64,
+    values: F64,
+    labels: I32,
+    failed: U8,
+    cells: F64,
+    kinds: U8,
+    spans: I32,
+    label_table: I32,
+    label_spans: I32,
+    label_codes: I32,
+    label_pool: U8,
+) -> bool:
+    """Read one record by one template into its row of the columns; False where it does not fit."""
+    value = score = duration = np.nan
+    time = NO_TIME
+    label = NO_LABEL
+    has_error = flags & FAILED != 0
+    answered = flags & ANSWERED != 0
+    has_failed = has_error
+    flat_failed = False
+    at = start
+    for s in range(segments.shape[0]):
+        first, length = np.int64(segments[s, 0]), np.int64(segments[s, 1])
+        target, index = segments[s, 2], segments[s, 3]
+        if at + length > end:
+            return False
+        k = 0
+        while k + 8 <= length:
+            if _word(data, at + k) != _word(literals, first + k):
+                return False
+            k += 8
+        if k < length:
+            differing = _word(data, at + k) ^ _word(literals, first + k)
+            if differing << np.uint64(8 * (8 - (length - k))) != _U0:
+                return False
+        at += length
+        if target == END:
+            break
+        if at >= end:
+            return False
+        c = data[at]
+        if c == _QUOTE:
+            head = at
+            at = _string_end(data, at + 1, end)
+            if at >= end or data[at] != _QUOTE or _is_envelope(data, head + 1, at):
+                return False
+            at += 1
+            if target == TIME:
+                time = read_time(data, head + 1, at - 1)
+                if time == NO_TIME:
+                    return False
+            elif target in (LABEL, PREDICTION):
+                if at - head > MAX_LABEL:
+                    return False
+                answered = True
+                found = label_table[find_label(data, head, at, label_table, label_spans, label_pool)]
+                label = label_codes[found] if found >= 0 else NEW_LABEL
+                spans[row, 0], spans[row, 1] = head, at
+            elif target == FEATURE:
+                cells[row, index] = np.nan
+                kinds[row, index] = IS_TEXT
+            elif target == ERROR:
+                has_error = answered = True
+                has_failed = at - head > 2
+            elif target == ERROR_TYPE:
+                answered = True
+                flat_failed = at - head > 2
+            elif target != ANY and target != TEXT and target != TEXT_OR_NULL:
+                return False
+        elif c == _MINUS or (_ZERO <= c <= _NINE):
+            head = at
+            at, number, integer, whole = read_number(data, at, end)
+            if at < 0:
+                return False
+            if target == FEATURE:
+                cells[row, index] = number
+                kinds[row, index] = IS_NUMBER
+            elif target == VALUE:
+                value = number
+            elif target == DURATION:
+                duration = number
+            elif target == SCORE:
+                score = number
+            elif target == PREDICTION:
+                value = number
+                answered = True
+            elif target == TIME:
+                time = _number_time(number, integer, whole)
+                if time == NO_TIME:
+                    return False
+            elif target == LABEL:
+                if not whole:
+                    return False
+                found = label_table[find_label(data, head, at, label_table, label_spans, label_pool)]
+                label = label_codes[found] if found >= 0 else NEW_LABEL
+                spans[row, 0], spans[row, 1] = head, at
+            elif target != ANY and target != NUMBER:
+                return False
+        elif c == 0x6E:  # null
+            if at + 4 > end or data[at + 1] != 0x75 or data[at + 2] != 0x6C or data[at + 3] != 0x6C:
+                return False
+            at += 4
+            if target == FEATURE:
+                cells[row, index] = np.nan
+                kinds[row, index] = IS_NULL
+            elif target in (TEXT, NUMBER):
+                return False
+        elif c == 0x74 or c == 0x66:  # true, false
+            head = at
+            if c == 0x74:
+                if at + 4 > end or data[at + 1] != 0x72 or data[at + 2] != 0x75 or data[at + 3] != 0x65:
+                    return False
+                at += 4
+            else:
+                if at + 5 > end or data[at + 1] != 0x61 or data[at + 2] != 0x6C or data[at + 3] != 0x73:
+                    return False
+                if data[at + 4] != 0x65:
+                    return False
+                at += 5
+            if target == FEATURE:
+                cells[row, index] = 1.0 if c == 0x74 else 0.0
+                kinds[row, index] = IS_NUMBER
+            elif target in (LABEL, PREDICTION):
+                answered = True
+                found = label_table[find_label(data, head, at, label_table, label_spans, label_pool)]
+                label = label_codes[found] if found >= 0 else NEW_LABEL
+                spans[row, 0], spans[row, 1] = head, at
+            elif target != ANY:
+                return False
+        else:
+            return False
+    if at != end or not answered or (flags & SCORED != 0 and label == NO_LABEL):
+        return False
+    times[row] = time
+    latency[row] = duration
+    values[row] = score if np.isnan(value) else value
+    labels[row] = label
+    failed[row] = has_failed if has_error else flat_failed
+    return True
+
+
+@kernel
+def match(
+    data: U8,
+    ends: I64,
+    heads: I32,
+    templates: I32,
+    segments: I32,
+    literals: U8,
+    batch: int,
+    chosen: I32,
+    times: I64,
+    latency: F64,
+    values: F64,
+    labels: I32,
+    failed: U8,
+    cells: F64,
+    kinds: U8,
+    spans: I32,
+    label_table: I32,
+    label_spans: I32,
+    label_codes: I32,
+    label_pool: U8,
+) -> int:
+    """Read each record by the first template of its chain that it fits; return how many fit one.
+
+    data: the records' bytes, one after another, and eight more; ends (n,) where each ends. heads (n,): the
+    first template to try, -1 for none. templates (t, 5): first segment, one past the last, flags, the next
+    template of the chain or -1, and the batch that last used it. segments (s, 4): where the literal
+    before a slot starts in `literals`, its length, what the slot holds, and which feature.
+
+    Writes chosen (n,), the template or -1, and row by row the columns: times (n,) in microseconds,
+    latency and values (n,), nan for none; labels (n,) codes; failed (n,); cells and kinds (n, w); spans
+    (n, 2) of bytes that hold the label.
+    """
+    start = 0
+    count = 0
+    for row in range(ends.size):
+        end = ends[row]
+        t = heads[row]
+        while t >= 0:
+            if _walk(
+                data,
+                start,
+                end,
+                segments[templates[t, 0] : templates[t, 1]],
+                templates[t, 2],
+                literals,
+                row,
+                times,
+                latency,
+                values,
+                labels,
+                failed,
+                cells,
+                kinds,
+                spans,
+                label_table,
+                label_spans,
+                label_codes,
+                label_pool,
+            ):
+                templates[t, 4] = batch
+                count += 1
+                break
+            t = templates[t, 3]
+        chosen[row] = t
+        start = end
+    return count
+
+
+@kernel
+def follow(
+    times: I64,
+    arrivals: I64,
+    before: I64,
+    max_event_us: int,
+    progress_us: int,
+    last_arrival_us: int,
+    idle_us: int,
+    progress: I64,
+) -> int:
+    """Write the progress at each event, as `windows.Windows.advance` defines it; return the last event time.
+
+    max_event_us and progress_us are NO_TIME before the first event.
+    """
+    latest = max_event_us
+    reached = progress_us
+    arrived = last_arrival_us
+    for i in range(times.size):
+        earlier = latest
+        latest = max(latest, times[i])
+        silence = before[i] - arrived - idle_us
+        reached = max(reached, latest)
+        if silence > 0 and earlier != NO_TIME:
+            reached = max(reached, earlier + silence)
+        progress[i] = reached
+        arrived = arrivals[i]
+    return latest
+
+
+@kernel
+def place(
+    times: I64, progress: I64, size_us: int, lateness_us: int, index: I64, late: npt.NDArray[np.bool_]
+) -> tuple[int, bool]:
+    """Write each event's window and whether it is late for it; return how many are, and if all share one."""
+    count = 0
+    alike = True
+    for i in range(times.size):
+        index[i] = times[i] // size_us
+        late[i] = (index[i] + 1) * size_us <= progress[i] - lateness_us
+        count += late[i]
+        alike = alike and index[i] == index[0]
+    return count, alike
+
+
+@kernel
+def tally(
+    index: I64,
+    late: npt.NDArray[np.bool_],
+    window: int,
+    values: F64,
+    buckets: I32,
+    failed: npt.NDArray[np.bool_],
+    latency: I64,
+    value_sum: float,
+) -> tuple[int, int, float, int]:
+    """Count one window's errors, values and latencies; return how many of each, and the values' sum.
+
+    latency (b,) is added to. The sum is in order, so that it has the same bits however it is cut.
+    """
+    errors = value_n = latency_n = 0
+    for i in range(index.size):
+        if index[i] != window or late[i]:
+            continue
+        errors += failed[i]
+        if not np.isnan(values[i]):
+            value_n += 1
+            value_sum += values[i]
+        if buckets[i] >= 0:
+            latency_n += 1
+            latency[buckets[i]] += 1
+    return errors, value_n, value_sum, latency_n
+
+
+def warm_up(progress: Callable[[str, int, int], None] | None = None) -> None:
+    """Compile every loop of this file, or load it compiled; `progress` as in `detectors.compile`."""
+    from streamproc.templates import Templates
+
+    steps: dict[str, Callable[[], Any]] = {"templates": Templates.warm_up, "windows": _warm_windows}
+    for done, (name, step) in enumerate(steps.items(), start=1):
+        step()
+        if progress is not None:
+            progress(name, done, len(steps))
+
+
+def _warm_windows() -> None:
+    times, flags, codes = np.zeros(2, np.int64), np.zeros(2, np.bool_), np.zeros(2, np.int32)
+    follow(times, times, times, NO_TIME, NO_TIME, 0, 1, times)
+    place(times, times, 1, 0, times, flags)
+    tally(times, flags, 0, np.zeros(2), codes, flags, times, 0.0)
