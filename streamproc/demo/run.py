@@ -19,6 +19,7 @@ import orjson
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from msgspec import Struct, field
 from rich.console import Console
+from rich.markup import escape
 
 from streamproc import rules
 from streamproc.demo import feeder
@@ -214,7 +215,7 @@ def _show(console: Console, tally: Tally, alert: dict[str, Any], now: float, beg
     stamp = f"[dim]{now - began:6.1f} s[/]"
     if alert["action"] == "resolved":
         tally.resolved += 1
-        console.print(f"{stamp}  [green]resolved[/]  {alert['summary']}")
+        console.print(f"{stamp}  [green]resolved[/]  {escape(alert['summary'])}")
         return
     tally.alerts += 1
     false = tally.fault_at is None or at < tally.fault_at
@@ -224,7 +225,7 @@ def _show(console: Console, tally: Tally, alert: dict[str, Any], now: float, beg
         tally.caught_after_s, tally.caught_by = now - tally.fault_at, alert["signal"]
     colour = "red" if alert["severity"] == "critical" else "yellow"
     tag = " [magenta](false: nothing is wrong yet)[/]" if false else ""
-    console.print(f"{stamp}  [{colour}]{alert['severity']:8}[/]  {alert['summary']}{tag}")
+    console.print(f"{stamp}  [{colour}]{alert['severity']:8}[/]  {escape(alert['summary'])}{tag}")
 
 
 def _scored(port: int, sent: int) -> float:
