@@ -25,6 +25,10 @@ Time: TypeAlias = dt.datetime | float | int | None
 
 _EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 
+#: The years 1 to 9999, in microseconds: what RFC 3339 can say. A number beyond is taken as their end.
+_FIRST_US, _LAST_US = -62_135_596_800_000_000, 253_402_300_799_999_999
+_FARTHEST_US = 1e18
+
 
 class RecordBatch(Struct, frozen=True, gc=False):
     """Records of one partition in the order of the log, as columns of equal length.
@@ -282,10 +286,10 @@ def time_us(value: dt.datetime | float | int) -> int:
         if value.tzinfo is None:
             value = value.replace(tzinfo=dt.UTC)
         return (value - _EPOCH) // dt.timedelta(microseconds=1)
+    value = max(-_FARTHEST_US, min(_FARTHEST_US, value))
     size = abs(value)
-    if size < 1e11:
-        return round(value * 1e6)
-    return round(value * 1e3) if size < 1e14 else round(value)
+    us = round(value * 1e6) if size < 1e11 else round(value * 1e3) if size < 1e14 else round(value)
+    return max(_FIRST_US, min(_LAST_US, us))
 
 
 def rfc3339(us: int) -> str:
@@ -358,13 +362,13 @@ class Decoder:
         if not self.field_map and not self._looks_structured(batch):
             try:
                 events = list(map(self._decode, values))  # type: ignore[arg-type]
+                if any(headers_of):
+                    for event, headers in zip(events, headers_of, strict=True):
+                        _complete(event, headers)
             except Exception:
                 pass
             else:
                 if max(map(len, values), default=0) <= self.max_bytes:  # type: ignore[arg-type]
-                    if any(headers_of):
-                        for event, headers in zip(events, headers_of, strict=True):
-                            _complete(event, headers)
                     if all(map(_answers[self.kind], events)):
                         return Decoded(list(every), events, [])
         rows, events, rejected = [], [], []

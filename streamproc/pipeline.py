@@ -11,7 +11,6 @@ records it has already seen pass it by, wherever the replay begins (the fence).
 from __future__ import annotations
 
 import heapq
-import math
 from collections import Counter, OrderedDict
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -298,7 +297,8 @@ class Pipeline:
                 return
             group = group.at(np.array(kept))
         stamps = group.shared.stamps
-        future = group.times > stamps + self.book.config.defaults.max_future.us
+        # Where the broker has no record time (-1), nothing tells what is ahead of it.
+        future = (group.times > stamps + self.book.config.defaults.max_future.us) & (stamps >= 0)
         if future.any():
             for i in np.nonzero(future)[0]:
                 out.rejected.append(
@@ -662,6 +662,11 @@ class PredictionState(ModelState):
         alerts: list[Alert] = []
         versions, values, latency, failed = what.versions, what.values, what.latency, what.failed
         buckets = what.buckets if self._wants_latency else np.full(len(what), -1, np.int32)
+        if not placed.alike:
+            # In the order of the log, not of windows: where names run out, the cut must not choose.
+            for code in dict.fromkeys(what.labels.tolist()):
+                if code >= 0:
+                    _bounded(what.names[code], self.classes, self.book.config.defaults.max_classes)
         for window, rows in self._by_window(placed, offsets, versions):
             window.tally(placed.index, placed.late, values=values, buckets=buckets, failed=failed)
             self._count_classes(window, what.labels[rows], what.names)
@@ -736,7 +741,7 @@ class PredictionState(ModelState):
         if n == 0:
             return
         yield "error_rate", window.errors / n, n
-        if window.value_n and math.isfinite(window.value_sum):
+        if window.value_n:
             yield "prediction_value", window.value_sum / window.value_n, window.value_n
         if (latencies := window.latency_n()) > 0:
             for q in (50, 95, 99):
@@ -806,6 +811,9 @@ class LabelState(ModelState):
 
     def _columns(self, what: EventRows, progress: I64, offsets: I64, placed: Placed) -> list[Alert]:
         events = what.events
+        for event in events:
+            if event.label is not None:
+                _bounded(str(event.label), self.classes, self.book.config.defaults.max_classes)
         for window, rows in self._by_window(placed, offsets):
             if not window.classes:
                 window.classes = {}

@@ -78,9 +78,9 @@ class Accumulator(Struct):
 
     def add_values(self, values: F64) -> None:
         """Add numbers to the mean: what `tally` does, for a whole array and without a compiled loop."""
+        values = np.clip(values, -kernels.LARGEST, kernels.LARGEST)
         self.value_n += len(values)
-        with np.errstate(over="ignore", invalid="ignore"):  # a mean that is not finite is not reported
-            self.value_sum = float(np.cumsum(np.concatenate(([self.value_sum], values)))[-1])
+        self.value_sum = float(np.cumsum(np.concatenate(([self.value_sum], values)))[-1])
 
     def add_latencies(self, seconds: F64) -> None:
         """Count latencies in seconds, none of them nan: what `tally` does, likewise."""
