@@ -323,7 +323,7 @@ def compare(
     conflicting = sum(
         1 for i, copies in got_alerts.items() if i not in alerts or any(c != alerts[i][0] for c in copies)
     )
-    keys = {k for k in (*states, *got_states)}
+    keys = {*states, *got_states}
     return {
         "events_lost": lost,
         "states_differing": sum(states.get(k) != got_states.get(k) for k in keys),

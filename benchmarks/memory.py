@@ -110,9 +110,8 @@ async def run(bootstrap: str, args: argparse.Namespace, directory: Path) -> dict
         restore_s = metric(port, "streamproc_restore_seconds_sum")
         print("flooding", flush=True)
         pid, calm = fleet.alive[0].pid, rss(fleet.alive[0].pid)
-        flood = workload.predictions(
-            2 * args.models, models=2 * args.models, prefix="flood", seed=3, start_s=1_790_000_000.0 + EVENTS_A_MODEL + 1
-        )
+        after = 1_790_000_000.0 + EVENTS_A_MODEL + 1
+        flood = workload.predictions(2 * args.models, models=2 * args.models, prefix="flood", seed=3, start_s=after)
         await asyncio.to_thread(workload.publish, bootstrap, "predictions", flood)
         await drained(bootstrap, "memory", 200.0, fleet)
         flooded = metric(port, "streamproc_series_active")

@@ -24,9 +24,6 @@ from streamproc.windows import latency_buckets
 NO_FEATURES = -1
 AS_DICT = -2
 
-#: Times end here, 73,000 years from now either way, so that none overflows what is computed from it.
-_FAR_US = 1 << 61
-
 _Matrix = tuple[F64, npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.bool_]]
 
 
@@ -210,7 +207,7 @@ def event_times(events: Sequence[Any], stamps: I64) -> I64:
         pass  # some are numbers
     return np.array(
         [
-            int(s) if t is None else max(-_FAR_US, min(_FAR_US, time_us(t)))
+            int(s) if t is None else time_us(t)
             for t, s in zip(times, stamps, strict=True)
         ],
         np.int64,

@@ -368,9 +368,9 @@ class Decoder:
             except Exception:  # some record is bad: find out which, one by one
                 pass
             else:
-                if max(map(len, values), default=0) <= self.max_bytes:  # type: ignore[arg-type]
-                    if all(map(_answers[self.kind], events)):
-                        return Decoded(list(every), events, [])
+                small = max(map(len, values), default=0) <= self.max_bytes  # type: ignore[arg-type]
+                if small and all(map(_answers[self.kind], events)):
+                    return Decoded(list(every), events, [])
         rows, events, rejected = [], [], []
         for row, value, headers in zip(every, values, headers_of, strict=True):
             try:

@@ -49,6 +49,9 @@ IS_NUMBER: Final = 0
 IS_NULL: Final = 1
 IS_TEXT: Final = 2
 
+#: Values beyond count as this, so that no sum of a window overflows.
+LARGEST: Final = 1e290
+
 #: A record without a time.
 NO_TIME: Final = -(1 << 62)
 #: No label; a label not in the table yet.
@@ -737,7 +740,7 @@ def tally(
         errors += failed[i]
         if not np.isnan(values[i]):
             value_n += 1
-            value_sum += values[i]
+            value_sum += min(max(values[i], -LARGEST), LARGEST)
         if buckets[i] >= 0:
             latency_n += 1
             latency[buckets[i]] += 1

@@ -11,7 +11,6 @@ records it has already seen pass it by, wherever the replay begins (the fence).
 from __future__ import annotations
 
 import heapq
-import math
 from collections import Counter, OrderedDict
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -663,10 +662,11 @@ class PredictionState(ModelState):
         alerts: list[Alert] = []
         versions, values, latency, failed = what.versions, what.values, what.latency, what.failed
         buckets = what.buckets if self._wants_latency else np.full(len(what), -1, np.int32)
-        # In the order of the log, not of windows: where names run out, the cut must not choose.
-        for code in dict.fromkeys(what.labels.tolist()):
-            if code >= 0:
-                _bounded(what.names[code], self.classes, self.book.config.defaults.max_classes)
+        if not placed.alike:
+            # In the order of the log, not of windows: where names run out, the cut must not choose.
+            for code in dict.fromkeys(what.labels.tolist()):
+                if code >= 0:
+                    _bounded(what.names[code], self.classes, self.book.config.defaults.max_classes)
         for window, rows in self._by_window(placed, offsets, versions):
             window.tally(placed.index, placed.late, values=values, buckets=buckets, failed=failed)
             self._count_classes(window, what.labels[rows], what.names)
@@ -741,7 +741,7 @@ class PredictionState(ModelState):
         if n == 0:
             return
         yield "error_rate", window.errors / n, n
-        if window.value_n and math.isfinite(window.value_sum):
+        if window.value_n:
             yield "prediction_value", window.value_sum / window.value_n, window.value_n
         if (latencies := window.latency_n()) > 0:
             for q in (50, 95, 99):
@@ -790,7 +790,7 @@ class TelemetryState(ModelState):
             alerts += self._observe_events(f"metric:{name}", values, progress[at], offsets[at])
         return alerts
 
-    def _aggregates(self, window: Accumulator, whole: bool) -> Iterator[tuple[str, float, int]]:
+    def _aggregates(self, window: Accumulator, whole: bool) -> Iterator[tuple[str, float, int]]:  # noqa: ARG002
         return iter(())
 
     def _own_state(self) -> dict[str, Any]:
@@ -809,7 +809,7 @@ class LabelState(ModelState):
         super().__init__(book, name, topic, partition)
         self.classes: list[str] = []
 
-    def _columns(self, what: EventRows, progress: I64, offsets: I64, placed: Placed) -> list[Alert]:
+    def _columns(self, what: EventRows, progress: I64, offsets: I64, placed: Placed) -> list[Alert]:  # noqa: ARG002
         events = what.events
         for event in events:
             if event.label is not None:

@@ -287,7 +287,7 @@ class FeatureSchema:
         order = self._in_order
         if order:
             try:
-                if all([tuple(f) == order for f in rows]):  # type: ignore[arg-type]
+                if all([tuple(f) == order for f in rows]):  # type: ignore[arg-type]  # noqa: C419 - twice as fast
                     flat = array("d", chain.from_iterable([f.values() for f in rows]))  # type: ignore[union-attr]
                     values = np.frombuffer(flat, np.float64).reshape(len(rows), d)
                     return values, _none(len(rows), width), _none(len(rows), width), np.ones(len(rows), bool)

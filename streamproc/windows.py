@@ -78,9 +78,9 @@ class Accumulator(Struct):
 
     def add_values(self, values: F64) -> None:
         """Add numbers to the mean: what `tally` does, for a whole array and without a compiled loop."""
+        values = np.clip(values, -kernels.LARGEST, kernels.LARGEST)
         self.value_n += len(values)
-        with np.errstate(over="ignore", invalid="ignore"):  # a mean that is not finite is not reported
-            self.value_sum = float(np.cumsum(np.concatenate(([self.value_sum], values)))[-1])
+        self.value_sum = float(np.cumsum(np.concatenate(([self.value_sum], values)))[-1])
 
     def add_latencies(self, seconds: F64) -> None:
         """Count latencies in seconds, none of them nan: what `tally` does, likewise."""
@@ -242,8 +242,12 @@ class Windows:
             index = self.closed_before
         else:
             return None
-        if self.closed_before is not None and self.last_full is not None:
-            index = min(index, max(self.closed_before, 0)) if self.closed_before <= self.last_full + MAX_EMPTY else index
+        if (
+            self.closed_before is not None
+            and self.last_full is not None
+            and self.closed_before <= self.last_full + MAX_EMPTY
+        ):
+            index = min(index, self.closed_before)
         event_us = (index + 1) * self.size_us + self.lateness_us
         return self.last_arrival_us + self.idle_us + max(0, event_us - self.max_event_us)
 
