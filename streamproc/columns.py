@@ -116,8 +116,8 @@ class Features(Struct, gc=False):
 class PredictionColumns(Struct, gc=False):
     """n predictions, of a batch or of one model: all arrays (n,).
 
-    times in microseconds; latency in seconds, values, nan for none; buckets of latency, -1 for none; labels codes of names, NO_LABEL for
-    none; failed, whether it has an error's type; versions; features.
+    times in microseconds; latency in seconds and values, nan for none; buckets of latency, -1 for none;
+    labels, codes of names, NO_LABEL for none; failed, whether it has an error's type; versions; features.
     """
 
     times: I64

@@ -631,6 +631,41 @@ class ModelState:
         pass
 
 
+class Classes:
+    """The classes of one model, known by name up to a bound and reported once a window had them."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.names: list[str] = []  # in the order of the log
+        self.reported: list[str] = []  # in the order of closed windows
+
+    def note(self, name: str) -> str:
+        """Return the name to count a class under: its own, or that of all others."""
+        return _bounded(name, self.names, self.limit)
+
+    def shares(self, window: Accumulator) -> Iterator[tuple[str, float, int]]:
+        """Yield each class with its share of a closing window, and how many that window has.
+
+        A class is reported from the first window that has it. One first seen after the window, though
+        in the same batch, is none of this window's affair: the cut would decide.
+        """
+        total = sum(window.classes.values())
+        if not total:
+            return
+        known = set(self.reported)
+        self.reported += [n for n in self.names if n not in known and n in window.classes]
+        for name in self.reported:
+            yield name, window.classes.get(name, 0) / total, total
+
+    def snapshot(self) -> list[list[str]]:
+        """Return the state as a list."""
+        return [list(self.names), list(self.reported)]
+
+    def restore(self, state: list[list[str]]) -> None:
+        """Take up what `snapshot` gave."""
+        self.names, self.reported = list(state[0]), list(state[1])
+
+
 class PredictionState(ModelState):
     """A model as its predictions show it."""
 
@@ -639,7 +674,7 @@ class PredictionState(ModelState):
     def __init__(self, book: RuleBook, name: str, topic: str, partition: int) -> None:
         super().__init__(book, name, topic, partition)
         self.features = FeatureSchema(max_features=book.config.defaults.max_features)
-        self.classes: list[str] = []
+        self.classes = Classes(book.config.defaults.max_classes)
         self._bind()
 
     def _bind(self) -> None:
@@ -666,7 +701,7 @@ class PredictionState(ModelState):
             # In the order of the log, not of windows: where names run out, the cut must not choose.
             for code in dict.fromkeys(what.labels.tolist()):
                 if code >= 0:
-                    _bounded(what.names[code], self.classes, self.book.config.defaults.max_classes)
+                    self.classes.note(what.names[code])
         for window, rows in self._by_window(placed, offsets, versions):
             window.tally(placed.index, placed.late, values=values, buckets=buckets, failed=failed)
             self._count_classes(window, what.labels[rows], what.names)
@@ -731,7 +766,7 @@ class PredictionState(ModelState):
             window.classes = {}
         for code, count in Counter(labels.tolist()).items():
             if code >= 0:
-                name = _bounded(names[code], self.classes, self.book.config.defaults.max_classes)
+                name = self.classes.note(names[code])
                 window.classes[name] = window.classes.get(name, 0) + count
 
     def _aggregates(self, window: Accumulator, whole: bool) -> Iterator[tuple[str, float, int]]:
@@ -746,10 +781,8 @@ class PredictionState(ModelState):
         if (latencies := window.latency_n()) > 0:
             for q in (50, 95, 99):
                 yield f"latency_p{q}", window.latency_quantile(q / 100), latencies
-        labelled = sum(window.classes.values())
-        if labelled:
-            for label in self.classes:
-                yield f"class_share:{label}", window.classes.get(label, 0) / labelled, labelled
+        for label, share, labelled in self.classes.shares(window):
+            yield f"class_share:{label}", share, labelled
         if window.feature_rows and window.missing is not None and window.invalid is not None and answered:
             cells = window.feature_rows * len(window.missing)
             if cells:
@@ -757,11 +790,11 @@ class PredictionState(ModelState):
                 yield "invalid_features", int(window.invalid.sum()) / cells, window.feature_rows
 
     def _own_state(self) -> dict[str, Any]:
-        return {"features": self.features.snapshot(), "classes": list(self.classes)}
+        return {"features": self.features.snapshot(), "classes": self.classes.snapshot()}
 
     def _restore_own(self, own: dict[str, Any]) -> None:
         self.features.restore(own["features"])
-        self.classes = list(own["classes"])
+        self.classes.restore(own["classes"])
 
 
 class TelemetryState(ModelState):
@@ -807,35 +840,33 @@ class LabelState(ModelState):
 
     def __init__(self, book: RuleBook, name: str, topic: str, partition: int) -> None:
         super().__init__(book, name, topic, partition)
-        self.classes: list[str] = []
+        self.classes = Classes(book.config.defaults.max_classes)
 
     def _columns(self, what: EventRows, progress: I64, offsets: I64, placed: Placed) -> list[Alert]:  # noqa: ARG002
         events = what.events
         for event in events:
             if event.label is not None:
-                _bounded(str(event.label), self.classes, self.book.config.defaults.max_classes)
+                self.classes.note(str(event.label))
         for window, rows in self._by_window(placed, offsets):
             if not window.classes:
                 window.classes = {}
             for event in events if isinstance(rows, slice) else [events[i] for i in rows]:
                 if event.label is not None:
-                    name = _bounded(str(event.label), self.classes, self.book.config.defaults.max_classes)
+                    name = self.classes.note(str(event.label))
                     window.classes[name] = window.classes.get(name, 0) + 1
         return []
 
     def _aggregates(self, window: Accumulator, whole: bool) -> Iterator[tuple[str, float, int]]:
         if whole:
             yield "throughput", window.count / (self.windows.size_us / 1e6), window.count
-        labelled = sum(window.classes.values())
-        if labelled:
-            for label in self.classes:
-                yield f"label_share:{label}", window.classes.get(label, 0) / labelled, labelled
+        for label, share, labelled in self.classes.shares(window):
+            yield f"label_share:{label}", share, labelled
 
     def _own_state(self) -> dict[str, Any]:
-        return {"classes": list(self.classes)}
+        return {"classes": self.classes.snapshot()}
 
     def _restore_own(self, own: dict[str, Any]) -> None:
-        self.classes = list(own["classes"])
+        self.classes.restore(own["classes"])
 
 
 _STATES: dict[Kind, type[ModelState]] = {
