@@ -441,7 +441,7 @@ class Engine:
         )
 
     def _snapshot_partition(self, tp: TP) -> int:
-        return tp.partition % self._snapshot_partitions
+        return int(tp.partition) % self._snapshot_partitions
 
     async def _send_snapshot(self, partition: int, key: bytes, value: bytes | None) -> asyncio.Future[Any]:
         future: asyncio.Future[Any] = await self.app.producer.send(
