@@ -28,7 +28,9 @@ values = st.recursive(
     lambda inner: st.one_of(
         st.lists(inner, max_size=3),
         st.dictionaries(
-            st.sampled_from(["name", "version", "value", "label", "score", "scores", "type", "x", "y"]), inner, max_size=4
+            st.sampled_from(["name", "version", "value", "label", "score", "scores", "type", "x", "y"]),
+            inner,
+            max_size=4,
         ),
     ),
     max_leaves=6,
