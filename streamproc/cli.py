@@ -342,8 +342,8 @@ def replay(
       streamproc replay --from-file incident.jsonl --config new.yaml --expect-alert latency_p95
     """
     config = _load(config_path)
-    from detectors.compile import warm_up_kernels as compile_kernels
-    from streamproc import signals
+    from detectors.compile import warm_up_kernels
+    from streamproc import kernels, signals
     from streamproc.cloudevents import to_json
     from streamproc.replay import Replay
     from streamproc.rules import RuleBook
@@ -353,7 +353,8 @@ def replay(
             raise UsageError(
                 f"--expect-alert: there is no signal `{name}`; known: {', '.join(signals.names())}"
             )
-    compile_kernels()
+    warm_up_kernels()
+    kernels.warm_up()
     run = Replay(RuleBook(config), kind=kind)
     started = time.monotonic()
     with _reading(source) as lines, _writing(output) as out:
