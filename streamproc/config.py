@@ -343,7 +343,7 @@ def _compose(text: str, name: str) -> tuple[Any, dict[str, tuple[int, int]]]:
 
     def scalar(node: yaml.Node) -> Any:
         try:
-            return constructor.construct_object(node, deep=True)  # type: ignore[no-untyped-call]
+            return constructor.construct_object(node, deep=True)
         except (yaml.YAMLError, ValueError, AttributeError) as e:
             line, column = node.start_mark.line + 1, node.start_mark.column + 1
             what = getattr(e, "problem", None) or f"{node.value!r} is no {node.tag.rpartition(':')[2]}"

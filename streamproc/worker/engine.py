@@ -146,6 +146,8 @@ class Engine:
 
     async def on_revoked(self, tps: set[TP]) -> None:
         """Make the state of partitions that leave us durable, and let go of them."""
+        if not tps:
+            return
         own = [tp for tp in tps if tp in self._owned]
         generation = self.app.consumer_generation_id
         try:
