@@ -342,9 +342,9 @@ def replay(
       streamproc replay --from-file incident.jsonl --config new.yaml --expect-alert latency_p95
     """
     config = _load(config_path)
-    from detectors.compile import warm_up_kernels
-    from streamproc import kernels, signals
+    from streamproc import signals
     from streamproc.cloudevents import to_json
+    from streamproc.pipeline import warm_up
     from streamproc.replay import Replay
     from streamproc.rules import RuleBook
 
@@ -353,8 +353,7 @@ def replay(
             raise UsageError(
                 f"--expect-alert: there is no signal `{name}`; known: {', '.join(signals.names())}"
             )
-    warm_up_kernels()
-    kernels.warm_up()
+    warm_up()
     run = Replay(RuleBook(config), kind=kind)
     started = time.monotonic()
     with _reading(source) as lines, _writing(output) as out:

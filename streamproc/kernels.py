@@ -7,7 +7,6 @@ stricter than JSON: whatever it is not sure of is a mismatch, and the record is 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from typing import Any, Final, TypeAlias
 
 import numpy as np
@@ -747,18 +746,8 @@ def tally(
     return errors, value_n, value_sum, latency_n
 
 
-def warm_up(progress: Callable[[str, int, int], None] | None = None) -> None:
-    """Compile every loop of this file, or load it compiled; `progress` as in `detectors.compile`."""
-    from streamproc.templates import Templates
-
-    steps: dict[str, Callable[[], Any]] = {"templates": Templates.warm_up, "windows": _warm_windows}
-    for done, (name, step) in enumerate(steps.items(), start=1):
-        step()
-        if progress is not None:
-            progress(name, done, len(steps))
-
-
-def _warm_windows() -> None:
+def warm_windows() -> None:
+    """Run the loops of windows once, so that they are compiled."""
     times, flags, codes = np.zeros(2, np.int64), np.zeros(2, np.bool_), np.zeros(2, np.int32)
     follow(times, times, times, NO_TIME, NO_TIME, 0, 1, times)
     place(times, times, 1, 0, times, flags)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter, OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,9 @@ import numpy.typing as npt
 from msgspec import Struct, field
 
 from detectors import state as state_codec
+from detectors.compile import warm_up_kernels
 from detectors.protocol import F64, I64
+from streamproc import kernels
 from streamproc.columns import Features, PredictionColumns, Versions, event_times
 from streamproc.columns import columns as read_columns
 from streamproc.errors import SnapshotError
@@ -898,3 +900,24 @@ def _bounded(name: str, known: list[str], limit: int) -> str:
         known.append(name)
         return name
     return _OTHER
+
+
+def warm_up(progress: Callable[[str, int, int], None] | None = None) -> None:
+    """Compile every loop a pipeline runs, the detectors' too, or load it compiled.
+
+    progress is called as (name, done, total) after each.
+    """
+    own: dict[str, Callable[[], None]] = {"templates": Templates.warm_up, "windows": kernels.warm_windows}
+    made = 0
+
+    def tell(name: str, done: int, total: int) -> None:
+        nonlocal made
+        made = done
+        if progress is not None:
+            progress(name, done, total + len(own))
+
+    warm_up_kernels(tell)
+    total = made
+    for done, (name, step) in enumerate(own.items(), start=total + 1):
+        step()
+        tell(name, done, total)

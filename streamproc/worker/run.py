@@ -189,8 +189,7 @@ def _into(future: Future[None], work: Callable[[], None]) -> Callable[[], None]:
 
 def compile_kernels() -> None:
     """Compile every loop, or load it compiled, before the first event needs it."""
-    from detectors.compile import warm_up_kernels
-    from streamproc import kernels
+    from streamproc.pipeline import warm_up
 
     began = time.monotonic()
 
@@ -198,8 +197,7 @@ def compile_kernels() -> None:
         if time.monotonic() - began > 1.0 and sys.stderr.isatty():
             print(f"\rcompiling {done}/{total} {name:30s}", end="", file=sys.stderr)  # noqa: T201
 
-    warm_up_kernels(progress)
-    kernels.warm_up(progress)
+    warm_up(progress)
     took = time.monotonic() - began
     if took > 1.0:
         log.info("detectors ready; a later start finds them compiled", seconds=round(took, 1))
