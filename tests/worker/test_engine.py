@@ -1,0 +1,273 @@
+"""The engine's promise: no offset is durable before everything it stands for is. With a producer that fails."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from faust.types import TP
+
+from streamproc import rules
+from streamproc.events import RecordBatch
+from streamproc.worker import snapshots
+from streamproc.worker.engine import Engine, Owned
+from streamproc.worker.metrics import Metrics
+from tests.worker.harness import prediction
+
+START = 1_790_000_000.0
+SOURCE = TP("in", 0)
+
+CONFIG = rules.parse(
+    """
+version: 1
+kafka: {brokers: "nowhere:9092", predictions: [in]}
+defaults: {signals: {latency: {detector: limits, params: {upper: 1.0}}}}
+"""
+)
+
+
+class Sent:
+    def __init__(self, topic: str, key: bytes | None, value: bytes | None, offset: int) -> None:
+        self.topic, self.key, self.value, self.offset = topic, key, value, offset
+
+
+class FakeProducer:
+    """Takes everything; the broker's answer to a topic in `refused` is an error, in `pending` none at all."""
+
+    def __init__(self) -> None:
+        self.sent: list[Sent] = []
+        self.refused: set[str] = set()
+        self.refused_keys: tuple[bytes, ...] = ()
+
+    async def send(self, topic: str, *, key: Any, value: Any, **_: Any) -> asyncio.Future[Any]:
+        future = asyncio.get_running_loop().create_future()
+        if topic in self.refused or (key is not None and key.startswith(self.refused_keys or (b"\0",))):
+            future.set_exception(OSError("No space left on device"))
+        else:
+            self.sent.append(Sent(topic, key, value, len(self.sent)))
+            future.set_result(self.sent[-1])
+        return future
+
+    def to(self, topic: str) -> list[Sent]:
+        return [s for s in self.sent if s.topic == topic]
+
+
+class FakeConsumer:
+    def __init__(self) -> None:
+        self.sought: list[dict[TP, int]] = []
+        self.commits = 0
+        self.end = 0
+
+    async def seek_to(self, positions: dict[TP, int]) -> None:
+        self.sought.append(dict(positions))
+
+    async def commit(self) -> None:
+        self.commits += 1
+
+    def highwater(self, tp: TP) -> int:  # noqa: ARG002
+        return self.end
+
+
+class FakeApp:
+    def __init__(self) -> None:
+        self.producer = FakeProducer()
+        self.consumer = FakeConsumer()
+        self.consumer_generation_id = 1
+        self.rebalancing = False
+
+
+class Bench:
+    """An engine with one partition in hand, and everything around it in view."""
+
+    def __init__(self) -> None:
+        self.app = FakeApp()
+        self.fatal: list[BaseException] = []
+        self.engine = Engine(
+            self.app,
+            CONFIG,
+            settings={},
+            sources={"in": "predictions"},
+            partitions={"in": 1},
+            snapshot_partitions=1,
+            metrics=Metrics(),
+            source="test",
+            on_fatal=self.fatal.append,
+            wall=lambda: START,
+        )
+        writer = snapshots.Writer(
+            self.engine._send_snapshot, topic="in", partition=0, stored=snapshots.Stored(7), snapshot_partition=0
+        )
+        self.held = Owned(SOURCE, self.engine._pipeline(SOURCE), writer, 0)
+        self.engine._owned[SOURCE] = self.held
+
+
+def batch(first: int, n: int, *, previous: int | None = None, position: int | None = None, slow: bool = False) -> RecordBatch:
+    at = [START + first + i for i in range(n)]
+    return RecordBatch(
+        "in",
+        0,
+        list(range(first, first + n)),
+        [int(t * 1000) for t in at],
+        [b"m"] * n,
+        [prediction("m", t, duration_s=9.0 if slow else 0.1) for t in at],
+        [()] * n,
+        first if position is None else position,
+        first - 1 if previous is None else previous,
+    )
+
+
+def run(coroutine: Any) -> Any:
+    return asyncio.run(coroutine)
+
+
+def test_an_alert_the_broker_refuses_keeps_the_offset_where_it_was() -> None:
+    async def scenario() -> Bench:
+        bench = Bench()
+        bench.app.producer.refused = {"alerts"}
+        await bench.engine.take(batch(0, 5, slow=True))
+        with pytest.raises(OSError, match="No space left"):
+            await bench.engine.snapshot()
+        return bench
+
+    bench = run(scenario())
+    assert bench.held.durable == 0
+    assert bench.app.consumer.commits == 0
+    assert bench.app.producer.to("streamproc-snapshots") == []
+
+
+@pytest.mark.parametrize("kind", [b'["model"', b'["manifest"'])
+def test_a_snapshot_the_broker_refuses_keeps_the_offset_where_it_was(kind: bytes) -> None:
+    async def scenario() -> Bench:
+        bench = Bench()
+        bench.app.producer.refused_keys = (kind,)
+        await bench.engine.take(batch(0, 5))
+        with pytest.raises(OSError, match="No space left"):
+            await bench.engine.snapshot()
+        return bench
+
+    bench = run(scenario())
+    assert bench.held.durable == 0
+    assert bench.engine.watermark(SOURCE) == 0
+    assert bench.app.consumer.commits == 0
+    assert not [s for s in bench.app.producer.sent if (s.key or b"").startswith(b'["manifest"')]
+
+
+def test_a_snapshot_writes_models_then_the_manifest_then_commits() -> None:
+    async def scenario() -> Bench:
+        bench = Bench()
+        await bench.engine.take(batch(0, 5))
+        await bench.engine.snapshot()
+        return bench
+
+    bench = run(scenario())
+    kinds = [(s.key or b"")[2:7] for s in bench.app.producer.to("streamproc-snapshots")]
+    assert kinds == [b"model", b"manif"]
+    assert bench.engine.watermark(SOURCE) == 5
+    assert bench.app.consumer.commits == 1
+
+
+def test_a_revocation_whose_snapshot_fails_lets_go_without_keeping_the_state() -> None:
+    async def scenario() -> Bench:
+        bench = Bench()
+        await bench.engine.take(batch(0, 5))
+        bench.app.producer.refused = {"streamproc-snapshots"}
+        await bench.engine.on_revoked({SOURCE})
+        return bench
+
+    bench = run(scenario())
+    assert bench.engine.owned() == []
+    assert bench.engine._parked == {}
+    assert bench.fatal == []
+
+
+def test_a_partition_that_comes_back_in_the_next_generation_goes_on_with_its_state() -> None:
+    async def scenario() -> dict[TP, int]:
+        bench = Bench()
+        await bench.engine.take(batch(0, 5))
+        await bench.engine.on_revoked({SOURCE})
+        assert bench.engine.watermark(SOURCE) is None
+        bench.app.consumer_generation_id = 2
+        positions: dict[TP, int] = await bench.engine.positions({SOURCE})
+        assert bench.engine._owned[SOURCE] is bench.held
+        return positions
+
+    assert run(scenario()) == {SOURCE: 5}
+
+
+def test_a_batch_that_went_missing_is_read_again_and_not_skipped() -> None:
+    async def scenario() -> Bench:
+        bench = Bench()
+        await bench.engine.take(batch(0, 5))
+        await bench.engine.take(batch(10, 5))  # 5 to 9 were read from Kafka and never came
+        assert bench.held.expected == 5
+        await bench.engine.take(batch(5, 5))
+        await bench.engine.take(batch(10, 5))
+        return bench
+
+    bench = run(scenario())
+    assert bench.app.consumer.sought == [{SOURCE: 5}]
+    assert bench.held.expected == 15
+
+
+def test_a_hole_in_the_log_is_passed_over() -> None:
+    async def scenario() -> Bench:
+        bench = Bench()
+        await bench.engine.take(batch(0, 5))
+        await bench.engine.take(batch(8, 5, previous=4))  # nothing was read between: compaction, a marker
+        return bench
+
+    bench = run(scenario())
+    assert bench.app.consumer.sought == []
+    assert bench.held.expected == 13
+
+
+def test_a_batch_delivered_twice_is_scored_once() -> None:
+    async def scenario() -> Bench:
+        bench = Bench()
+        await bench.engine.take(batch(0, 5))
+        await bench.engine.take(batch(0, 5))
+        await bench.engine.take(batch(3, 5))
+        return bench
+
+    bench = run(scenario())
+    assert bench.held.expected == 8
+    assert bench.engine.metrics.events.labels(topic="in")._value.get() == 8
+
+
+def test_what_comes_before_its_state_is_restored_is_not_taken() -> None:
+    async def scenario() -> Bench:
+        bench = Bench()
+        held = bench.engine._owned.pop(SOURCE)
+        await bench.engine.take(batch(0, 5))
+        assert held.expected == 0
+        return bench
+
+    assert run(scenario()).app.producer.sent == []
+
+
+def test_an_error_in_our_own_code_ends_the_worker_and_moves_no_offset(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> Bench:
+        bench = Bench()
+
+        def broken(_: RecordBatch) -> None:
+            raise ZeroDivisionError
+
+        monkeypatch.setattr(bench.held.pipeline, "process", broken)
+        with pytest.raises(ZeroDivisionError):
+            await bench.engine.take(batch(0, 5))
+        return bench
+
+    bench = run(scenario())
+    assert [type(e) for e in bench.fatal] == [ZeroDivisionError]
+    assert bench.held.expected == bench.held.durable == 0
+
+
+def test_a_partition_with_lag_that_does_not_move_is_unhealthy() -> None:
+    bench = Bench()
+    bench.app.consumer.end = 10
+    assert bench.engine.stuck() == []
+    bench.held.moved_at -= 120
+    assert bench.engine.stuck() == ["in-0"]
+    bench.app.consumer.end = 0
+    assert bench.engine.stuck() == []
