@@ -65,7 +65,7 @@ class FakeConsumer:
     async def commit(self) -> None:
         self.commits += 1
 
-    def highwater(self, tp: TP) -> int:  # noqa: ARG002
+    def highwater(self, tp: TP) -> int:
         return self.end
 
 
@@ -102,7 +102,7 @@ class Bench:
         self.engine._owned[SOURCE] = self.held
 
 
-def batch(first: int, n: int, *, previous: int | None = None, position: int | None = None, slow: bool = False) -> RecordBatch:
+def batch(first: int, n: int, *, previous: int | None = None, slow: bool = False) -> RecordBatch:
     at = [START + first + i for i in range(n)]
     return RecordBatch(
         "in",
@@ -112,7 +112,7 @@ def batch(first: int, n: int, *, previous: int | None = None, position: int | No
         [b"m"] * n,
         [prediction("m", t, duration_s=9.0 if slow else 0.1) for t in at],
         [()] * n,
-        first if position is None else position,
+        first,
         first - 1 if previous is None else previous,
     )
 
