@@ -399,7 +399,7 @@ def test_a_label_of_another_type_with_the_same_digits_is_the_same_class() -> Non
         text = f'{{"model": "m", "prediction": {{"label": {label}}}}}'
         records.append((b"m", text.encode(), (_START + i) * 1000, ()))
     pipeline = _same(records, [5, 30])
-    assert pipeline.models["m"].classes == ["1"]  # type: ignore[attr-defined]
+    assert pipeline.models["m"].classes.names == ["1"]  # type: ignore[attr-defined]
 
 
 def test_many_different_labels_do_not_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:
