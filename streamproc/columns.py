@@ -14,8 +14,9 @@ import numpy.typing as npt
 from msgspec import Struct
 
 from detectors.protocol import F64, I64
+from streamproc.cells import IS_NULL, IS_TEXT
 from streamproc.events import ModelRef, Outcome, Prediction, error_type, model_version, time_us
-from streamproc.kernels import I32, IS_NULL, IS_TEXT, NO_LABEL, NO_TIME, U8
+from streamproc.kernels import I32, NO_LABEL, NO_TIME, U8
 from streamproc.signals import FeatureSchema, outcome
 from streamproc.templates import Templates, Walked
 from streamproc.windows import latency_buckets

@@ -17,6 +17,7 @@ from numba.extending import intrinsic
 
 from detectors.kernels import kernel
 from detectors.protocol import F64, I64
+from streamproc.cells import IS_NULL, IS_NUMBER, IS_TEXT
 
 U8: TypeAlias = npt.NDArray[np.uint8]
 U64: TypeAlias = npt.NDArray[np.uint64]
@@ -42,11 +43,6 @@ FEATURE: Final = 13
 ANSWERED: Final = 1  # whatever its slots hold, it says something
 FAILED: Final = 2  # it has an error object
 SCORED: Final = 4  # it has scores by class, and the best is the class where no label is given
-
-# Kinds of a feature's cell.
-IS_NUMBER: Final = 0
-IS_NULL: Final = 1
-IS_TEXT: Final = 2
 
 #: Values beyond count as this, so that no sum of a window overflows.
 LARGEST: Final = 1e290

@@ -18,8 +18,8 @@ import numpy.typing as npt
 from msgspec import Struct
 
 from detectors.protocol import F64
+from streamproc.cells import IS_NULL, IS_TEXT
 from streamproc.events import Outcome, Prediction
-from streamproc.kernels import IS_NULL, IS_TEXT
 
 Kind = Literal["predictions", "telemetry", "labels"]
 Shape = Literal["window", "event", "vector", "arrivals"]
@@ -323,7 +323,7 @@ class FeatureSchema:
         """Return what `matrix` returns, for n rows that all have features of these names.
 
         cells and kinds (n, at least as many as names): the values, and whether each is a number, a null
-        or a text, as `kernels.IS_NUMBER` and its siblings say.
+        or a text, as `cells.IS_NUMBER` and its siblings say.
         """
         n, d, width = len(cells), len(self.numeric), len(self.numeric) + len(self.categorical)
         if names == self._in_order and not kinds[:, :d].any():

@@ -11,7 +11,7 @@ import asyncio
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 import structlog
@@ -21,12 +21,15 @@ from streamproc.cloudevents import encode_alert
 from streamproc.config import Config
 from streamproc.errors import SnapshotError
 from streamproc.events import Alert, RecordBatch
-from streamproc.pipeline import Output, Pipeline
 from streamproc.rules import RuleBook
 from streamproc.worker import snapshots
 from streamproc.worker.deadletters import dead_letter
 from streamproc.worker.metrics import Metrics
 from streamproc.worker.repartition import Repartitioner
+
+if TYPE_CHECKING:
+    # With it comes numba, whose loading a start hides behind the waiting for brokers (`run`).
+    from streamproc.pipeline import Output, Pipeline
 
 log = structlog.get_logger("streamproc.engine")
 
@@ -178,8 +181,6 @@ class Engine:
     async def take(self, batch: RecordBatch) -> None:
         """Process one batch, exactly if it is the one expected next."""
         tp = TP(batch.topic, batch.partition)
-        if self.compiled is not None:
-            await asyncio.shield(self.compiled)  # all agents wait for the one future
         async with self._lock:
             held = self._owned.get(tp)
             if held is None:
@@ -360,6 +361,8 @@ class Engine:
         started = time.perf_counter()
         try:
             stored = await self._read(tps)
+            if self.compiled is not None:
+                await asyncio.shield(self.compiled)
             without = [tp for tp in tps if stored[tp.topic, tp.partition].manifest is None]
             begins = await self._starting_offsets(without)
             models = 0
@@ -432,6 +435,8 @@ class Engine:
         return {TP(tp.topic, tp.partition): offset for tp, offset in found.items()}
 
     def _pipeline(self, tp: TP) -> Pipeline:
+        from streamproc.pipeline import Pipeline
+
         share = self.config.defaults.discover.max_series / max(1, self._partitions.get(tp.topic, 1))
         return Pipeline(
             self.book,
