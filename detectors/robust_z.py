@@ -33,6 +33,13 @@ _LARGEST: Final = 1e300
 
 _N: Final = 0  # values in the window
 _HEAD: Final = 1  # where the next value goes in arrival order
+_FAR: Final = 2  # far values in a row, up to now
+
+# A value further than this many scales is far. Of far values in a row one in four is learned: an incident
+# must not become the normal it is measured by while it lasts, and a new normal must not alarm for ever.
+# Neither depends on the limit, which only scales scores.
+_FAR_SCALES: Final = 6.0
+_LEARN_ONE_OF: Final = 4
 
 
 class RobustZParams(msgspec.Struct, frozen=True, kw_only=True):
@@ -144,7 +151,7 @@ def score_robust_z(
     if not all_finite(values):
         return False
     window = ring.size
-    n, head = place[_N], place[_HEAD]
+    n, head, far = place[_N], place[_HEAD], place[_FAR]
     for i in range(values.size):
         x = min(max(values[i], -_LARGEST), _LARGEST) + 0.0  # + 0.0: -0.0 is 0.0
         learned = x
@@ -158,6 +165,9 @@ def score_robust_z(
                 scores[i] = min(z / scale / limit, MAX_SCORE)
                 medians[i], scales[i] = median, scale
                 learned = min(max(x, median - clip * scale), median + clip * scale) + 0.0
+                far = far + 1 if abs(distance) > max(_FAR_SCALES, clip) * scale else 0
+                if far % _LEARN_ONE_OF != 0:
+                    continue
         # Keep `ordered` ascending: take the oldest out and put the new one in, moving only what is between.
         to = _insertion_point(ordered, n, learned)
         if n < window:
@@ -176,7 +186,7 @@ def score_robust_z(
         ordered[to] = learned
         ring[head] = learned
         head = head + 1 if head + 1 < window else 0
-    place[_N], place[_HEAD] = n, head
+    place[_N], place[_HEAD], place[_FAR] = n, head, far
     return True
 
 
@@ -189,9 +199,10 @@ class RobustZ:
     times that stays silent. The score is distance / (scale · limit).
 
     What is learned is clipped to the median ± 3.5 scales (10 where more than half is equal), whatever the
-    limit. A level shift therefore enters the window as values close to the old band; the median follows
-    after half a window, the scale widens with it, and the detector comes to rest at the new level after a few
-    half-windows: a long incident is not normal at once, yet never alarms for ever.
+    limit; and of values further than 6 scales in a row only one in four is. A level shift therefore enters the
+    window slowly, as values close to the old band; the median follows after two windows, the scale widens
+    with it, and the detector comes to rest at the new level: a long incident is not normal at once, yet never
+    alarms for ever.
 
     Parameters
     ----------
@@ -237,7 +248,7 @@ class RobustZ:
         self.reconfigure(params, sensitivity=sensitivity)
         self._ring: F64 = np.zeros(params.window)
         self._ordered: F64 = np.zeros(params.window)
-        self._place: npt.NDArray[np.int64] = np.zeros(2, dtype=np.int64)
+        self._place: npt.NDArray[np.int64] = np.zeros(3, dtype=np.int64)
         self._scores: F64 = np.empty(0)
         self._medians: F64 = np.empty(0)
         self._scales: F64 = np.empty(0)
@@ -297,17 +308,22 @@ class RobustZ:
         return max(0, self.params.warm_up - int(self._place[_N]))
 
     def snapshot(self) -> State:
-        """Return the window, oldest first."""
+        """Return the window, oldest first, and the run of far values."""
         n, head = int(self._place[_N]), int(self._place[_HEAD])
         window = self._ring[:n] if n < self._ring.size else np.roll(self._ring, -head)
-        return {"window": window.copy()}
+        return {"window": window.copy(), "far": int(self._place[_FAR])}
 
     def restore(self, state: State) -> None:
         """Take up a window; raise `StateError` when it is not one of this size."""
         window = state.get("window")
-        if not isinstance(window, np.ndarray) or window.ndim != 1 or window.size > self.params.window:
+        if (
+            not isinstance(window, np.ndarray)
+            or window.ndim != 1
+            or window.size > self.params.window
+            or not isinstance(state.get("far"), int)
+        ):
             raise StateError(f"robust_z: expected a window of at most {self.params.window} values")
         n = window.size
         self._ring[:n] = window
         self._ordered[:n] = np.sort(window)
-        self._place[_N], self._place[_HEAD] = n, n % self.params.window
+        self._place[:] = n, n % self.params.window, int(state["far"])
