@@ -26,6 +26,8 @@ test: $(STAMP)   ## The tests; those on real Apache Kafka too where Java and Mav
 test-slow: $(STAMP)  ## The slow proofs: three brokers, chaos over several seeds
 	$(BIN)/python -m pytest -m slow
 	for seed in 1 2 3; do $(BIN)/python -m benchmarks.chaos --kills 30 --seed $$seed || exit 1; done
+	$(BIN)/python -m benchmarks.chaos --kills 15 --seed 4 --nodes 3
+	$(BIN)/python -m benchmarks.chaos --kills 15 --seed 5 --broker embedded
 
 lint: $(STAMP)   ## ruff, mypy --strict, import-linter
 	$(BIN)/ruff check .

@@ -283,13 +283,13 @@ async def undisturbed(directory: Path, bootstrap: str) -> Fleet:
     return fleet
 
 
-def disturb(cluster: Any, fleet: Fleet, kills: int, rng: random.Random, *, broker_restarts: bool) -> dict[str, int]:
-    """Do the damage; return what was done."""
+def disturb(cluster: Any, fleet: Fleet, kills: int, rng: random.Random, *, nodes: int) -> dict[str, int]:
+    """Do the damage; return what was done. nodes: of the broker, 0 to leave it alone."""
     done: dict[str, int] = {}
     for number in range(kills):
         time.sleep(rng.uniform(1.0, 4.5))
         fleet.reap()
-        choices = ["kill"] * 5 + ["join_or_leave"] * 2 + ["freeze"] * 2 + (["broker"] if broker_restarts else [])
+        choices = ["kill"] * 5 + ["join_or_leave"] * 2 + ["freeze"] * 2 + (["broker"] if nodes else [])
         action = rng.choice(choices)
         if action == "join_or_leave":
             action = "join" if len(fleet.alive) < 2 else "leave"
@@ -302,9 +302,10 @@ def disturb(cluster: Any, fleet: Fleet, kills: int, rng: random.Random, *, broke
         elif action == "freeze":
             fleet.freeze(rng, rng.uniform(3.5, 6.0))
         else:
-            cluster.kill(1)
+            node = rng.randrange(nodes) + 1
+            cluster.kill(node)
             time.sleep(rng.uniform(0.0, 2.0))
-            cluster.start(1)
+            cluster.start(node)
         done[action] = done.get(action, 0) + 1
         print(f"{number + 1}/{kills} {action:8s} workers {len(fleet.alive)}", flush=True)
     return done
@@ -338,7 +339,7 @@ def compare(
 async def run(bootstrap: str, cluster: Any, args: argparse.Namespace, directory: Path) -> dict[str, Any]:
     """Run both and compare."""
     for topic in TOPICS:
-        workload.create_topic(bootstrap, topic, PARTITIONS)
+        workload.create_topic(bootstrap, topic, PARTITIONS, replication=args.nodes)
     rng = random.Random(args.seed)
     fleet = Fleet(directory, bootstrap, "chaos")
     produced = threading.Event()
@@ -351,7 +352,7 @@ async def run(bootstrap: str, cluster: Any, args: argparse.Namespace, directory:
         fleet.add()
         feeder.start()
         done = await asyncio.to_thread(
-            disturb, cluster, fleet, args.kills, rng, broker_restarts=args.broker == "kafka"
+            disturb, cluster, fleet, args.kills, rng, nodes=args.nodes if args.broker == "kafka" else 0
         )
         while not produced.is_set():
             fleet.reap()
@@ -370,6 +371,7 @@ async def run(bootstrap: str, cluster: Any, args: argparse.Namespace, directory:
         "events": args.events,
         "seed": args.seed,
         "broker": args.broker,
+        "nodes": args.nodes,
         "unexpected_exits": len(fleet.unexpected),
         "seconds": round(time.monotonic() - began),
     }
@@ -381,14 +383,17 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--events", type=int, default=120_000)
     parser.add_argument("--broker", choices=["kafka", "embedded"], default="kafka")
+    parser.add_argument("--nodes", type=int, choices=[1, 3], default=1, help="of Apache Kafka")
     parser.add_argument("--keep", type=Path, help="directory for logs and configs; a temporary one without it")
     args = parser.parse_args()
+    if args.broker == "embedded" and args.nodes != 1:
+        parser.error("the embedded broker is one node")
     with contextlib.ExitStack() as stack:
         if args.broker == "kafka":
             from tests.brokers.kafka import KafkaCluster
 
             cluster: Any = stack.enter_context(
-                KafkaCluster(nodes=1, config={"group.min.session.timeout.ms": "1000"})
+                KafkaCluster(nodes=args.nodes, config={"group.min.session.timeout.ms": "1000"})
             )
         else:
             from streamproc.worker.embedded import EmbeddedBroker

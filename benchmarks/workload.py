@@ -42,11 +42,11 @@ def predictions(
         yield model.encode(), orjson.dumps(event), int(at * 1000)
 
 
-def create_topic(bootstrap: str, name: str, partitions: int) -> None:
+def create_topic(bootstrap: str, name: str, partitions: int, *, replication: int = 1) -> None:
     """Create a topic and wait for it."""
     admin = AdminClient({"bootstrap.servers": bootstrap})
     # Kept for ever: event times, which are the records' times here, may be long past.
-    topic = NewTopic(name, partitions, 1, config={"retention.ms": "-1"})
+    topic = NewTopic(name, partitions, replication, config={"retention.ms": "-1"})
     for future in admin.create_topics([topic]).values():
         future.result(30)
 
