@@ -46,8 +46,11 @@ _IDLE_S = 2.0
 class Owned:
     """One partition in our hands."""
 
-    def __init__(self, tp: TP, pipeline: Pipeline, writer: snapshots.Writer, offset: int) -> None:
+    def __init__(
+        self, tp: TP, pipeline: Pipeline, writer: snapshots.Writer, offset: int, *, generation: int
+    ) -> None:
         self.tp = tp
+        self.generation = generation  # of the consumer group, in which it is ours
         self.pipeline = pipeline
         self.writer = writer
         self.expected = offset  # the only offset whose batch is taken next
@@ -90,7 +93,8 @@ class Engine:
         self._on_fatal = on_fatal
         self._wall = wall
         self._owned: dict[TP, Owned] = {}
-        self._parked: dict[TP, tuple[Owned, int]] = {}
+        self._parked: dict[TP, Owned] = {}
+        self._revoked_in: int | None = None
         self._restoring: dict[TP, asyncio.Task[None]] = {}
         self._rewound: dict[TP, tuple[int, int]] = {}
         self._homes: dict[tuple[str, str], int] = {}
@@ -115,8 +119,12 @@ class Engine:
     async def positions(self, tps: set[TP]) -> dict[TP, int]:
         """Return where to read each partition from, restoring those that are new to us.
 
-        A restore goes on even where the caller gives up waiting; the next call finds it done.
+        A restore goes on even where the caller gives up waiting; the next call finds it done. Between a
+        revocation and the next assignment nothing is ours, whatever the client still lists.
         """
+        generation = self.app.consumer_generation_id
+        if generation == self._revoked_in:
+            return {}
         raw = {tp for tp in tps if tp.topic in self._raw_topics}
         tps = tps - raw
         if unknown := [tp for tp in raw if tp not in self._raw]:
@@ -124,21 +132,23 @@ class Engine:
             begins = await self._starting_offsets([tp for tp in unknown if committed.get(tp) is None])
             self._raw.update({tp: begins[tp] if committed.get(tp) is None else committed[tp] for tp in unknown})
         async with self._lock:
-            generation = self.app.consumer_generation_id
             fresh = []
             for tp in tps:
+                held = self._owned.get(tp)
                 parked = self._parked.pop(tp, None)
-                if tp in self._owned or tp in self._restoring:
+                if (held is not None and held.generation == generation) or tp in self._restoring:
                     continue
-                if parked is not None and parked[1] + 1 == generation:
+                self._owned.pop(tp, None)
+                if parked is not None and parked.generation + 1 == generation:
                     # Ours in the generation before this one: nobody else can have had it between.
-                    self._owned[tp] = parked[0]
-                    parked[0].moved_at = time.monotonic()
+                    parked.generation = generation
+                    parked.moved_at = time.monotonic()
+                    self._owned[tp] = parked
                 else:
                     fresh.append(tp)
             self._parked.clear()
             if fresh:
-                task = asyncio.ensure_future(self._restore(fresh))
+                task = asyncio.ensure_future(self._restore(fresh, generation))
                 for tp in fresh:
                     self._restoring[tp] = task
         waiting = {self._restoring[tp] for tp in tps if tp in self._restoring}
@@ -152,7 +162,7 @@ class Engine:
         if not tps:
             return
         own = [tp for tp in tps if tp in self._owned]
-        generation = self.app.consumer_generation_id
+        self._revoked_in = self.app.consumer_generation_id
         try:
             async with asyncio.timeout(max(1.0, self.config.kafka.session_timeout.us / 1e6 * 0.6)):
                 await self.snapshot(own)
@@ -165,7 +175,8 @@ class Engine:
             if held is not None:
                 self.metrics.forget_partition(tp.topic, tp.partition)
                 if kept:
-                    self._parked[tp] = (held, generation)
+                    self._parked[tp] = held
+            self._restoring.pop(tp, None)  # a restore that ends later finds itself unwanted
             self._raw.pop(tp, None)
         log.info("partitions revoked", partitions=_names(tps), saved=kept)
 
@@ -357,7 +368,7 @@ class Engine:
 
     # ---------------------------------------------------------------------- state in
 
-    async def _restore(self, tps: list[TP]) -> None:
+    async def _restore(self, tps: list[TP], generation: int) -> None:
         started = time.perf_counter()
         try:
             stored = await self._read(tps)
@@ -391,7 +402,8 @@ class Engine:
                     stored=found,
                     snapshot_partition=self._snapshot_partition(tp),
                 )
-                self._owned[tp] = Owned(tp, pipeline, writer, pipeline.next_offset)
+                if self._restoring.get(tp) is asyncio.current_task():
+                    self._owned[tp] = Owned(tp, pipeline, writer, pipeline.next_offset, generation=generation)
             took = time.perf_counter() - started
             self.metrics.restore_seconds.observe(took)
             self.restored_once = True
@@ -402,7 +414,8 @@ class Engine:
             raise
         finally:
             for tp in tps:
-                self._restoring.pop(tp, None)
+                if self._restoring.get(tp) is asyncio.current_task():
+                    del self._restoring[tp]
 
     async def _read(self, tps: list[TP]) -> dict[tuple[str, int], snapshots.Stored]:
         claims: dict[tuple[str, int], tuple[int, int]] = {}
@@ -487,7 +500,7 @@ class Engine:
             self.config, self.book = config, book
             for held in self._owned.values():
                 held.pipeline.reconfigure(book)
-            for held, _ in self._parked.values():
+            for held in self._parked.values():
                 held.pipeline.reconfigure(book)
 
 

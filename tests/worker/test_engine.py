@@ -98,7 +98,7 @@ class Bench:
         writer = snapshots.Writer(
             self.engine._send_snapshot, topic="in", partition=0, stored=snapshots.Stored(7), snapshot_partition=0
         )
-        self.held = Owned(SOURCE, self.engine._pipeline(SOURCE), writer, 0)
+        self.held = Owned(SOURCE, self.engine._pipeline(SOURCE), writer, 0, generation=1)
         self.engine._owned[SOURCE] = self.held
 
 
@@ -193,6 +193,54 @@ def test_a_partition_that_comes_back_in_the_next_generation_goes_on_with_its_sta
         return positions
 
     assert run(scenario()) == {SOURCE: 5}
+
+
+@pytest.mark.parametrize("generation", [1, 3])
+def test_state_is_not_kept_where_another_may_have_had_the_partition(
+    generation: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario() -> tuple[Bench, list[Any]]:
+        bench = Bench()
+        restored: list[Any] = []
+
+        async def restore(tps: list[TP], generation: int) -> None:
+            restored.append((tps, generation))
+            bench.engine._restoring.clear()
+
+        monkeypatch.setattr(bench.engine, "_restore", restore)
+        await bench.engine.take(batch(0, 5))
+        await bench.engine.on_revoked({SOURCE})
+        bench.app.consumer_generation_id = generation
+        await bench.engine.positions({SOURCE})
+        return bench, restored
+
+    bench, restored = run(scenario())
+    assert bench.engine.owned() == []
+    # Between the revocation and an assignment nothing is ours; after a generation missed, all is read anew.
+    assert restored == ([] if generation == 1 else [([SOURCE], 3)])
+
+
+def test_a_restore_that_ends_after_the_revocation_installs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> Bench:
+        bench = Bench()
+        bench.engine._owned.clear()
+        reading = asyncio.Event()
+
+        async def read(tps: list[TP]) -> dict[Any, snapshots.Stored]:
+            await reading.wait()
+            return {(tp.topic, tp.partition): snapshots.Stored(1, {"next_offset": 3, "clock_us": 0}) for tp in tps}
+
+        monkeypatch.setattr(bench.engine, "_read", read)
+        waiting = asyncio.ensure_future(bench.engine.positions({SOURCE}))
+        await asyncio.sleep(0)
+        await bench.engine.on_revoked({SOURCE})
+        reading.set()
+        assert await waiting == {}
+        return bench
+
+    bench = run(scenario())
+    assert bench.engine.owned() == []
+    assert bench.engine._restoring == {}
 
 
 def test_a_batch_that_went_missing_is_read_again_and_not_skipped() -> None:
