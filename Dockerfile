@@ -2,15 +2,15 @@ FROM python:3.11-slim AS build
 WORKDIR /src
 RUN python -m venv /opt/streamproc
 ENV PATH=/opt/streamproc/bin:$PATH
-COPY pyproject.toml LICENSE README.md ./
+COPY pyproject.toml requirements.lock LICENSE README.md ./
 COPY detectors detectors
 COPY streamproc streamproc
-RUN pip install --no-cache-dir .
+RUN pip install --no-cache-dir --constraint requirements.lock .
 # The kernels are compiled here, not at the start of every container. Numba trusts its cache by the source's
 # path, size and time: both stages have it in one place, and the time is in whole seconds, as layers keep it.
 ENV NUMBA_CACHE_DIR=/opt/streamproc/numba-cache
 RUN find /opt/streamproc/lib -name '*.py' -exec touch -d @1700000000 {} + \
- && python -m detectors.compile \
+ && python -c 'from streamproc.pipeline import warm_up; warm_up()' \
  && python -m compileall -q /opt/streamproc/lib
 
 FROM python:3.11-slim
