@@ -98,7 +98,7 @@ async def run(bootstrap: str, args: argparse.Namespace, directory: Path) -> dict
         )
         await asyncio.to_thread(workload.publish, bootstrap, "predictions", more)
         await reached(port, "streamproc_events_total", events + args.models, 60.0)
-        await reached(port, "streamproc_snapshot_seconds_count", before[1] + 2, 180.0)
+        await reached(port, "streamproc_snapshot_seconds_count", before[1] + 1, 240.0)
         snapshot_s = metric(port, "streamproc_snapshot_seconds_sum") - before[0]
         snapshot_bytes = metric(port, "streamproc_snapshot_bytes_total") - size
         full = rss(pid)
