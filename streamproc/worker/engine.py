@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 import structlog
+from aiokafka.errors import MessageSizeTooLargeError
 from faust.types import TP
 
 from streamproc.cloudevents import encode_alert
@@ -38,6 +39,9 @@ _SNAPSHOT_SHARE = 0.1
 
 #: A partition with lag that has not moved for this long is stuck.
 _STUCK_S = 60.0
+
+#: A dead letter that large may meet a topic's limit, which by Kafka's default is a million bytes.
+_LARGE = 500_000
 
 #: Nothing read for this long, and nothing left to read: the arrival clock follows the wall clock.
 _IDLE_S = 2.0
@@ -213,7 +217,16 @@ class Engine:
             self.metrics.batch_seconds.observe(time.perf_counter() - started)
             held.expected = batch.offsets[-1] + 1
             held.moved_at = time.monotonic()
-            await self._publish(held, out, fresh)
+            try:
+                await self._publish(held, out, fresh)
+            except BaseException as e:
+                # Cut short, some alerts were never sent, and no manifest may come to cover them: the
+                # partition is not ours any more, whoever takes it up begins at the last manifest.
+                self._owned.pop(tp, None)
+                if isinstance(e, Exception):
+                    log.error("cannot publish", topic=tp.topic, partition=tp.partition, error=repr(e))
+                    self._on_fatal(e)
+                raise
 
     async def forward(self, batch: RecordBatch) -> None:
         """Send a batch of a source that is not keyed by model on under its models' keys."""
@@ -262,8 +275,11 @@ class Engine:
             m.alerts.labels(action=alert.action, severity=alert.severity).inc()
         if batch is not None:
             for rejected in out.rejected:
-                record = dead_letter(batch, rejected, redact=self.config.worker.redact)
-                await self._send(held, kafka.dead_letters, *record)
+                key, whole, headers = dead_letter(batch, rejected, redact=self.config.worker.redact)
+                await self._send(held, kafka.dead_letters, key, whole, headers)
+                if whole is not None and len(whole) > _LARGE:
+                    again = self._or_without_value(held.unawaited.pop(), key, whole, headers)
+                    held.unawaited.append(asyncio.ensure_future(again))
                 m.dead_letters.labels(reason=rejected.error_type).inc()
             m.events.labels(topic=batch.topic).inc(out.events)
             m.bytes.labels(topic=batch.topic).inc(sum(len(v) for v in batch.values if v is not None))
@@ -285,6 +301,31 @@ class Engine:
             topic, key=key, value=value, partition=None, timestamp=None, headers=headers
         )
         held.unawaited.append(future)
+
+    async def _or_without_value(
+        self, sent: asyncio.Future[Any], key: bytes | None, value: bytes, headers: list[tuple[str, bytes]]
+    ) -> None:
+        """Await a large dead letter; where its topic does not take it whole, send all but the value.
+
+        The topic is created with room for any record and its reason. One that was there before may have less,
+        and then a large record must not end the worker, again at every start.
+        """
+        try:
+            await sent
+        except MessageSizeTooLargeError:
+            topic = self.config.kafka.dead_letters
+            log.warning(
+                "a dead letter is larger than its topic takes, and is kept without its value; "
+                "raise max.message.bytes of the topic",
+                topic=topic,
+                bytes=len(value),
+            )
+            headers = [*headers, ("streamproc.value.left.out.bytes", str(len(value)).encode())]
+            await (
+                await self.app.producer.send(
+                    topic, key=key, value=None, partition=None, timestamp=None, headers=headers
+                )
+            )
 
     def _is_shadow(self, pipeline: Pipeline, alert: Alert) -> bool:
         rules = self.book.for_model(pipeline.kind, alert.labels["model"]).of(alert.signal)

@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 
 import pytest
+from aiokafka.errors import MessageSizeTooLargeError
 from faust.types import TP
 
 from streamproc import rules
@@ -309,6 +310,75 @@ def test_an_error_in_our_own_code_ends_the_worker_and_moves_no_offset(monkeypatc
     bench = run(scenario())
     assert [type(e) for e in bench.fatal] == [ZeroDivisionError]
     assert bench.held.expected == bench.held.durable == 0
+
+
+def test_a_batch_cut_short_while_publishing_is_never_covered_by_a_manifest(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> Bench:
+        bench = Bench()
+        stuck = asyncio.Event()
+
+        async def never(*_: Any, **__: Any) -> None:
+            await stuck.wait()
+
+        monkeypatch.setattr(bench.app.producer, "send", never)
+        taking = asyncio.ensure_future(bench.engine.take(batch(0, 5, slow=True)))
+        await asyncio.sleep(0)
+        taking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await taking
+        monkeypatch.undo()
+        await bench.engine.snapshot()
+        await bench.engine.on_revoked({SOURCE})
+        return bench
+
+    bench = run(scenario())
+    assert bench.app.producer.sent == []
+    assert bench.engine._parked == {}
+    assert bench.fatal == []
+
+
+def test_an_alert_that_cannot_even_be_handed_over_ends_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> Bench:
+        bench = Bench()
+
+        async def refuse(*_: Any, **__: Any) -> None:
+            raise OSError("no producer")
+
+        monkeypatch.setattr(bench.app.producer, "send", refuse)
+        with pytest.raises(OSError, match="no producer"):
+            await bench.engine.take(batch(0, 5, slow=True))
+        return bench
+
+    bench = run(scenario())
+    assert [str(e) for e in bench.fatal] == ["no producer"]
+    assert bench.engine.owned() == []
+
+
+def test_a_dead_letter_too_large_for_its_topic_is_kept_without_its_value() -> None:
+    async def scenario() -> Bench:
+        bench = Bench()
+        producer = bench.app.producer
+        send = producer.send
+
+        async def limited(topic: str, *, value: Any, **more: Any) -> asyncio.Future[Any]:
+            if value is not None and len(value) > 600_000:
+                refused: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+                refused.set_exception(MessageSizeTooLargeError())
+                return refused
+            return await send(topic, value=value, **more)
+
+        producer.send = limited  # type: ignore[method-assign, assignment]
+        bad = RecordBatch("in", 0, [0], [int(START * 1000)], [b"m"], [b"x" * 700_000], [()], 0, -1)
+        await bench.engine.take(bad)
+        await bench.engine.snapshot()
+        return bench
+
+    bench = run(scenario())
+    (letter,) = bench.app.producer.to("streamproc-dead-letters")
+    assert letter.key == b"m"
+    assert letter.value is None
+    assert bench.engine.watermark(SOURCE) == 1
+    assert bench.fatal == []
 
 
 def test_a_partition_with_lag_that_does_not_move_is_unhealthy() -> None:
