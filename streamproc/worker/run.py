@@ -15,6 +15,7 @@ from concurrent.futures import Future
 from pathlib import Path
 
 import structlog
+from aiokafka.errors import KafkaError
 
 from streamproc import __version__, rules
 from streamproc import config as config_module
@@ -267,7 +268,7 @@ async def _serve(
             code = 1
     except Exception as e:
         log.error("worker failed to start", reason=repr(e))
-        code = BrokerUnreachable.exit_code if isinstance(e, ConnectionError) else 1
+        code = BrokerUnreachable.exit_code if isinstance(e, ConnectionError | KafkaError) else 1
     await _stop(app, config, code)
     for task in background:
         task.cancel()
