@@ -49,6 +49,7 @@ _OURS: Final[dict[str, tuple[str, str]]] = {
     "limits": ("detectors.limits", "Limits"),
     "robust_z": ("detectors.robust_z", "RobustZ"),
     "silence": ("detectors.silence", "Silence"),
+    "spike": ("detectors.spike", "Spike"),
 }
 
 #: Named here too so that listing names does not load the adapter; a test holds both to agree.
