@@ -1,4 +1,7 @@
-"""Compile every loop before the first event, so that none is compiled while a stream waits.
+"""Compile the loops before the first event, so that none is compiled while a stream waits.
+
+But for `pattern`: loading it takes each start some 60 ms, for a detector that few ask for. It loads when
+the first is asked to score; without a cache, that takes seconds.
 
 Compiled loops are cached where `NUMBA_CACHE_DIR` says, else beside their source, else in the user's cache
 directory; a later start then only loads them. Where none can be written they are compiled at each start.

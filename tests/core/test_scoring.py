@@ -142,8 +142,8 @@ def test_a_file_is_scored_row_by_row(tmp_path: Path) -> None:
 
 
 def test_stdin_to_stdout() -> None:
-    run = streamproc("score", "-d", "limits", "-p", "upper=2", "-i", "-", stdin=b"v\n2\n4\n")
-    assert run.stdout == b"score\n1.0\n2.0\n"
+    run = streamproc("score", "-d", "limits", "-p", "upper=2", "-i", "-", stdin=b"v\n3\n4\n")
+    assert run.stdout == b"score\n1.5\n2.0\n"
 
 
 def test_a_directory_is_scored_file_by_file(tmp_path: Path) -> None:
