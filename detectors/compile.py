@@ -1,4 +1,7 @@
-"""Compile every loop before the first event, so that none is compiled while a stream waits.
+"""Compile the loops before the first event, so that none is compiled while a stream waits.
+
+But for `pattern`: loading it takes each start some 60 ms, for a detector that few ask for. It loads when
+the first is asked to score; without a cache, that takes seconds.
 
 Compiled loops are cached where `NUMBA_CACHE_DIR` says, else beside their source, else in the user's cache
 directory; a later start then only loads them. Where none can be written they are compiled at each start.
@@ -29,16 +32,18 @@ def warm_up_kernels(progress: Callable[[str, int, int], None] | None = None) -> 
     --------
     >>> from detectors.compile import warm_up_kernels
     >>> warm_up_kernels(lambda name, done, total: print(f"{done}/{total} {name}"))
-    1/5 limits
-    2/5 robust_z
-    3/5 silence
-    4/5 half_space_trees
-    5/5 river
+    1/6 limits
+    2/6 robust_z
+    3/6 silence
+    4/6 spike
+    5/6 half_space_trees
+    6/6 river
     """
     steps: dict[str, Callable[[], None]] = {
         "limits": lambda: _run("limits", {"upper": 1.0}),
         "robust_z": lambda: _run("robust_z"),
         "silence": lambda: _run("silence"),
+        "spike": lambda: _run("spike"),
         "half_space_trees": lambda: _run("half_space_trees", {"window_size": 2, "height": 2}),
         "river": _run_adapter,
     }

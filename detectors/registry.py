@@ -47,8 +47,10 @@ class _Maker(Protocol):
 _OURS: Final[dict[str, tuple[str, str]]] = {
     "half_space_trees": ("detectors.half_space_trees", "HalfSpaceTrees"),
     "limits": ("detectors.limits", "Limits"),
+    "pattern": ("detectors.pattern", "Pattern"),
     "robust_z": ("detectors.robust_z", "RobustZ"),
     "silence": ("detectors.silence", "Silence"),
+    "spike": ("detectors.spike", "Spike"),
 }
 
 #: Named here too so that listing names does not load the adapter; a test holds both to agree.

@@ -6,7 +6,7 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from streamproc.config import Config
     from streamproc.replay import Report
     from streamproc.rules import Rule, RuleBook
+    from streamproc.scoring import Scorer
 
 #: The two blocks that are enough.
 DEFAULT_CONFIG = """\
@@ -68,6 +69,7 @@ def cli() -> None:
       streamproc demo                                see it catch a fault, in a minute
       streamproc check --config worker.yaml          what a config means
       streamproc replay --from-file events.jsonl     what it would have said of history
+      streamproc score -d spike -i cpu.csv           any detector over any CSV
       streamproc worker --config worker.yaml         run it
 
     \b
@@ -364,7 +366,7 @@ def replay(
 
 
 @contextlib.contextmanager
-def _reading(source: str) -> Iterator[IO[bytes]]:
+def _reading(source: str, option: str = "--from-file") -> Iterator[IO[bytes]]:
     import gzip
 
     if source == "-":
@@ -380,11 +382,11 @@ def _reading(source: str) -> Iterator[IO[bytes]]:
             with gzip.open(raw) as unpacked:
                 yield unpacked  # type: ignore[misc]
     except (gzip.BadGzipFile, EOFError) as e:
-        raise UsageError(f"--from-file: {source} is a damaged gzip file ({e})") from None
+        raise UsageError(f"{option}: {source} is a damaged gzip file ({e})") from None
     except FileNotFoundError:
-        raise UsageError(f"--from-file: there is no file {source}") from None
+        raise UsageError(f"{option}: there is no file {source}") from None
     except OSError as e:
-        raise UsageError(f"--from-file: {source} cannot be read: {e.strerror or e}") from None
+        raise UsageError(f"{option}: {source} cannot be read: {e.strerror or e}") from None
 
 
 @contextlib.contextmanager
@@ -456,6 +458,150 @@ def _check_gates(report: Report, max_alerts: int | None, expected: tuple[str, ..
     ]
     if failed:
         raise ReplayGateFailed("; ".join(failed))
+
+
+@cli.command()
+@click.option("--detector", "-d", required=True, metavar="NAME", help="Which one, such as spike or robust_z.")
+@click.option(
+    "--param", "-p", "params", multiple=True, metavar="NAME=VALUE", help="A parameter of it; may be given again."
+)
+@click.option(
+    "--sensitivity", type=click.Choice(["low", "medium", "high"]), default="medium", show_default=True
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="For a detector that draws random numbers.")
+@click.option("--input", "-i", "source", metavar="FILE", help="A CSV with a header; .gz, or - for stdin.")
+@click.option("--output", "-o", metavar="FILE", help="Where scores go, as CSV. Without it: stdout.")
+@click.option(
+    "--batch",
+    nargs=2,
+    metavar="DIR OUT_DIR",
+    help="Instead of one file: every CSV under DIR, each to a file of the same name under OUT_DIR.",
+)
+@click.option("--columns", metavar="A,B", help="The columns of values. Without it: all but the time and labels.")
+@click.option("--time", "time_column", metavar="NAME", help="The column of times. Without it: by its name.")
+def score(
+    detector: str,
+    params: tuple[str, ...],
+    sensitivity: Literal["low", "medium", "high"],
+    seed: int,
+    source: str | None,
+    output: str | None,
+    batch: tuple[str, str] | None,
+    columns: str | None,
+    time_column: str | None,
+) -> None:
+    """Score every row of a CSV with one detector; no broker is needed.
+
+    One row comes out for each row that goes in, in order, with its `score`: 1.0 is the limit at which the
+    detector alarms, nan is no score: while it warms up, and where a value is missing. Each row is
+    scored by those before it only.
+
+    A column named timestamp, time, datetime, date, ts, ds or event_time is the time (ISO 8601, or a number since
+    the epoch); without one, rows are a second apart. Columns named label, anomaly or is_anomaly are
+    left out. Of several columns a detector of vectors takes all together; any other watches each by
+    itself, and the row scores as the worst of them.
+
+    \b
+    Examples:
+      streamproc score --detector spike --input cpu.csv --output scores.csv
+      streamproc score -d robust_z -p window=500 -p direction=up -i latency.csv.gz -o scores.csv
+      streamproc score -d half_space_trees --columns load,memory,io -i host.csv > scores.csv
+      streamproc score -d spike --sensitivity high --batch data/cloud scores/cloud
+    """
+    if (batch is None) == (source is None):
+        raise UsageError("one of --input FILE and --batch DIR OUT_DIR is needed")
+    if batch is not None and output is not None:
+        raise UsageError("--output: --batch writes to its OUT_DIR")
+    from streamproc.scoring import Scorer, parameters
+
+    scorer = Scorer(detector, parameters(params), sensitivity=sensitivity, seed=seed)
+    chosen = [name.strip() for name in columns.split(",")] if columns is not None else []
+    started = time.monotonic()
+    progress = _Progress(started)
+    if source is not None:
+        _score_file(scorer, source, output, chosen, time_column, progress)
+        progress.done()
+        return
+    assert batch is not None
+    folder, out_folder = Path(batch[0]), Path(batch[1])
+    if not folder.is_dir():
+        raise UsageError(f"--batch: there is no directory {folder}")
+    # Scores of an earlier run may lie under DIR.
+    files = [
+        p for p in sorted(folder.rglob("*.csv")) if not p.resolve().is_relative_to(out_folder.resolve())
+    ]
+    if not files:
+        raise UsageError(f"--batch: no CSV file under {folder}")
+    rows = 0
+    for number, path in enumerate(files, start=1):
+        target = out_folder / path.relative_to(folder)
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as e:
+            raise UsageError(f"--batch: {target.parent} cannot be made: {e.strerror or e}") from None
+        progress.label = f"file {number} of {len(files)}, "
+        rows += _score_file(scorer, str(path), str(target), chosen, time_column, progress)
+    progress.done()
+    click.echo(f"{len(files)} files, {rows:,} rows, {time.monotonic() - started:.1f} s", err=True)
+
+
+def _score_file(
+    scorer: Scorer,
+    source: str,
+    output: str | None,
+    columns: list[str],
+    time_column: str | None,
+    progress: _Progress,
+) -> int:
+    """Score one file, and return how many rows it has."""
+    import io
+
+    from streamproc import scoring
+
+    if output is not None and Path(output).exists() and Path(source).exists() and os.path.samefile(source, output):
+        raise UsageError(f"--output: {output} is the input")
+    try:
+        with _reading(source, "--input") as raw:
+            # utf-8-sig: spreadsheets put a mark before the first name.
+            lines = progress.over(io.TextIOWrapper(raw, encoding="utf-8-sig", newline=""))
+            table = scoring.read(lines, columns=columns, time=time_column)
+        scores = scorer.score(table, progress=lambda rows: progress(rows, "scored"))
+    except UnicodeDecodeError:
+        raise UsageError(f"{source}: not UTF-8 text") from None
+    except UsageError as error:
+        if str(error).startswith("--"):
+            raise
+        raise UsageError(f"{source}: {error}") from None
+    with _writing(output) as out:
+        for line in scoring.write(table, scores):
+            out.write(line.encode())
+    return len(scores)
+
+
+class _Progress:
+    """One line on stderr once a command takes long, at most one a second."""
+
+    def __init__(self, started: float) -> None:
+        self.label = ""
+        self._said = started
+        self._shown = False
+
+    def __call__(self, rows: int, what: str) -> None:
+        now = time.monotonic()
+        if now - self._said > _PROGRESS_AFTER_S:
+            self._said, self._shown = now, True
+            end = "" if sys.stderr.isatty() else "\n"
+            click.echo(f"\r{self.label}{rows:,} rows {what}{end}", err=True, nl=False)
+
+    def over(self, lines: Iterable[str]) -> Iterator[str]:
+        for number, line in enumerate(lines):
+            if number % 1000 == 0:
+                self(number, "read")
+            yield line
+
+    def done(self) -> None:
+        if self._shown and sys.stderr.isatty():
+            click.echo("", err=True)
 
 
 @cli.command()

@@ -93,6 +93,7 @@ COMMANDS = [
     ["topics", "list"],
     ["schema"],
     ["replay"],
+    ["score"],
 ]
 
 
