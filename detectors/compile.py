@@ -29,17 +29,19 @@ def warm_up_kernels(progress: Callable[[str, int, int], None] | None = None) -> 
     --------
     >>> from detectors.compile import warm_up_kernels
     >>> warm_up_kernels(lambda name, done, total: print(f"{done}/{total} {name}"))
-    1/5 limits
-    2/5 robust_z
-    3/5 silence
-    4/5 half_space_trees
-    5/5 river
+    1/6 limits
+    2/6 robust_z
+    3/6 silence
+    4/6 half_space_trees
+    5/6 outlier
+    6/6 river
     """
     steps: dict[str, Callable[[], None]] = {
         "limits": lambda: _run("limits", {"upper": 1.0}),
         "robust_z": lambda: _run("robust_z"),
         "silence": lambda: _run("silence"),
         "half_space_trees": lambda: _run("half_space_trees", {"window_size": 2, "height": 2}),
+        "outlier": lambda: _run("outlier"),
         "river": _run_adapter,
     }
     for done, (name, step) in enumerate(steps.items(), start=1):

@@ -47,6 +47,7 @@ class _Maker(Protocol):
 _OURS: Final[dict[str, tuple[str, str]]] = {
     "half_space_trees": ("detectors.half_space_trees", "HalfSpaceTrees"),
     "limits": ("detectors.limits", "Limits"),
+    "outlier": ("detectors.outlier", "Outlier"),
     "robust_z": ("detectors.robust_z", "RobustZ"),
     "silence": ("detectors.silence", "Silence"),
 }
