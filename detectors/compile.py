@@ -29,12 +29,13 @@ def warm_up_kernels(progress: Callable[[str, int, int], None] | None = None) -> 
     --------
     >>> from detectors.compile import warm_up_kernels
     >>> warm_up_kernels(lambda name, done, total: print(f"{done}/{total} {name}"))
-    1/6 limits
-    2/6 robust_z
-    3/6 silence
-    4/6 half_space_trees
-    5/6 outlier
-    6/6 river
+    1/7 limits
+    2/7 robust_z
+    3/7 silence
+    4/7 half_space_trees
+    5/7 outlier
+    6/7 drift
+    7/7 river
     """
     steps: dict[str, Callable[[], None]] = {
         "limits": lambda: _run("limits", {"upper": 1.0}),
@@ -42,6 +43,7 @@ def warm_up_kernels(progress: Callable[[str, int, int], None] | None = None) -> 
         "silence": lambda: _run("silence"),
         "half_space_trees": lambda: _run("half_space_trees", {"window_size": 2, "height": 2}),
         "outlier": lambda: _run("outlier"),
+        "drift": lambda: _run("drift"),
         "river": _run_adapter,
     }
     for done, (name, step) in enumerate(steps.items(), start=1):

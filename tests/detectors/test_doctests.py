@@ -31,6 +31,7 @@ def test_the_examples_in_docstrings_are_true(name: str) -> None:
         "half_space_trees",
         "calibrate",
         "outlier",
+        "drift",
     ],
 )
 def test_every_public_module_shows_itself_at_work(name: str) -> None:
