@@ -29,13 +29,14 @@ def warm_up_kernels(progress: Callable[[str, int, int], None] | None = None) -> 
     --------
     >>> from detectors.compile import warm_up_kernels
     >>> warm_up_kernels(lambda name, done, total: print(f"{done}/{total} {name}"))
-    1/7 limits
-    2/7 robust_z
-    3/7 silence
-    4/7 half_space_trees
-    5/7 outlier
-    6/7 drift
-    7/7 river
+    1/8 limits
+    2/8 robust_z
+    3/8 silence
+    4/8 half_space_trees
+    5/8 outlier
+    6/8 drift
+    7/8 rate
+    8/8 river
     """
     steps: dict[str, Callable[[], None]] = {
         "limits": lambda: _run("limits", {"upper": 1.0}),
@@ -44,6 +45,7 @@ def warm_up_kernels(progress: Callable[[str, int, int], None] | None = None) -> 
         "half_space_trees": lambda: _run("half_space_trees", {"window_size": 2, "height": 2}),
         "outlier": lambda: _run("outlier"),
         "drift": lambda: _run("drift"),
+        "rate": lambda: _run("rate"),
         "river": _run_adapter,
     }
     for done, (name, step) in enumerate(steps.items(), start=1):

@@ -314,7 +314,7 @@ class Drift:
     True
     >>> evidence = detector.explain(int(np.flatnonzero(scores >= 1)[0]))
     >>> evidence.note, round(evidence.expected), round(evidence.lower), round(evidence.upper)
-    ('moved up', 100, 90, 110)
+    ('moved up', 100, 89, 110)
 
     References
     ----------

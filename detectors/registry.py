@@ -49,6 +49,7 @@ _OURS: Final[dict[str, tuple[str, str]]] = {
     "half_space_trees": ("detectors.half_space_trees", "HalfSpaceTrees"),
     "limits": ("detectors.limits", "Limits"),
     "outlier": ("detectors.outlier", "Outlier"),
+    "rate": ("detectors.rate", "Rate"),
     "robust_z": ("detectors.robust_z", "RobustZ"),
     "silence": ("detectors.silence", "Silence"),
 }

@@ -32,6 +32,7 @@ def test_the_examples_in_docstrings_are_true(name: str) -> None:
         "calibrate",
         "outlier",
         "drift",
+        "rate",
     ],
 )
 def test_every_public_module_shows_itself_at_work(name: str) -> None:
