@@ -102,7 +102,7 @@ def _bin_of(edges: F64, x: float) -> int:
 @kernel
 def _scaled(whitener: F64, x: float) -> float:
     z = (min(max(x, -_LARGEST), _LARGEST) - whitener[_CENTRE]) / whitener[_SCALE]
-    return min(max(z, -_AR_CLIP), _AR_CLIP)
+    return float(min(max(z, -_AR_CLIP), _AR_CLIP))
 
 
 @kernel

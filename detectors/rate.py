@@ -134,7 +134,7 @@ class Rate:
     True
     >>> evidence = detector.explain(first)
     >>> evidence.note, round(evidence.expected, 2)
-    ('rate went up', 0.1)
+    ('rate went up', 0.09)
 
     References
     ----------
