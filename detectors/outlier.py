@@ -324,7 +324,7 @@ class Outlier:
     standard deviations: a column in another unit stays odd for thousands of rows, yet not for ever.
 
     Warm-up is 50 rows, whose medians say what is far, and the calibrator's 300. At 10 columns an instance
-    takes about 10 kB and its snapshot 8 kB; both grow with the square of the columns.
+    takes 13 kB and its snapshot 6 kB, at 50 columns 78 and 36.
 
     Evidence names the columns that carry a score of 1.0 or more: for `rare` by how much rarer the bin is than
     the column's usual, for `far` by what the distance loses without the column.
