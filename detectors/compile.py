@@ -32,12 +32,15 @@ def warm_up_kernels(progress: Callable[[str, int, int], None] | None = None) -> 
     --------
     >>> from detectors.compile import warm_up_kernels
     >>> warm_up_kernels(lambda name, done, total: print(f"{done}/{total} {name}"))
-    1/6 limits
-    2/6 robust_z
-    3/6 silence
-    4/6 spike
-    5/6 half_space_trees
-    6/6 river
+    1/9 limits
+    2/9 robust_z
+    3/9 silence
+    4/9 spike
+    5/9 half_space_trees
+    6/9 outlier
+    7/9 drift
+    8/9 rate
+    9/9 river
     """
     steps: dict[str, Callable[[], None]] = {
         "limits": lambda: _run("limits", {"upper": 1.0}),
@@ -45,6 +48,9 @@ def warm_up_kernels(progress: Callable[[str, int, int], None] | None = None) -> 
         "silence": lambda: _run("silence"),
         "spike": lambda: _run("spike"),
         "half_space_trees": lambda: _run("half_space_trees", {"window_size": 2, "height": 2}),
+        "outlier": lambda: _run("outlier"),
+        "drift": lambda: _run("drift"),
+        "rate": lambda: _run("rate"),
         "river": _run_adapter,
     }
     for done, (name, step) in enumerate(steps.items(), start=1):

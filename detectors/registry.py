@@ -45,9 +45,12 @@ class _Maker(Protocol):
 
 #: name → the module that has it, and the class in it. River's are listed by `_RIVER`.
 _OURS: Final[dict[str, tuple[str, str]]] = {
+    "drift": ("detectors.drift", "Drift"),
     "half_space_trees": ("detectors.half_space_trees", "HalfSpaceTrees"),
     "limits": ("detectors.limits", "Limits"),
+    "outlier": ("detectors.outlier", "Outlier"),
     "pattern": ("detectors.pattern", "Pattern"),
+    "rate": ("detectors.rate", "Rate"),
     "robust_z": ("detectors.robust_z", "RobustZ"),
     "silence": ("detectors.silence", "Silence"),
     "spike": ("detectors.spike", "Spike"),

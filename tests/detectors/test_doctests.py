@@ -20,7 +20,21 @@ def test_the_examples_in_docstrings_are_true(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["state", "params", "registry", "limits", "silence", "robust_z", "spike", "half_space_trees", "calibrate"]
+    "name",
+    [
+        "state",
+        "params",
+        "registry",
+        "limits",
+        "silence",
+        "robust_z",
+        "spike",
+        "half_space_trees",
+        "calibrate",
+        "outlier",
+        "drift",
+        "rate",
+    ],
 )
 def test_every_public_module_shows_itself_at_work(name: str) -> None:
     tests = doctest.DocTestFinder().find(importlib.import_module(f"detectors.{name}"))

@@ -1,0 +1,163 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from detectors import drift, registry
+from detectors.state import StateError, dumps, loads
+
+TIMES = np.arange(60_000, dtype=np.int64) * 1_000_000
+
+
+def series(n: int = 6000, *, seed: int = 1, at: int = 3000, by: float = 0.0, wider: float = 1.0) -> np.ndarray:
+    values = np.random.default_rng(seed).normal(size=n)
+    values[at:] = values[at:] * wider + by
+    return 100.0 + 5.0 * values
+
+
+def first_alarm(scores: np.ndarray, since: int = 0) -> int:
+    loud = np.flatnonzero(scores[since:] >= 1)
+    return int(loud[0]) + 1 if len(loud) else 10**9
+
+
+@pytest.mark.parametrize("prewhiten", [False, True])
+def test_the_compiled_loop_agrees_with_plain_python(monkeypatch: pytest.MonkeyPatch, prewhiten: bool) -> None:
+    values = series(1500, at=800, by=1.5)
+    compiled = registry.create("drift", {"prewhiten": prewhiten, "reference": 200})
+    scores = compiled.score(values, TIMES[:1500])
+    for name in (
+        "uniform", "_bin_of", "_scaled", "_foreseen", "_follow", "_begin", "_quantile", "score_drift"
+    ):  # fmt: skip
+        monkeypatch.setattr(drift, name, getattr(drift, name).py_func)
+    plain = registry.create("drift", {"prewhiten": prewhiten, "reference": 200})
+    with np.errstate(over="ignore"):  # the generator's products are meant to wrap
+        expected = plain.score(values, TIMES[:1500])
+    np.testing.assert_allclose(scores, expected, rtol=1e-9, atol=1e-9)
+    assert (scores >= 1).any()
+    at = int(np.flatnonzero(scores >= 1)[0])
+    assert plain.explain(at).note == compiled.explain(at).note
+
+
+def test_the_numbers_drawn_are_splitmix64s_and_uniform() -> None:
+    # The first outputs for seed 1234567, as published with the reference implementation.
+    draws = np.array([1234567, 0], dtype=np.uint64)
+    published = [6457827717110365317, 3203168211198807973, 9817491932198370423]
+    assert [int(drift.uniform(draws) * 2**52) for _ in range(3)] == [number >> 12 for number in published]
+    numbers = np.array([drift.uniform(draws) for _ in range(20_000)])
+    assert 0 < numbers.min() < numbers.max() < 1
+    assert abs(numbers.mean() - 0.5) < 0.01
+    assert abs(numbers.var() - 1 / 12) < 0.003
+
+
+@pytest.mark.parametrize(
+    ("change", "within"), [({"by": 0.5}, 90), ({"by": -0.5}, 100), ({"wider": 1.5}, 128), ({"wider": 0.6}, 200)]
+)
+def test_a_change_is_seen_within_the_delay_known(change: dict[str, float], within: int) -> None:
+    delays = [
+        first_alarm(
+            registry.create("drift", seed=seed).score(series(5000, seed=seed, **change), TIMES[:5000]), 3000
+        )
+        for seed in range(60)
+    ]
+    assert np.median(delays) <= within
+
+
+def test_an_unchanging_series_alarms_less_often_than_the_limit_allows() -> None:
+    rng = np.random.default_rng(5)
+    for values in (rng.normal(size=(40, 10_500)), rng.lognormal(size=(40, 10_500))):
+        runs = [
+            registry.create("drift", seed=k).score(row, TIMES[:10_500]).copy() for k, row in enumerate(values)
+        ]
+        assert sum(np.nanmax(scores) >= 1 for scores in runs) <= 10  # 4 is the expectation's bound
+
+
+def test_prewhitening_keeps_an_autocorrelated_series_quiet_and_still_sees_a_shift() -> None:
+    quiet, without, seen = 0, 0, []
+    for seed in range(20):
+        noise = np.random.default_rng(seed).normal(size=8000)
+        values = np.zeros(8000)
+        for i in range(1, 8000):
+            values[i] = 0.5 * values[i - 1] + noise[i]
+        without += (registry.create("drift", seed=seed).score(values, TIMES[:8000]) >= 1).any()
+        quiet += (registry.create("drift", {"prewhiten": True}, seed=seed).score(values, TIMES[:8000]) >= 1).any()
+        values[6000:] += 1.5
+        scores = registry.create("drift", {"prewhiten": True}, seed=seed).score(values, TIMES[:8000])
+        seen.append(first_alarm(scores, 6000))
+    assert quiet <= 4 < without
+    assert np.median(seen) < 250
+
+
+@pytest.mark.parametrize(
+    ("change", "note"),
+    [
+        ({"by": 1.0}, "moved up"),
+        ({"by": -1.0}, "moved down"),
+        ({"wider": 2.0}, "spread wider"),
+        ({"wider": 0.4}, "drew together"),
+    ],
+)
+@pytest.mark.parametrize("prewhiten", [False, True])
+def test_evidence_names_what_moved_and_gives_the_old_normal(
+    change: dict[str, float], note: str, prewhiten: bool
+) -> None:
+    detector = registry.create("drift", {"prewhiten": prewhiten})
+    scores = detector.score(series(**change), TIMES[:6000])
+    evidence = detector.explain(2999 + first_alarm(scores, 3000))
+    assert evidence.note == note
+    assert evidence.expected == pytest.approx(100.0, abs=1.5)
+    assert evidence.lower == pytest.approx(90.2, abs=3.0)
+    assert evidence.upper == pytest.approx(109.8, abs=3.0)
+    assert detector.explain(100) == drift.Evidence()
+
+
+def test_an_alarm_lasts_then_the_new_level_is_normal_and_a_further_move_is_seen() -> None:
+    values = series(12_000, by=1.0)
+    values[8000:] += 5.0
+    loud = registry.create("drift").score(values, TIMES[:12_000]) >= 1
+    lasting = np.flatnonzero(loud[3000:8000])
+    assert lasting[0] < 60
+    assert 10 < len(lasting) < 300
+    assert loud[8000:8100].any()
+
+
+def test_the_limit_and_the_sensitivity_change_no_learned_state() -> None:
+    values = series(8000, by=1.0)
+    states = set()
+    for params, sensitivity in (({}, "low"), ({}, "high"), ({"limit": 10.0}, "medium"), ({"limit": 1e9}, "low")):
+        detector = registry.create("drift", params, sensitivity=sensitivity)  # type: ignore[arg-type]
+        detector.score(values, TIMES[:8000])
+        states.add(dumps(detector.snapshot()))
+    assert len(states) == 1
+
+
+def test_a_snapshot_taken_while_a_new_reference_is_gathered_goes_on_to_the_bit() -> None:
+    values = series(8000, by=1.0)
+    whole = registry.create("drift").score(values, TIMES[:8000])
+    for stop in (3300, 3500, 3700):
+        one, other = registry.create("drift"), registry.create("drift", seed=9)
+        one.score(values[:stop], TIMES[:stop])
+        other.restore(loads(dumps(one.snapshot())))
+        assert other.score(values[stop:], TIMES[stop:8000]).tobytes() == whole[stop:].tobytes()
+
+
+def test_few_distinct_values_do_not_alarm() -> None:
+    values = np.random.default_rng(3).integers(0, 3, 20_000).astype(float)
+    assert not (registry.create("drift").score(values, TIMES[:20_000]) >= 1).any()
+
+
+def test_a_snapshot_and_an_instance_are_small() -> None:
+    detector: Any = registry.create("drift")
+    detector.score(series(), TIMES[:6000])
+    assert len(dumps(detector.snapshot())) < 2_000
+    kept = {name: value for name, value in vars(detector).items() if name not in ("_scores", "_why")}
+    assert sum(value.nbytes for value in kept.values() if isinstance(value, np.ndarray)) < 6_000
+
+
+def test_a_state_of_another_detector_is_refused() -> None:
+    detector = registry.create("drift")
+    state = detector.snapshot()
+    for spoilt in ({}, {**state, "clock": 3}, {**state, "first": None}, {**state, "draws": np.zeros(5)}):
+        with pytest.raises(StateError, match="drift"):
+            detector.restore(spoilt)
