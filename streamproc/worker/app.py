@@ -12,7 +12,6 @@ import faust
 import structlog
 from faust.web import Request, Response, View
 
-from streamproc import __version__
 from streamproc.config import Config
 from streamproc.worker import driver
 from streamproc.worker.connection import Connection, for_aiokafka, for_faust
@@ -36,6 +35,11 @@ class WorkerApp(faust.App):  # type: ignore[misc]
     engine: Engine
     metrics: Metrics
     failure: asyncio.Future[BaseException]
+
+    def fail(self, error: BaseException | None) -> None:
+        """End the worker for an error it cannot go on from; the first one is the reason."""
+        if error is not None and not self.failure.done():
+            self.failure.set_result(error)
 
 
 def connection(config: Config) -> Connection:
@@ -96,12 +100,7 @@ def build(
         loghandlers=[],
     )
     app.metrics = Metrics()
-    app.metrics.info.labels(version=__version__, config="").set(1)
     app.failure = asyncio.get_event_loop().create_future()
-
-    def fatal(error: BaseException) -> None:
-        if not app.failure.done():
-            app.failure.set_result(error)
 
     sources = kafka.sources()
     read = {internal_topic(kafka.app_id, t): kind for t, kind in sources.items()} if kafka.repartition else sources
@@ -116,7 +115,7 @@ def build(
         snapshot_partitions=snapshot_partitions,
         metrics=app.metrics,
         source=f"streamproc/{kafka.app_id}/{socket.gethostname()}",
-        on_fatal=fatal,
+        on_fatal=app.fail,
     )
     for topic in read:
         _agent(app, topic)
@@ -128,11 +127,11 @@ def build(
 
     @app.task(on_leader=False)
     async def snapshots() -> None:
-        await _guarded(app.engine.run_snapshots(), fatal)
+        await _guarded(app.engine.run_snapshots(), app.fail)
 
     @app.task(on_leader=False)
     async def clock() -> None:
-        await _guarded(app.engine.run_clock(), fatal)
+        await _guarded(app.engine.run_clock(), app.fail)
 
     return app
 

@@ -62,6 +62,9 @@ class Owned:
         self.saved_at = time.monotonic()
         self.moved_at = time.monotonic()
         self.unawaited: list[asyncio.Future[Any]] = []
+        # False once scoring, publishing or saving was cut short: what is in memory is then ahead of what
+        # was sent, and no manifest may ever be written of it. The last one stands, and is begun at again.
+        self.sound = True
 
 
 class Engine:
@@ -110,8 +113,8 @@ class Engine:
     # ---------------------------------------------------------------------- what the driver asks
 
     def owned(self) -> list[TP]:
-        """Return the partitions we hold."""
-        return [*self._owned, *self._raw]
+        """Return the partitions we hold, and can save."""
+        return [*(tp for tp, held in self._owned.items() if held.sound), *self._raw]
 
     def watermark(self, tp: TP) -> int | None:
         """Return the offset that may be committed: all before it is durable."""
@@ -140,7 +143,7 @@ class Engine:
             for tp in tps:
                 held = self._owned.get(tp)
                 parked = self._parked.pop(tp, None)
-                if (held is not None and held.generation == generation) or tp in self._restoring:
+                if (held is not None and held.sound and held.generation == generation) or tp in self._restoring:
                     continue
                 self._owned.pop(tp, None)
                 if parked is not None and parked.generation + 1 == generation:
@@ -178,7 +181,7 @@ class Engine:
             held = self._owned.pop(tp, None)
             if held is not None:
                 self.metrics.forget_partition(tp.topic, tp.partition)
-                if kept:
+                if kept and held.sound:
                     self._parked[tp] = held
             self._restoring.pop(tp, None)  # a restore that ends later finds itself unwanted
             self._raw.pop(tp, None)
@@ -198,7 +201,7 @@ class Engine:
         tp = TP(batch.topic, batch.partition)
         async with self._lock:
             held = self._owned.get(tp)
-            if held is None:
+            if held is None or not held.sound:
                 return  # delivered before its state was restored, or after it left us: read again later
             if batch.offsets[-1] < held.expected:
                 return
@@ -209,22 +212,15 @@ class Engine:
             fresh = batch.since(held.expected)
             try:
                 out = held.pipeline.process(fresh)
-            except Exception as e:
-                # Broken code is not a record's fault. Going on would lose these records in silence.
-                log.exception("the pipeline failed", topic=tp.topic, partition=tp.partition, offset=held.expected)
-                self._on_fatal(e)
-                raise
-            self.metrics.batch_seconds.observe(time.perf_counter() - started)
-            held.expected = batch.offsets[-1] + 1
-            held.moved_at = time.monotonic()
-            try:
+                self.metrics.batch_seconds.observe(time.perf_counter() - started)
+                held.expected = batch.offsets[-1] + 1
+                held.moved_at = time.monotonic()
                 await self._publish(held, out, fresh)
             except BaseException as e:
-                # Cut short, some alerts were never sent, and no manifest may come to cover them: the
-                # partition is not ours any more, whoever takes it up begins at the last manifest.
-                self._owned.pop(tp, None)
+                held.sound = False
                 if isinstance(e, Exception):
-                    log.error("cannot publish", topic=tp.topic, partition=tp.partition, error=repr(e))
+                    # Not a record's fault: bad records are values. Going on would lose these in silence.
+                    log.exception("cannot go on", topic=tp.topic, partition=tp.partition, offset=fresh.offsets[0])
                     self._on_fatal(e)
                 raise
 
@@ -355,8 +351,12 @@ class Engine:
             size = 0
             for tp in list(self._owned) if tps is None else tps:
                 held = self._owned.get(tp)
-                if held is not None:
-                    size += await self._save(held)
+                if held is not None and held.sound:
+                    try:
+                        size += await self._save(held)
+                    except BaseException:
+                        held.sound = False
+                        raise
             took = time.perf_counter() - started
             self.metrics.snapshot_seconds.observe(took)
             self.metrics.snapshot_bytes.inc(size)
@@ -401,7 +401,7 @@ class Engine:
                 idle = lag == 0 and now - held.moved_at >= _IDLE_S
                 if idle and self.config.worker.idle_advance and held.pipeline.clock_us:
                     async with self._lock:
-                        if self._owned.get(held.tp) is held:
+                        if self._owned.get(held.tp) is held and held.sound:
                             out = held.pipeline.advance(int(self._wall() * 1e6))
                             await self._publish(held, out, None)
             self.metrics.series.set(sum(len(h.pipeline.models) for h in self._owned.values()))

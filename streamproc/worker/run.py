@@ -222,11 +222,10 @@ async def _serve(
         data_dir=data_dir,
     )
     app.engine.compiled = asyncio.wrap_future(kernels)
-    app.engine.compiled.add_done_callback(lambda f: None if f.cancelled() else fatal(app, f.exception()))
+    app.engine.compiled.add_done_callback(lambda f: None if f.cancelled() else app.fail(f.exception()))
     reloader.app = app
     if on_built is not None:
         on_built(app)
-    app.metrics.info.clear()
     app.metrics.info.labels(version=__version__, config=reloader.digest).set(1)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -273,12 +272,6 @@ async def _serve(
     for task in background:
         task.cancel()
     return code
-
-
-def fatal(app: app_module.WorkerApp, error: BaseException | None) -> None:
-    """End the worker for an error it cannot go on from."""
-    if error is not None and not app.failure.done():
-        app.failure.set_result(error)
 
 
 async def _stop(app: app_module.WorkerApp, config: Config, code: int) -> None:

@@ -154,6 +154,25 @@ def test_a_snapshot_the_broker_refuses_keeps_the_offset_where_it_was(kind: bytes
     assert not [s for s in bench.app.producer.sent if (s.key or b"").startswith(b'["manifest"')]
 
 
+@pytest.mark.parametrize("refused", ["alerts", "streamproc-snapshots"])
+def test_after_a_save_that_failed_no_manifest_is_written_though_the_broker_is_well_again(refused: str) -> None:
+    async def scenario() -> Bench:
+        bench = Bench()
+        bench.app.producer.refused = {refused}
+        await bench.engine.take(batch(0, 5, slow=True))
+        with pytest.raises(OSError, match="No space left"):
+            await bench.engine.snapshot()
+        bench.app.producer.refused = set()
+        await bench.engine.snapshot()
+        await bench.engine.take(batch(5, 5))
+        await bench.engine.on_revoked({SOURCE})
+        return bench
+
+    bench = run(scenario())
+    assert bench.app.producer.to("streamproc-snapshots") == []
+    assert bench.engine._parked == {}
+
+
 def test_a_snapshot_writes_models_then_the_manifest_then_commits() -> None:
     async def scenario() -> Bench:
         bench = Bench()
