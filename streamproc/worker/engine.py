@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -65,6 +66,15 @@ class Owned:
         # False once scoring, publishing or saving was cut short: what is in memory is then ahead of what
         # was sent, and no manifest may ever be written of it. The last one stands, and is begun at again.
         self.sound = True
+
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """Do a step wholly, or never save this partition again; cancellation cuts short too."""
+        try:
+            yield
+        except BaseException:
+            self.sound = False
+            raise
 
 
 class Engine:
@@ -211,17 +221,16 @@ class Engine:
             started = time.perf_counter()
             fresh = batch.since(held.expected)
             try:
-                out = held.pipeline.process(fresh)
-                self.metrics.batch_seconds.observe(time.perf_counter() - started)
-                held.expected = batch.offsets[-1] + 1
-                held.moved_at = time.monotonic()
-                await self._publish(held, out, fresh)
-            except BaseException as e:
-                held.sound = False
-                if isinstance(e, Exception):
-                    # Not a record's fault: bad records are values. Going on would lose these in silence.
-                    log.exception("cannot go on", topic=tp.topic, partition=tp.partition, offset=fresh.offsets[0])
-                    self._on_fatal(e)
+                with held.whole():
+                    out = held.pipeline.process(fresh)
+                    self.metrics.batch_seconds.observe(time.perf_counter() - started)
+                    held.expected = batch.offsets[-1] + 1
+                    held.moved_at = time.monotonic()
+                    await self._publish(held, out, fresh)
+            except Exception as e:
+                # Not a record's fault: bad records are values. Going on would lose these in silence.
+                log.exception("cannot go on", topic=tp.topic, partition=tp.partition, offset=fresh.offsets[0])
+                self._on_fatal(e)
                 raise
 
     async def forward(self, batch: RecordBatch) -> None:
@@ -352,11 +361,8 @@ class Engine:
             for tp in list(self._owned) if tps is None else tps:
                 held = self._owned.get(tp)
                 if held is not None and held.sound:
-                    try:
+                    with held.whole():
                         size += await self._save(held)
-                    except BaseException:
-                        held.sound = False
-                        raise
             took = time.perf_counter() - started
             self.metrics.snapshot_seconds.observe(took)
             self.metrics.snapshot_bytes.inc(size)
@@ -402,8 +408,9 @@ class Engine:
                 if idle and self.config.worker.idle_advance and held.pipeline.clock_us:
                     async with self._lock:
                         if self._owned.get(held.tp) is held and held.sound:
-                            out = held.pipeline.advance(int(self._wall() * 1e6))
-                            await self._publish(held, out, None)
+                            with held.whole():
+                                out = held.pipeline.advance(int(self._wall() * 1e6))
+                                await self._publish(held, out, None)
             self.metrics.series.set(sum(len(h.pipeline.models) for h in self._owned.values()))
             self.metrics.partitions.set(len(self._owned))
 
