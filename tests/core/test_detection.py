@@ -8,30 +8,31 @@ import io
 import orjson
 import pytest
 
-from benchmarks import detection
+from benchmarks.detection import cloud, nab
+from benchmarks.detection.shared import SHARED
 
 needs_data = pytest.mark.skipif(
-    not (detection.SHARED / "data" / "cloud").is_dir() or not (detection.SHARED / "tools").is_dir(),
+    not (SHARED / "data" / "cloud").is_dir() or not (SHARED / "tools").is_dir(),
     reason="needs the shared data beside the repository, or $STREAMPROC_SHARED",
 )
 
 
 @needs_data
 def test_spike_catches_what_it_did_on_cloud_telemetry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(detection, "CLOUD", ("spike", "standard_absolute_deviation"))
+    monkeypatch.setattr(cloud, "CLOUD", ("spike", "standard_absolute_deviation"))
     with contextlib.redirect_stdout(io.StringIO()):
-        found = orjson.loads(orjson.dumps(detection.cloud(detection.SHARED / "data" / "cloud")))
+        found = orjson.loads(orjson.dumps(cloud.run(SHARED / "data" / "cloud")))
     assert found["recall_at_1"] >= 0.64
     assert found["recall_at_2"] >= 0.80
     assert found["recall_at_1"] > found["others"]["standard_absolute_deviation"]["recall_at_1"]
 
 
 @pytest.mark.skipif(
-    not (detection.SHARED / "data" / "nab").is_dir() or not (detection.SHARED / "tools").is_dir(),
+    not (SHARED / "data" / "nab").is_dir() or not (SHARED / "tools").is_dir(),
     reason="needs the shared data beside the repository, or $STREAMPROC_SHARED",
 )
 def test_pattern_scores_what_it_did_on_nab() -> None:
     with contextlib.redirect_stdout(io.StringIO()):
-        found = detection.nab(detection.SHARED / "data" / "nab")
+        found = nab.run(SHARED / "data" / "nab")
     assert found["own_limit"] >= 71
     assert found["swept"] >= found["own_limit"] - 0.5

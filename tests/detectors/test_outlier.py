@@ -146,11 +146,11 @@ def test_a_state_of_another_width_is_refused() -> None:
 def test_labelled_outliers_rank_above_the_rest(tmp_path: Path) -> None:
     sys.path.insert(0, str(Path(__file__).parents[2]))
     try:
-        from benchmarks import detection_outlier
+        from benchmarks.detection import outlier as benchmark
     finally:
         sys.path.pop(0)
     for name in ("38_thyroid", "40_vowels"):
         (tmp_path / f"{name}.npz").symlink_to(ADBENCH / f"{name}.npz")
-    result = detection_outlier.run(tmp_path, seeds=1)
+    result = benchmark.run(tmp_path, seeds=1)
     assert result["auroc"] > 0.88
     assert result["auroc"] > result["hst_auroc"]

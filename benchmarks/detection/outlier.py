@@ -7,18 +7,17 @@ rows is cut to that many after the shuffle. Prints a table, then one JSON object
 
 from __future__ import annotations
 
-import argparse
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import orjson
 
+from benchmarks.detection.shared import SHARED
 from detectors import registry
 
-DATA = Path(__file__).parents[2] / "shared" / "data" / "adbench"
+DATA = SHARED / "data" / "adbench"
 #: The trees twice: on the rows as they are, and on rows standardised online, which suits them better.
 NAMES = ("outlier", "half_space_trees", "trees, standardised")
 
@@ -85,9 +84,12 @@ def run(data: Path = DATA, *, seeds: int = 3, rows: int = 100_000, table: bool =
     """
     paths = sorted(data.glob("*.npz"), key=lambda path: int(path.stem.split("_")[0]))
     if not paths:
-        raise FileNotFoundError("no ADBench sets: ../shared/data/adbench is not there")
+        raise FileNotFoundError(f"no .npz under {data}")
     for name in NAMES[:2]:  # compile before the clock runs
         registry.create(name, columns=2).score(np.zeros((600, 2)), np.arange(600))
+    if table:
+        print(f"{'':16s}", *(f"{name:^26s}" for name in NAMES))
+        print(f"{'':16s}", *(f"{key:>8s}" for _ in NAMES for key in ("AUROC", "AP", "us/row")))
     means: dict[str, dict[str, dict[str, float]]] = {}
     for path in paths:
         rounds = [one_set(path, seed, rows) for seed in range(seeds)]
@@ -117,19 +119,3 @@ def run(data: Path = DATA, *, seeds: int = 3, rows: int = 100_000, table: bool =
         "sets": len(means),
         "seeds": seeds,
     }
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--rows", type=int, default=100_000, help="most rows of a set")
-    args = parser.parse_args()
-    print(f"{'':16s}", *(f"{name:^26s}" for name in NAMES))
-    print(f"{'':16s}", *(f"{key:>8s}" for _ in NAMES for key in ("AUROC", "AP", "us/row")))
-    print(orjson.dumps(run(seeds=args.seeds, rows=args.rows, table=True)).decode())
-
-
-if __name__ == "__main__":
-    main()

@@ -11,14 +11,12 @@ JSON object.
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import orjson
 from river import drift as river_drift
 from river.drift import binary
 
@@ -184,20 +182,3 @@ def run(
         "us_rate": round(rate[5], 3),
         "runs": runs,
     }
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=100)
-    parser.add_argument("--before", type=int, default=3_000)
-    parser.add_argument("--after", type=int, default=3_000)
-    parser.add_argument("--no-baselines", action="store_true", help="ours only, a few seconds")
-    args = parser.parse_args()
-    result = run(
-        runs=args.runs, before=args.before, after=args.after, baselines=not args.no_baselines, table=True
-    )
-    print(orjson.dumps(result).decode())
-
-
-if __name__ == "__main__":
-    main()
