@@ -1,38 +1,45 @@
-"""Drift of a value's distribution, event by event: a conformal test martingale."""
+"""Drift of a value's distribution, event by event: conformal test martingales."""
 
 from __future__ import annotations
 
 import math
+from statistics import NormalDist
 from typing import Annotated, ClassVar, Final
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from detectors.kernels import all_finite, as_values, kernel, refuse_non_finite
+from detectors.kernels import all_finite, as_times, as_values, kernel, refuse_non_finite
 from detectors.params import DetectorSpec, Sensitivity, require_kept
 from detectors.protocol import F64, I64, Evidence, State
 from detectors.state import StateError
+from detectors.whiten import Whitener, begin_whitening, unwhiten, whiten_one
 
 __all__ = ["RESTART", "Drift", "DriftParams"]
 
 U64 = npt.NDArray[np.uint64]
 
 #: Evidence at which all is learned anew, whatever the limit.
-RESTART: Final = 1e12
+RESTART: Final = 1e15
+# What one bet is worth at most: one on independent values against a daily rhythm would never come down again.
+_MOST: Final = 1e18
 
 _LIMIT: Final[dict[Sensitivity, float]] = {"low": 1e6, "medium": 1e5, "high": 1e4}
 
 _BINS: Final = 64
-_STAKES: Final = (0.2, 0.5, 1.0, 1.6)
-_KINDS: Final = 4  # up, down, wider, narrower: a row of bets each
+_CELLS: Final = 256
+# Bets are likelihood ratios of normal alternatives: by how many standard deviations the mean moved, and by
+# what the standard deviation was multiplied.
+_SHIFTS: Final = (0.25, 0.5, 1.0, 2.0)
+_WIDER: Final = (1.25, 1.6, 2.5)
+_NARROWER: Final = (0.8, 0.6)
+_BETS: Final = 2 * len(_SHIFTS) + len(_WIDER) + len(_NARROWER)
+# Where the bets of each kind end, in the order of `_NOTES`.
+_ENDS: Final = (len(_SHIFTS), 2 * len(_SHIFTS), 2 * len(_SHIFTS) + len(_WIDER), _BETS)
 _NOTES: Final = ("moved up", "moved down", "spread wider", "drew together")
+_LARGEST: Final = 1e308
 _OUTSIDE: Final = 0.025  # share of the past on either side of the band in evidence
-
-_AR_CLIP: Final = 10.0  # scales: the filter neither sees nor learns anything further out
-_AR_VAGUE: Final = 100.0  # variance of its coefficients before any value
-_LARGEST: Final = 1e150
-_MAD_TO_SIGMA: Final = 1.4826  # 1 / Φ⁻¹(3/4)
 
 # splitmix64 (Steele, Lea and Flood 2014).
 _STEP: Final = np.uint64(0x9E3779B97F4A7C15)
@@ -47,32 +54,46 @@ _ONE: Final = np.uint64(1)
 _FILLED: Final = 0  # values of the reference gathered
 _READY: Final = 1  # 1 once a reference was complete
 _COUNTED: Final = 2  # values in the bins
+_WHITENED: Final = 3  # 1 where residuals are watched too
 
-# Layout of the filter: centre, scale, the last two values, three coefficients, their covariance.
-_CENTRE: Final = 0
-_SCALE: Final = 1
-_LAST: Final = 2
-_THETA: Final = 4
-_P: Final = 7
-_FILTER: Final = 16
+
+def _betting() -> F64:
+    """Return (bets, cells): what each bet on p multiplies its stake by, a mean of 1 over the cells of p.
+
+    p near 1 means that few of the past were larger.
+    """
+    fine = 16
+    normal = NormalDist()
+    z = np.array([normal.inv_cdf((i + 0.5) / (_CELLS * fine)) for i in range(_CELLS * fine)])
+    densities = [np.exp(by * z - 0.5 * by * by) for by in (*_SHIFTS, *(-s for s in _SHIFTS))]
+    densities += [np.exp(0.5 * z * z * (1.0 - 1.0 / by**2)) / by for by in (*_WIDER, *_NARROWER)]
+    cells = np.array(densities).reshape(_BETS, _CELLS, fine).mean(axis=2)
+    return np.ascontiguousarray(cells / cells.mean(axis=1, keepdims=True))
+
+
+_WINS: Final = _betting()
 
 
 class DriftParams(msgspec.Struct, frozen=True, kw_only=True):
     """Parameters of `Drift`."""
 
     reference: Annotated[
-        int, msgspec.Meta(ge=128, le=20_000, description="values that place the bins; no score before")
+        int, msgspec.Meta(ge=200, le=20_000, description="values that place the bins; no score before")
     ] = 500
     limit: Annotated[
-        Annotated[float, msgspec.Meta(ge=10, le=1e9)] | None,
+        Annotated[float, msgspec.Meta(ge=10, le=1e13)] | None,
         msgspec.Meta(
             description="evidence that scores 1.0, about the values between false alarms; "
             "null: by sensitivity, 1e6, 1e5 or 1e4"
         ),
     ] = None
     prewhiten: Annotated[
-        bool, msgspec.Meta(description="watch what an AR(2) does not foresee: for autocorrelated series")
-    ] = False
+        bool,
+        msgspec.Meta(
+            description="alarm only where past, trend and time of day do not explain it either; false: for values "
+            "known to be independent"
+        ),
+    ] = True
 
 
 @kernel
@@ -100,86 +121,60 @@ def _bin_of(edges: F64, x: float) -> int:
 
 
 @kernel
-def _scaled(whitener: F64, x: float) -> float:
-    z = (min(max(x, -_LARGEST), _LARGEST) - whitener[_CENTRE]) / whitener[_SCALE]
-    return float(min(max(z, -_AR_CLIP), _AR_CLIP))
-
-
-@kernel
-def _foreseen(whitener: F64) -> float:
-    """Return what the filter expects of the next scaled value."""
-    return float(
-        whitener[_THETA] + whitener[_THETA + 1] * whitener[_LAST] + whitener[_THETA + 2] * whitener[_LAST + 1]
-    )
-
-
-@kernel
-def _follow(whitener: F64, z: float) -> None:
-    """Let the filter learn a scaled value, by recursive least squares that forget nothing.
-
-    A filter that forgets would take the very shift that is looked for into its constant.
-    """
-    h = np.empty(3)
-    h[0], h[1], h[2] = 1.0, whitener[_LAST], whitener[_LAST + 1]
-    error = z - _foreseen(whitener)
-    gain = np.empty(3)
-    spread = 1.0
-    for a in range(3):
-        gain[a] = 0.0
-        for b in range(3):
-            gain[a] += whitener[_P + 3 * a + b] * h[b]
-        spread += gain[a] * h[a]
-    for a in range(3):
-        whitener[_THETA + a] += gain[a] / spread * error
-        for b in range(3):
-            # gain[a] · gain[b] is the same either way round: the matrix stays symmetric to the bit.
-            whitener[_P + 3 * a + b] -= gain[a] * gain[b] / spread
-    whitener[_LAST + 1] = whitener[_LAST]
-    whitener[_LAST] = z
-
-
-@kernel
-def _begin(first: F64, edges: F64, counts: F64, whitener: F64, prewhiten: bool) -> None:
-    """Place the bins by the reference, and count it; fit the filter to it first where there is one."""
-    n = first.size
-    watched = first.copy()
-    if prewhiten:
-        ordered = np.sort(first)
-        centre = min(max(ordered[n // 2], -_LARGEST), _LARGEST)
-        spread = np.empty(n)
-        mean_spread = 0.0
-        for i in range(n):
-            spread[i] = abs(min(max(first[i], -_LARGEST), _LARGEST) - centre)
-            mean_spread += spread[i] / n
-        spread.sort()
-        scale = _MAD_TO_SIGMA * spread[n // 2]
-        if scale == 0.0:
-            scale = mean_spread
-        whitener[:] = 0.0
-        whitener[_CENTRE], whitener[_SCALE] = centre, max(scale, 1e-9 * abs(centre), 1e-300)
-        for a in range(3):
-            whitener[_P + 4 * a] = _AR_VAGUE
-        for i in range(n):
-            _follow(whitener, _scaled(whitener, first[i]))
-        # Again with what was fitted, so that the bins are those of a filter that knows the series.
-        whitener[_LAST], whitener[_LAST + 1] = 0.0, 0.0
-        for i in range(n):
-            z = _scaled(whitener, first[i])
-            watched[i] = z - _foreseen(whitener)
-            whitener[_LAST + 1] = whitener[_LAST]
-            whitener[_LAST] = z
-    ordered = np.sort(watched)
+def _place(ordered: F64, watched: F64, edges: F64, counts: I64) -> None:
+    """Place the edges at the quantiles of a reference, and count it; `ordered` is the same, ascending."""
+    n = ordered.size
     for k in range(_BINS - 1):
         edges[k] = ordered[(k + 1) * n // _BINS]
-    counts[:] = 0.0
+    # Of equal edges the last goes just above: a value that many share is apart from what is larger.
+    for k in range(1, _BINS - 1):
+        if edges[k] == edges[k - 1] and (k == _BINS - 2 or edges[k + 1] > edges[k]) and edges[k] < _LARGEST:
+            edges[k] = np.nextafter(edges[k], np.inf)
+    counts[:] = 0
     for i in range(n):
-        counts[_bin_of(edges, watched[i])] += 1.0
+        counts[_bin_of(edges, watched[i])] += 1
 
 
 @kernel
-def _quantile(edges: F64, counts: F64, target: float) -> float:
+def _bet(edges: F64, counts: I64, bets: F64, total: float, x: float, u: float, wins: F64) -> float:
+    """Count x, bet on its conformal p, and return the evidence: the mean of what the bets are worth."""
+    own = _bin_of(edges, x)
+    counts[own] += 1
+    below = 0
+    for k in range(own):
+        below += counts[k]
+    p = (below + u * counts[own]) / total
+    cell = min(int(p * _CELLS), _CELLS - 1)
+    worth = 0.0
+    if counts[own] == total:
+        # All were alike up to now, this one too: p is chance alone, and nothing is staked on it.
+        for k in range(_BETS):
+            worth += bets[k]
+        return worth / _BETS
+    for k in range(_BETS):
+        bets[k] = min(wins[k, cell] * (bets[k] + 1.0), _MOST)
+        worth += bets[k]
+    return worth / _BETS
+
+
+@kernel
+def _leading(bets: F64) -> int:
+    """Return the kind of bet that won most."""
+    best, most, start = 0, -1.0, 0
+    for kind in range(len(_ENDS)):
+        won = 0.0
+        for k in range(start, _ENDS[kind]):
+            won += bets[k]
+        if won > most:
+            best, most = kind, won
+        start = _ENDS[kind]
+    return best
+
+
+@kernel
+def _quantile(edges: F64, counts: I64, target: float) -> float:
     """Return the edge below which about `target` values were counted."""
-    below, best, nearest = 0.0, 0, np.inf
+    below, best, nearest = 0, 0, np.inf
     for k in range(_BINS - 1):
         below += counts[k]
         if abs(below - target) < nearest:
@@ -190,13 +185,20 @@ def _quantile(edges: F64, counts: F64, target: float) -> float:
 @kernel
 def score_drift(
     values: F64,
+    times: I64,
     first: F64,
+    first_times: I64,
     edges: F64,
-    counts: F64,
+    counts: I64,
     bets: F64,
-    whitener: F64,
+    head: F64,
+    theta: F64,
+    cov: F64,
+    row: F64,
+    gain: F64,
     draws: U64,
     clock: I64,
+    wins: F64,
     prewhiten: bool,
     log_limit: float,
     scores: F64,
@@ -204,8 +206,8 @@ def score_drift(
 ) -> bool:
     """Score, then learn, each value in order; False, untouched, when one is not finite.
 
-    bets is (4, 4): kinds by stakes. why is (n, 4), filled where the score is 1.0 or more: the kind of bet that
-    won most, then median and band of the past.
+    edges is (2, 63), counts (2, 64), bets (2, 13): of values as they are, and of residuals. why is (n, 4), filled
+    where the score is 1.0 or more: the kind of bet that won most, then median and band of the past.
     """
     if not all_finite(values):
         return False
@@ -215,50 +217,36 @@ def score_drift(
         if clock[_FILLED] < reference:
             scores[i] = 0.0 if clock[_READY] == 1 else np.nan
             first[clock[_FILLED]] = x
+            first_times[clock[_FILLED]] = times[i]
             clock[_FILLED] += 1
             if clock[_FILLED] == reference:
-                _begin(first, edges, counts, whitener, prewhiten)
-                clock[_COUNTED] = reference
+                left_out = 0
+                if prewhiten:
+                    residuals = np.zeros(reference)
+                    left_out = begin_whitening(head, theta, cov, row, gain, first, first_times, residuals)
+                    clock[_WHITENED] = 1 if left_out >= 0 else 0
+                    left_out = max(left_out, 0)
+                    _place(np.sort(residuals[left_out:]), residuals[left_out:], edges[1], counts[1])
+                _place(np.sort(first[left_out:]), first[left_out:], edges[0], counts[0])
+                clock[_COUNTED] = reference - left_out
                 clock[_READY] = 1
                 bets[:] = 0.0
             continue
-        watched, foreseen = x, 0.0
-        if prewhiten:
-            z = _scaled(whitener, x)
-            foreseen = _foreseen(whitener)
-            watched = z - foreseen
-            _follow(whitener, z)
-        own = _bin_of(edges, watched)
-        counts[own] += 1.0
         clock[_COUNTED] += 1
-        above = 0.0
-        for k in range(own + 1, _BINS):
-            above += counts[k]
-        p = (above + uniform(draws) * counts[own]) / clock[_COUNTED]
-        side, width = p - 0.5, 2.0 * abs(p - 0.5) - 0.5
-        total = 0.0
-        for k in range(len(_STAKES)):
-            stake = _STAKES[k]
-            bets[0, k] = (1.0 - stake * side) * (bets[0, k] + 1.0)
-            bets[1, k] = (1.0 + stake * side) * (bets[1, k] + 1.0)
-            bets[2, k] = (1.0 + stake * width) * (bets[2, k] + 1.0)
-            bets[3, k] = (1.0 - stake * width) * (bets[3, k] + 1.0)
-            total += bets[0, k] + bets[1, k] + bets[2, k] + bets[3, k]
-        evidence = total / (_KINDS * len(_STAKES))
-        scores[i] = max(math.log(evidence), 0.0) / log_limit
+        total = float(clock[_COUNTED])
+        evidence = _bet(edges[0], counts[0], bets[0], total, x, uniform(draws), wins)
+        binding, foreseen, width = 0, 0.0, 1.0
+        if clock[_WHITENED] == 1:
+            w, foreseen, width = whiten_one(head, theta, cov, row, gain, x, times[i])
+            whitened = _bet(edges[1], counts[1], bets[1], total, w, uniform(draws), wins)
+            if whitened < evidence:
+                evidence, binding = whitened, 1
+        scores[i] = math.log(max(evidence, 1.0)) / log_limit
         if scores[i] >= 1.0:
-            best, most = 0, 0.0
-            for kind in range(_KINDS):
-                won = bets[kind].sum()
-                if won > most:
-                    best, most = kind, won
-            why[i, 0] = best
-            n = float(clock[_COUNTED])
+            why[i, 0] = _leading(bets[binding])
             for k, share in enumerate((0.5, _OUTSIDE, 1.0 - _OUTSIDE)):
-                at = _quantile(edges, counts, share * n)
-                if prewhiten:
-                    at = whitener[_CENTRE] + whitener[_SCALE] * (foreseen + at)
-                why[i, 1 + k] = at
+                at = _quantile(edges[binding], counts[binding], share * total)
+                why[i, 1 + k] = unwhiten(head, at, foreseen, width) if binding == 1 else at
         if evidence >= RESTART:
             clock[_FILLED] = 0
             clock[_COUNTED] = 0
@@ -269,29 +257,33 @@ class Drift:
     """Score a value by the evidence so far that values are no longer distributed as they were.
 
     64 bins are placed at the quantiles of the first `reference` values. Each later value is counted in its bin
-    and gets a conformal p-value, p = (Σ counts above + U · own count) / n, U uniform: as long as values are
-    exchangeable the p are independent and uniform whatever the distribution. Sixteen gamblers bet against
-    that, f = 1 ± ε(p - ½) on a move and 1 ± ε(2|p - ½| - ½) on a spread, ε in {0.2, 0.5, 1, 1.6}, in Shiryaev and
-    Roberts' way, M ← f · (M + 1), so that a change counts from when it happens. The evidence is the mean of M,
-    the score log(evidence) / log(limit): 1.0 at the limit.
+    and gets a conformal p-value, p = (Σ counts below + U · own count) / n, U uniform: as long as values are
+    exchangeable the p are independent and uniform whatever the distribution. Thirteen gamblers bet against
+    that, each by the likelihood ratio f of one normal alternative to the standard normal, a shift of the mean by
+    ±{0.25, 0.5, 1, 2} standard deviations or a standard deviation times {1.25, 1.6, 2.5, 0.8, 0.6}, in z = Φ⁻¹(p)
+    averaged over 256 cells of p, in Shiryaev and Roberts' way, M ← f · (M + 1), so that a change counts from when it
+    happens. The evidence is the mean of M, the score log(evidence) / log(limit): 1.0 at the limit.
 
     Evidence less the count of values is a martingale: the first alarm of an unchanging series comes, on
     average, after at least `limit` values. For a fleet choose limit = (values a day over all series) / (false
     alarms a day that are allowed), whatever the dependence between series.
 
-    The limit changes nothing that is learned. All is learned anew, bins too, when the evidence reaches 1e12,
-    which no operator's limit exceeds: an alarm lasts from the limit to there, then the score is 0.0 while
+    Autocorrelated or seasonal values are not exchangeable and would alarm too often. So, with `prewhiten`, the same
+    is done with what their own past, a trend and the time of day do not foresee (`detectors.whiten`), and the
+    evidence is the smaller of the two: an alarm says that values are neither independent and as they were,
+    nor explained by those. Evidence against a union of hypotheses is the least of that against each; where either
+    holds, the limit keeps its meaning. The price is that a shift in a strongly autocorrelated series shows
+    late, as it must: by 1 - φ₁ - φ₂.
+
+    The limit changes nothing that is learned. All but the rhythm is learned anew when the evidence reaches
+    1e15, which no operator's limit exceeds: an alarm lasts from the limit to there, then the score is 0.0 while
     `reference` values of the new normal are gathered. A drift too weak to go so far stays over the limit
     while it lasts, and returns below it as the bins fill with the new values.
 
     U comes from a counter-based generator (splitmix64) whose key and count are in the snapshot.
 
-    An autocorrelated series is not exchangeable and alarms too often: with `prewhiten` what is watched is the
-    residual of an AR(2), fitted by recursive least squares that forget nothing. A shift then shows less, by
-    1 - φ₁ - φ₂.
-
-    An instance takes about 6 kB, most of it the reference; its snapshot 1 kB, and while a reference is gathered
-    at most 4 kB.
+    An instance takes about 14 kB, most of it the reference; its snapshot 4 kB, and while a reference is gathered
+    at most 9 kB.
 
     Parameters
     ----------
@@ -314,7 +306,7 @@ class Drift:
     True
     >>> evidence = detector.explain(int(np.flatnonzero(scores >= 1)[0]))
     >>> evidence.note, round(evidence.expected), round(evidence.lower), round(evidence.upper)
-    ('moved up', 100, 89, 110)
+    ('moved up', 100, 90, 111)
 
     References
     ----------
@@ -338,12 +330,13 @@ class Drift:
         self.params = params
         self.reconfigure(params, sensitivity=sensitivity)
         self._first: F64 = np.zeros(params.reference)
-        self._edges: F64 = np.zeros(_BINS - 1)
-        self._counts: F64 = np.zeros(_BINS)
-        self._bets: F64 = np.zeros((_KINDS, len(_STAKES)))
-        self._whitener: F64 = np.zeros(_FILTER)
+        self._first_times: I64 = np.zeros(params.reference, dtype=np.int64)
+        self._edges: F64 = np.zeros((2, _BINS - 1))
+        self._counts: I64 = np.zeros((2, _BINS), dtype=np.int64)
+        self._bets: F64 = np.zeros((2, _BETS))
+        self._whitener = Whitener()
         self._draws: U64 = np.array([seed % 2**64, 0], dtype=np.uint64)
-        self._clock: npt.NDArray[np.int64] = np.zeros(3, dtype=np.int64)
+        self._clock: npt.NDArray[np.int64] = np.zeros(4, dtype=np.int64)
         self._scores: F64 = np.empty(0)
         self._why: F64 = np.empty((0, 4))
 
@@ -366,15 +359,23 @@ class Drift:
         array = as_values(values, times, name="drift")
         scores = np.empty(array.size)
         why = np.empty((array.size, 4))  # filled where the score is 1.0 or more
+        filter_ = self._whitener
         if not score_drift(
             array,
+            as_times(times),
             self._first,
+            self._first_times,
             self._edges,
             self._counts,
             self._bets,
-            self._whitener,
+            filter_.head,
+            filter_.theta,
+            filter_.cov,
+            filter_.row,
+            filter_.gain,
             self._draws,
             self._clock,
+            _WINS,
             self.params.prewhiten,
             self._log_limit,
             scores,
@@ -399,30 +400,37 @@ class Drift:
         """Return bins, bets and filter, or the part of the reference gathered."""
         filled = int(self._clock[_FILLED])
         state: State = {"clock": self._clock.copy(), "draws": self._draws.copy()}
+        if self.params.prewhiten:
+            state["whitener"] = self._whitener.snapshot()
         if filled < self.params.reference:
-            return {**state, "first": self._first[:filled].copy()}
+            return {**state, "first": self._first[:filled].copy(), "first_times": self._first_times[:filled].copy()}
+        own = slice(None) if self.params.prewhiten else slice(0, 1)
         return {
             **state,
-            "edges": self._edges.copy(),
-            "counts": self._counts.copy(),
-            "bets": self._bets.copy(),
-            "whitener": self._whitener.copy(),
+            "edges": self._edges[own].copy(),
+            "counts": self._counts[own].copy(),
+            "bets": self._bets[own].copy(),
         }
 
     def restore(self, state: State) -> None:
         """Take up a state; raise `StateError` when it is not one of this detector."""
+        own = slice(None) if self.params.prewhiten else slice(0, 1)
         try:
             clock, draws = state["clock"], state["draws"]
             filled = int(clock[_FILLED])
             if clock.shape != self._clock.shape or draws.shape != self._draws.shape:
                 raise StateError("drift: the state is of another shape")
             if filled < self.params.reference:
-                parts = [(self._first[:filled], state["first"])]
+                parts = [
+                    (self._first[:filled], state["first"]),
+                    (self._first_times[:filled], state["first_times"]),
+                ]
             else:
-                names = ("edges", "counts", "bets", "whitener")
-                parts = [(getattr(self, f"_{name}"), state[name]) for name in names]
+                parts = [(getattr(self, f"_{name}")[own], state[name]) for name in ("edges", "counts", "bets")]
             if filled > self.params.reference or any(mine.shape != theirs.shape for mine, theirs in parts):
                 raise StateError("drift: the state is of another shape")
+            if self.params.prewhiten:
+                self._whitener.restore(state["whitener"])
         except (KeyError, AttributeError, TypeError, IndexError) as error:
             raise StateError(f"drift: not a state of this detector: {error!r}") from error
         for mine, theirs in parts:

@@ -17,16 +17,23 @@ from detectors.state import StateError
 __all__ = ["RESTART", "Rate", "RateParams"]
 
 #: Evidence at which all is learned anew, whatever the limit.
-RESTART: Final = 1e12
+RESTART: Final = 1e15
+# What one bet is worth at most.
+_MOST: Final = 1e18
 
 _LIMIT: Final[dict[Sensitivity, float]] = {"low": 1e5, "medium": 1e4, "high": 1e3}
+
+# Errors of their difference by which the rates after a zero and after a one must differ to be two.
+_APART: Final = 2.0
 
 _STAKES: Final = (0.02, 0.05, 0.1, 0.2, 0.4, 0.8)
 
 _N: Final = 0  # values counted
-_ONES: Final = 1  # ones among them
-_READY: Final = 2  # 1 once a reference was complete
-_NEXT: Final = 3  # count at which the reference is taken anew; 0 while the first is gathered
+_READY: Final = 1  # 1 once a reference was complete
+_NEXT: Final = 2  # count at which the reference is taken anew; 0 while the first is gathered
+_LAST: Final = 3  # the last value: ones may come in runs, so each value has the rate after such a one
+
+_PARTS: Final = ("clock", "counts", "level", "bets")
 
 _RATE: Final = 0  # of the reference
 _ERROR: Final = 1  # its standard error
@@ -39,7 +46,7 @@ class RateParams(msgspec.Struct, frozen=True, kw_only=True):
         int, msgspec.Meta(ge=50, le=1_000_000, description="values the first rate is from; no score before")
     ] = 1_000
     limit: Annotated[
-        Annotated[float, msgspec.Meta(ge=10, le=1e9)] | None,
+        Annotated[float, msgspec.Meta(ge=10, le=1e13)] | None,
         msgspec.Meta(
             description="evidence that scores 1.0, about the values between false alarms; "
             "null: by sensitivity, 1e5, 1e4 or 1e3"
@@ -49,45 +56,65 @@ class RateParams(msgspec.Struct, frozen=True, kw_only=True):
 
 @kernel
 def score_rate(
-    values: F64, reference: int, clock: I64, level: F64, bets: F64, log_limit: float, scores: F64, why: F64
+    values: F64,
+    reference: int,
+    clock: I64,
+    counts: I64,
+    level: F64,
+    bets: F64,
+    log_limit: float,
+    scores: F64,
+    why: F64,
 ) -> bool:
     """Score, then learn, each value in order; False, untouched, when one is not finite.
 
-    bets is (2, 6): up and down, by stakes. why is (n, 3): +1 for up or -1 for down, rate and standard error, filled
-    where the score is 1.0 or more.
+    counts is (2, 2): values after a zero and after a one, and ones among them; level (3, 2): the reference's rate and
+    standard error after a zero, after a one, and in all. bets is (2, 6): up and down, by stakes. why is (n, 3):
+    +1 for up or -1 for down, rate and standard error, filled where the score is 1.0 or more.
     """
     if not all_finite(values):
         return False
     for i in range(values.size):
         one = values[i] >= 0.5
+        after = clock[_LAST]
+        clock[_LAST] = 1 if one else 0
         scores[i] = 0.0 if clock[_READY] == 1 else np.nan
         if clock[_NEXT] > 0:
-            high, low = level[_RATE] + level[_ERROR], level[_RATE] - level[_ERROR]
+            rate, error = level[after, _RATE], level[after, _ERROR]
+            high, low = rate + error, rate - error
             # What a stake of 1 wins or loses; no bet on a rate above 1 or below 0.
             up = (1.0 / high - 1.0 if one else -1.0) if high < 1.0 else -1.0
             down = (-1.0 if one else low / (1.0 - low)) if low > 0.0 else -1.0
             risen, fallen = 0.0, 0.0
             for k in range(len(_STAKES)):
-                bets[0, k] = (1.0 + _STAKES[k] * up) * (bets[0, k] + 1.0)
-                bets[1, k] = (1.0 + _STAKES[k] * down) * (bets[1, k] + 1.0)
+                bets[0, k] = min((1.0 + _STAKES[k] * up) * (bets[0, k] + 1.0), _MOST)
+                bets[1, k] = min((1.0 + _STAKES[k] * down) * (bets[1, k] + 1.0), _MOST)
                 risen += bets[0, k]
                 fallen += bets[1, k]
             evidence = (risen + fallen) / (2.0 * len(_STAKES))
             scores[i] = max(math.log(evidence), 0.0) / log_limit
             if scores[i] >= 1.0:
                 why[i, 0] = 1.0 if risen >= fallen else -1.0
-                why[i, 1], why[i, 2] = level[_RATE], level[_ERROR]
+                why[i, 1], why[i, 2] = level[2, _RATE], level[2, _ERROR]
             if evidence >= RESTART:
-                clock[_N], clock[_ONES], clock[_NEXT] = 0, 0, 0
+                clock[_N], clock[_NEXT] = 0, 0
+                counts[:] = 0
                 continue
         clock[_N] += 1
-        clock[_ONES] += one
+        counts[after, 0] += 1
+        counts[after, 1] += one
         if clock[_N] == (clock[_NEXT] if clock[_NEXT] > 0 else reference):
             if clock[_NEXT] == 0:
                 bets[:] = 0.0
-            # Half a one and half a zero more (Jeffreys): a rate is never quite 0 or 1.
-            rate = (clock[_ONES] + 0.5) / (clock[_N] + 1.0)
-            level[_RATE], level[_ERROR] = rate, math.sqrt(rate * (1.0 - rate) / clock[_N])
+            for k in range(3):
+                n = counts[k, 0] if k < 2 else counts[0, 0] + counts[1, 0]
+                ones = counts[k, 1] if k < 2 else counts[0, 1] + counts[1, 1]
+                # Half a one and half a zero more (Jeffreys): a rate is never quite 0 or 1.
+                rate = (ones + 0.5) / (n + 1.0)
+                level[k, _RATE], level[k, _ERROR] = rate, math.sqrt(rate * (1.0 - rate) / max(n, 1))
+            apart = abs(level[0, _RATE] - level[1, _RATE])
+            if apart * apart < _APART * _APART * (level[0, _ERROR] ** 2 + level[1, _ERROR] ** 2):
+                level[0], level[1] = level[2], level[2]
             clock[_NEXT] = 2 * clock[_N]
             clock[_READY] = 1
     return True
@@ -96,9 +123,10 @@ def score_rate(
 class Rate:
     """Score a zero or one by the evidence so far that the rate of ones is no longer what it was.
 
-    From the first `reference` values come a rate m and its standard error s. Then twelve gamblers bet, six
-    that the rate is above m + s and six that it is below m - s, in Shiryaev and Roberts' way, so that a change
-    counts from when it happens, at stakes r in {.02, .05, .1, .2, .4, .8}:
+    From the first `reference` values come a rate m and its standard error s, one pair for values that follow a
+    zero and one for those that follow a one where these differ by two errors or more: failures come in runs, and a
+    run is no change. Then twelve gamblers bet, six that the rate is above m + s and six that it is below m - s, in
+    Shiryaev and Roberts' way, so that a change counts from when it happens, at stakes r in {.02, .05, .1, .2, .4, .8}:
 
     - up: M ← (1 + r (x - m₊) / m₊) · (M + 1), m₊ = m + s;
     - down: M ← (1 - r (x - m₋) / (1 - m₋)) · (M + 1), m₋ = m - s.
@@ -108,7 +136,7 @@ class Rate:
     have been seen, m and s are taken anew from all of them: a chance error of the first reference would else be
     told from the truth in the long run, and be taken for a change.
 
-    The limit changes nothing that is learned. All is learned anew when the evidence reaches 1e12, which no
+    The limit changes nothing that is learned. All is learned anew when the evidence reaches 1e15, which no
     operator's limit exceeds: an alarm lasts from the limit to there, then the score is 0.0 while `reference`
     values of the new normal are gathered. A value of 0.5 or more is a one.
 
@@ -157,7 +185,8 @@ class Rate:
         self.params = params
         self.reconfigure(params, sensitivity=sensitivity)
         self._clock: npt.NDArray[np.int64] = np.zeros(4, dtype=np.int64)
-        self._level: F64 = np.zeros(2)
+        self._counts: I64 = np.zeros((2, 2), dtype=np.int64)
+        self._level: F64 = np.zeros((3, 2))
         self._bets: F64 = np.zeros((2, len(_STAKES)))
         self._scores: F64 = np.empty(0)
         self._why: F64 = np.empty((0, 3))
@@ -182,7 +211,15 @@ class Rate:
         scores = np.empty(array.size)
         why = np.empty((array.size, 3))  # filled where the score is 1.0 or more
         if not score_rate(
-            array, self.params.reference, self._clock, self._level, self._bets, self._log_limit, scores, why
+            array,
+            self.params.reference,
+            self._clock,
+            self._counts,
+            self._level,
+            self._bets,
+            self._log_limit,
+            scores,
+            why,
         ):
             raise refuse_non_finite("rate")
         self._scores, self._why = scores, why
@@ -206,12 +243,12 @@ class Rate:
 
     def snapshot(self) -> State:
         """Return counts, reference and bets."""
-        return {"clock": self._clock.copy(), "level": self._level.copy(), "bets": self._bets.copy()}
+        return {name: getattr(self, f"_{name}").copy() for name in _PARTS}
 
     def restore(self, state: State) -> None:
         """Take up a state; raise `StateError` when it is not one of this detector."""
         try:
-            parts = [(getattr(self, f"_{name}"), state[name]) for name in ("clock", "level", "bets")]
+            parts = [(getattr(self, f"_{name}"), state[name]) for name in _PARTS]
             if any(mine.shape != theirs.shape for mine, theirs in parts):
                 raise StateError("rate: the state is of another shape")
         except (KeyError, AttributeError, TypeError) as error:

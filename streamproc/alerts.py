@@ -19,12 +19,17 @@ State = Literal["inactive", "pending", "firing"]
 
 
 class Policy(Struct, frozen=True, gc=False):
-    """When a condition becomes an alert; times in microseconds."""
+    """When a condition becomes an alert; times in microseconds.
+
+    clear: the score below which a firing alert counts as quiet. Evidence that gathers and fades crosses its limit
+    many times on the way down; it is one alert until it is down to `clear`.
+    """
 
     for_us: int = 0
     resolve_after_us: int = 600_000_000
     k: int = 1
     n: int = 1
+    clear: float = 1.0
 
 
 class Step(Struct, frozen=True, gc=False):
@@ -87,6 +92,8 @@ class Lifecycle:
                 if self.state == "pending" and at - self.since_us >= policy.for_us:
                     self.state = "firing"
                     steps.append(self._step("opened", row, at))
+            elif self.state == "firing" and policy.clear < 1.0 and scores[row] >= policy.clear:
+                self.last_us = at
             elif self.state == "pending" and self.seen - self.recent[0] >= policy.n:
                 self._reset()
         return steps

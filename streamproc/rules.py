@@ -22,6 +22,11 @@ from streamproc.alerts import Policy
 from streamproc.config import Config, Report, Sensitivity, SignalRule
 from streamproc.signals import Kind, SignalSpec
 
+#: Detectors whose score is the logarithm of evidence over that of its limit.
+_EVIDENCE = frozenset({"drift", "rate"})
+#: Their alerts last until the evidence is down to the root of the limit.
+_CLEAR = 0.5
+
 
 class Rule(Struct, frozen=True, kw_only=True):
     """One signal of one model, watched by one detector."""
@@ -180,6 +185,7 @@ class RuleBook:
                 resolve_after_us=resolve.us if resolve is not None else max(5 * window_us, 5_000_000),
                 k=k,
                 n=n,
+                clear=_CLEAR if detector in _EVIDENCE else 1.0,
             ),
             owner=last("owner", ""),
             runbook=last("runbook", ""),

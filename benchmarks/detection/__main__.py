@@ -3,6 +3,7 @@
     python -m benchmarks.detection nab      patterns of NAB's files, by NAB's own score
     python -m benchmarks.detection cloud    spikes of cloud telemetry, recall of labelled events
     python -m benchmarks.detection drift    drift of values and of rates, delays at a given rate of false alarms
+    python -m benchmarks.detection fleet    false alerts of a thousand signals against their budget, and its delay
     python -m benchmarks.detection outlier  odd rows among ADBench's
 
 One set of parameters for all series; labels take no part in detection; no file's length, least or largest value is
@@ -18,7 +19,7 @@ from pathlib import Path
 
 import orjson
 
-from benchmarks.detection import cloud, drift, nab, outlier
+from benchmarks.detection import cloud, drift, fleet, nab, outlier
 from benchmarks.detection.shared import SHARED
 
 
@@ -40,6 +41,16 @@ def main() -> None:
     command.add_argument("--before", type=int, default=3_000, help="values before the change (default: %(default)s)")
     command.add_argument("--after", type=int, default=3_000, help="values after it (default: %(default)s)")
     command.add_argument("--no-baselines", action="store_true", help="ours only, a few seconds")
+    command = commands.add_parser(
+        "fleet", description=fleet.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    command.add_argument("--signals", type=int, default=1_000, help="of each kind (default: %(default)s)")
+    command.add_argument("--days", type=int, default=7)
+    command.add_argument("--allowed", type=float, default=5.0, help="false alerts a day (default: %(default)s)")
+    command.add_argument("--shifted", type=int, default=20, help="signals shifted (default: %(default)s)")
+    command.add_argument("--seed", type=int, default=1)
+    command.add_argument("--kinds", nargs="+", choices=list(fleet.KINDS), default=list(fleet.KINDS), metavar="KIND")
+    command.add_argument("--no-baselines", action="store_true", help="ours only")
     args = parser.parse_args()
     if "data" in args and not args.data.is_dir():
         sys.exit(f"{args.data} is not there; give --data, or set STREAMPROC_SHARED")
@@ -50,6 +61,11 @@ def main() -> None:
             result = cloud.run(args.data)
         case "outlier":
             result = outlier.run(args.data, table=True)
+        case "fleet":
+            result = fleet.run(
+                signals=args.signals, days=args.days, allowed=args.allowed, shifted=args.shifted, seed=args.seed,
+                kinds=tuple(args.kinds), baselines=not args.no_baselines, table=True,
+            )  # fmt: skip
         case _:
             result = drift.run(
                 runs=args.runs, before=args.before, after=args.after, baselines=not args.no_baselines, table=True
