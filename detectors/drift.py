@@ -72,6 +72,8 @@ def _betting() -> F64:
 
 
 _WINS: Final = _betting()
+_NO_VALUES: Final = np.zeros(0)
+_NO_TIMES: Final = np.zeros(0, dtype=np.int64)
 
 
 class DriftParams(msgspec.Struct, frozen=True, kw_only=True):
@@ -199,22 +201,26 @@ def score_drift(
     draws: U64,
     clock: I64,
     wins: F64,
+    reference: int,
     prewhiten: bool,
     log_limit: float,
+    start: int,
     scores: F64,
     why: F64,
-) -> bool:
-    """Score, then learn, each value in order; False, untouched, when one is not finite.
+) -> int:
+    """Score, then learn, each value in order from `start` on; return how many were taken, or -1, all untouched.
 
+    -1: a value is not finite. Fewer than all: a new reference is to be gathered, and `first` has no room for it.
     edges is (2, 63), counts (2, 64), bets (2, 13): of values as they are, and of residuals. why is (n, 4), filled
     where the score is 1.0 or more: the kind of bet that won most, then median and band of the past.
     """
-    if not all_finite(values):
-        return False
-    reference = first.size
-    for i in range(values.size):
+    if start == 0 and not all_finite(values):
+        return -1
+    for i in range(start, values.size):
         x = values[i]
         if clock[_FILLED] < reference:
+            if first.size < reference:
+                return i
             scores[i] = 0.0 if clock[_READY] == 1 else np.nan
             first[clock[_FILLED]] = x
             first_times[clock[_FILLED]] = times[i]
@@ -250,7 +256,7 @@ def score_drift(
         if evidence >= RESTART:
             clock[_FILLED] = 0
             clock[_COUNTED] = 0
-    return True
+    return values.size
 
 
 class Drift:
@@ -282,8 +288,7 @@ class Drift:
 
     U comes from a counter-based generator (splitmix64) whose key and count are in the snapshot.
 
-    An instance takes about 14 kB, most of it the reference; its snapshot 4 kB, and while a reference is gathered
-    at most 9 kB.
+    An instance takes 4.5 kB, and 8 more while a reference is gathered; its snapshot 4 kB, then at most 9.
 
     Parameters
     ----------
@@ -329,8 +334,7 @@ class Drift:
         del columns  # one shape for every detector
         self.params = params
         self.reconfigure(params, sensitivity=sensitivity)
-        self._first: F64 = np.zeros(params.reference)
-        self._first_times: I64 = np.zeros(params.reference, dtype=np.int64)
+        self._gather()
         self._edges: F64 = np.zeros((2, _BINS - 1))
         self._counts: I64 = np.zeros((2, _BINS), dtype=np.int64)
         self._bets: F64 = np.zeros((2, _BETS))
@@ -354,34 +358,48 @@ class Drift:
         self.params = params
         self._log_limit = math.log(params.limit if params.limit is not None else _LIMIT[self._sensitivity])
 
+    def _gather(self) -> None:
+        """Make room for a reference."""
+        self._first: F64 = np.zeros(self.params.reference)
+        self._first_times: I64 = np.zeros(self.params.reference, dtype=np.int64)
+
     def score(self, values: F64, times: I64) -> F64:
         """Score each of (n,) values, then learn it; see `detectors.protocol.Detector.score`."""
-        array = as_values(values, times, name="drift")
+        array, moments = as_values(values, times, name="drift"), as_times(times)
         scores = np.empty(array.size)
         why = np.empty((array.size, 4))  # filled where the score is 1.0 or more
-        filter_ = self._whitener
-        if not score_drift(
-            array,
-            as_times(times),
-            self._first,
-            self._first_times,
-            self._edges,
-            self._counts,
-            self._bets,
-            filter_.head,
-            filter_.theta,
-            filter_.cov,
-            filter_.row,
-            filter_.gain,
-            self._draws,
-            self._clock,
-            _WINS,
-            self.params.prewhiten,
-            self._log_limit,
-            scores,
-            why,
-        ):
-            raise refuse_non_finite("drift")
+        filter_, params, done = self._whitener, self.params, 0
+        while True:
+            done = score_drift(
+                array,
+                moments,
+                self._first,
+                self._first_times,
+                self._edges,
+                self._counts,
+                self._bets,
+                filter_.head,
+                filter_.theta,
+                filter_.cov,
+                filter_.row,
+                filter_.gain,
+                self._draws,
+                self._clock,
+                _WINS,
+                params.reference,
+                params.prewhiten,
+                self._log_limit,
+                done,
+                scores,
+                why,
+            )
+            if done < 0:
+                raise refuse_non_finite("drift")
+            if done == array.size:
+                break
+            self._gather()
+        if self._first.size and self._clock[_FILLED] == params.reference:
+            self._first, self._first_times = _NO_VALUES, _NO_TIMES  # in the bins now
         self._scores, self._why = scores, why
         return scores.copy()
 
@@ -421,6 +439,7 @@ class Drift:
             if clock.shape != self._clock.shape or draws.shape != self._draws.shape:
                 raise StateError("drift: the state is of another shape")
             if filled < self.params.reference:
+                self._gather()
                 parts = [
                     (self._first[:filled], state["first"]),
                     (self._first_times[:filled], state["first_times"]),
@@ -435,4 +454,6 @@ class Drift:
             raise StateError(f"drift: not a state of this detector: {error!r}") from error
         for mine, theirs in parts:
             mine[:] = theirs
+        if filled == self.params.reference:
+            self._first, self._first_times = _NO_VALUES, _NO_TIMES
         self._clock[:], self._draws[:] = clock, draws
