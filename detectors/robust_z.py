@@ -9,10 +9,11 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from detectors.kernels import MAX_SCORE, all_finite, as_values, kernel, refuse_non_finite
+from detectors.kernels import all_finite, as_values, kernel, refuse_non_finite
 from detectors.params import DetectorSpec, Sensitivity, require_kept
 from detectors.protocol import F64, I64, Evidence, State
 from detectors.state import StateError
+from detectors.tail import FURTHEST, TAIL, Alpha, learn_tail, tail_limit
 
 __all__ = ["RobustZ", "RobustZParams"]
 
@@ -54,6 +55,7 @@ class RobustZParams(msgspec.Struct, frozen=True, kw_only=True):
         Annotated[float, msgspec.Meta(gt=0)] | None,
         msgspec.Meta(description="scales from the median that score 1.0; null: by sensitivity, 9, 6 or 4"),
     ] = None
+    alpha: Alpha = None
     rel_floor: Annotated[
         float, msgspec.Meta(ge=0, le=10, description="least scale, as a share of the median's size")
     ] = 0.01
@@ -138,16 +140,21 @@ def score_robust_z(
     ring: F64,
     ordered: F64,
     place: I64,
+    tail: F64,
     warm_up: int,
     side: int,
     limit: float,
+    alpha: float,
     rel_floor: float,
     abs_floor: float,
     scores: F64,
     medians: F64,
-    scales: F64,
+    widths: F64,
 ) -> bool:
-    """Score, then learn, each value in order; False, untouched, when one is not finite."""
+    """Score, then learn, each value in order; False, untouched, when one is not finite.
+
+    alpha 0: the limit is never raised. widths: how far from the median a value scores 1.0.
+    """
     if not all_finite(values):
         return False
     window = ring.size
@@ -155,15 +162,17 @@ def score_robust_z(
     for i in range(values.size):
         x = min(max(values[i], -_LARGEST), _LARGEST) + 0.0  # + 0.0: -0.0 is 0.0
         learned = x
-        scores[i], medians[i], scales[i] = np.nan, np.nan, np.nan
+        scores[i], medians[i], widths[i] = np.nan, np.nan, np.nan
         if n > 0:
             median = _centre(ordered, n)
             scale, clip = scale_of(ordered, n, median, rel_floor, abs_floor)
             if n >= warm_up:
                 distance = x - median
                 z = abs(distance) if side == 0 else max(side * distance, 0.0)
-                scores[i] = min(z / scale / limit, MAX_SCORE)
-                medians[i], scales[i] = median, scale
+                least = max(limit, tail_limit(tail, alpha)) if alpha > 0.0 else limit
+                scores[i] = min(z / scale, FURTHEST) / least
+                medians[i], widths[i] = median, scale * least
+                learn_tail(tail, min(z / scale, FURTHEST))
                 learned = min(max(x, median - clip * scale), median + clip * scale) + 0.0
                 far = far + 1 if abs(distance) > max(_FAR_SCALES, clip) * scale else 0
                 if far % _LEARN_ONE_OF != 0:
@@ -196,7 +205,8 @@ class RobustZ:
     The scale is 1.4826 times the median absolute deviation of the window; where more than half the
     window is equal, 1.2533 times the mean absolute deviation; and never below
     max(rel_floor · |median|, abs_floor), so that after a constant stretch a jitter within `limit`
-    times that stays silent. The score is distance / (scale · limit).
+    times that stays silent. The score is distance / (scale · limit). With `alpha` the limit is at least the distance
+    that so small a share of the series' own values exceeds (`detectors.tail`).
 
     What is learned is clipped to the median ± 3.5 scales (10 where more than half is equal), whatever the
     limit; and of values further than 6 scales in a row only one in four is. A level shift therefore enters the
@@ -249,9 +259,10 @@ class RobustZ:
         self._ring: F64 = np.zeros(params.window)
         self._ordered: F64 = np.zeros(params.window)
         self._place: npt.NDArray[np.int64] = np.zeros(3, dtype=np.int64)
+        self._tail: F64 = np.zeros(TAIL)
         self._scores: F64 = np.empty(0)
         self._medians: F64 = np.empty(0)
-        self._scales: F64 = np.empty(0)
+        self._widths: F64 = np.empty(0)
 
     def reconfigure(self, params: RobustZParams, *, sensitivity: Sensitivity | None = None) -> None:
         """Take other parameters from the next value on, keeping what was learned.
@@ -270,32 +281,33 @@ class RobustZ:
     def score(self, values: F64, times: I64) -> F64:
         """Score each of (n,) values, then learn it; see `detectors.protocol.Detector.score`."""
         array = as_values(values, times, name="robust_z")
-        scores, medians, scales = np.empty((3, array.size))
+        scores, medians, widths = np.empty((3, array.size))
         params = self.params
         if not score_robust_z(
             array,
             self._ring,
             self._ordered,
             self._place,
+            self._tail,
             params.warm_up,
             _SIDES[params.direction],
             self._limit,
+            params.alpha or 0.0,
             params.rel_floor,
             params.abs_floor,
             scores,
             medians,
-            scales,
+            widths,
         ):
             raise refuse_non_finite("robust_z")
-        self._scores, self._medians, self._scales = scores, medians, scales
-        self._explained_limit = self._limit
+        self._scores, self._medians, self._widths = scores, medians, widths
         return scores.copy()
 
     def explain(self, index: int = -1) -> Evidence:
         """Give the median and the band outside which the score is 1.0 or more."""
         if math.isnan(self._scores[index]):
             return Evidence()
-        median, width = float(self._medians[index]), float(self._scales[index]) * self._explained_limit
+        median, width = float(self._medians[index]), float(self._widths[index])
         direction = self.params.direction
         return Evidence(
             expected=median,
@@ -308,16 +320,18 @@ class RobustZ:
         return max(0, self.params.warm_up - int(self._place[_N]))
 
     def snapshot(self) -> State:
-        """Return the window, oldest first, and the run of far values."""
+        """Return the window, oldest first, the run of far values, and the tail."""
         n, head = int(self._place[_N]), int(self._place[_HEAD])
         window = self._ring[:n] if n < self._ring.size else np.roll(self._ring, -head)
-        return {"window": window.copy(), "far": int(self._place[_FAR])}
+        return {"window": window.copy(), "far": int(self._place[_FAR]), "tail": self._tail.copy()}
 
     def restore(self, state: State) -> None:
         """Take up a window; raise `StateError` when it is not one of this size."""
-        window = state.get("window")
+        window, tail = state.get("window"), state.get("tail")
         if (
-            not isinstance(window, np.ndarray)
+            not isinstance(tail, np.ndarray)
+            or tail.shape != (TAIL,)
+            or not isinstance(window, np.ndarray)
             or window.ndim != 1
             or window.size > self.params.window
             or not isinstance(state.get("far"), int)
@@ -326,4 +340,5 @@ class RobustZ:
         n = window.size
         self._ring[:n] = window
         self._ordered[:n] = np.sort(window)
+        self._tail[:] = tail
         self._place[:] = n, n % self.params.window, int(state["far"])

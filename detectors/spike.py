@@ -12,6 +12,7 @@ from detectors.kernels import all_finite, as_values, kernel, refuse_non_finite
 from detectors.params import DetectorSpec, Sensitivity, require_kept
 from detectors.protocol import F64, I64, Evidence, State
 from detectors.state import StateError
+from detectors.tail import FURTHEST, TAIL, Alpha, learn_tail, tail_limit
 
 __all__ = ["Spike", "SpikeParams"]
 
@@ -19,7 +20,7 @@ _LIMIT: Final[dict[Sensitivity, float]] = {"low": 9.0, "medium": 6.0, "high": 4.
 _SIDES: Final = {"up": 1, "down": -1, "both": 0}
 
 # A z beyond this says no more than this.
-_LARGEST_Z: Final = 50.0
+_LARGEST_Z: Final = FURTHEST
 # A value moves a mean by no more than it would from this many deviations away.
 _CLIP_MEAN: Final = 3.5
 # And widens a deviation by no more than this many. Clipped as tightly as the mean, a deviation settles too
@@ -50,6 +51,7 @@ class SpikeParams(msgspec.Struct, frozen=True, kw_only=True):
         Annotated[float, msgspec.Meta(gt=0, le=_LARGEST_Z)] | None,
         msgspec.Meta(description="deviations from the mean that score 1.0; null: by sensitivity, 9, 6 or 4"),
     ] = None
+    alpha: Alpha = None
     rel_floor: Annotated[
         float, msgspec.Meta(ge=0, le=10, description="least deviation, as a share of the mean's size")
     ] = 0.01
@@ -83,19 +85,24 @@ def _learn(state: F64, at: int, distance: float, deviation: float, share: float,
 def score_spike(
     values: F64,
     state: F64,
+    tail: F64,
     fast: float,
     slow: float,
     warm_up: int,
     settled: int,
     side: int,
     limit: float,
+    alpha: float,
     rel_floor: float,
     abs_floor: float,
     scores: F64,
     means: F64,
-    deviations: F64,
+    widths: F64,
 ) -> bool:
-    """Score, then learn, each value in order; False, untouched, when one is not finite."""
+    """Score, then learn, each value in order; False, untouched, when one is not finite.
+
+    alpha 0: the limit is never raised. widths: how far from the mean a value scores 1.0.
+    """
     if not all_finite(values):
         return False
     least_fast, least_slow = 1.0 - 2.0 ** (-1.0 / fast), 1.0 - 2.0 ** (-1.0 / slow)
@@ -107,18 +114,22 @@ def score_spike(
         fast_distance, slow_distance = x - state[_FAST], x - state[_SLOW]
         fast_deviation = _deviation(state, _FAST, rel_floor, abs_floor)
         slow_deviation = _deviation(state, _SLOW, rel_floor, abs_floor)
-        scores[i], means[i], deviations[i] = np.nan, np.nan, np.nan
+        scores[i], means[i], widths[i] = np.nan, np.nan, np.nan
         if n >= warm_up:
             fast_z, slow_z = fast_distance / fast_deviation, slow_distance / slow_deviation
             if side == 0:
                 fast_z, slow_z = abs(fast_z), abs(slow_z)
             else:
                 fast_z, slow_z = max(side * fast_z, 0.0), max(side * slow_z, 0.0)
+            z = min(fast_z, slow_z, _LARGEST_Z)
+            least = max(limit, tail_limit(tail, alpha)) if alpha > 0.0 else limit
             if fast_z <= slow_z:
-                means[i], deviations[i] = state[_FAST], fast_deviation
+                means[i], widths[i] = state[_FAST], fast_deviation * least
             else:
-                means[i], deviations[i] = state[_SLOW], slow_deviation
-            scores[i] = min(fast_z, slow_z, _LARGEST_Z) / limit
+                means[i], widths[i] = state[_SLOW], slow_deviation * least
+            scores[i] = z / least
+            if n >= settled:
+                learn_tail(tail, z)
         # All of the past weighs the same until it is longer than the half-life's own memory.
         evenly = 1.0 / (n + 1.0)
         clipped = n >= settled
@@ -135,7 +146,7 @@ class Spike:
 
         b = max(1 - 2^(-1/h), 1/(n+1));  d = x - m;  v ← (1-b)(v + b·d²);  m ← m + b·d
 
-    and z = |d| / √v. The score is min(z₅₀, z₄₀₀, 50) / limit: what the last fifty values explain is no spike, nor
+    and z = |d| / √v. The score is min(z₅₀, z₄₀₀) / limit: what the last fifty values explain is no spike, nor
     what the last four hundred do. √v is never taken below max(rel_floor · \|m\|, abs_floor), so that a jitter after
     a constant stretch is silent.
 
@@ -144,7 +155,10 @@ class Spike:
     clipped as tightly would be too small for a metric whose tails are heavy, and it would alarm more often
     than its neighbours at the same limit.
 
-    The past is five numbers; a value costs some 20 ns.
+    With `alpha` the limit is at least the distance that so small a share of the series' own values exceeds
+    (`detectors.tail`): six deviations are rare in normal noise and common in heavy-tailed noise.
+
+    The past is nine numbers; a value costs some 20 ns, 50 with `alpha`.
 
     Parameters
     ----------
@@ -188,9 +202,10 @@ class Spike:
         self.params = params
         self.reconfigure(params, sensitivity=sensitivity)
         self._state: F64 = np.zeros(_SIZE)
+        self._tail: F64 = np.zeros(TAIL)
         self._scores: F64 = np.empty(0)
         self._means: F64 = np.empty(0)
-        self._deviations: F64 = np.empty(0)
+        self._widths: F64 = np.empty(0)
 
     def reconfigure(self, params: SpikeParams, *, sensitivity: Sensitivity | None = None) -> None:
         """Take other parameters from the next value on, keeping what was learned."""
@@ -203,33 +218,34 @@ class Spike:
     def score(self, values: F64, times: I64) -> F64:
         """Score each of (n,) values, then learn it; see `detectors.protocol.Detector.score`."""
         array = as_values(values, times, name="spike")
-        scores, means, deviations = np.empty((3, array.size))
+        scores, means, widths = np.empty((3, array.size))
         params = self.params
         if not score_spike(
             array,
             self._state,
+            self._tail,
             params.fast,
             params.slow,
             params.warm_up,
             params.settled,
             _SIDES[params.direction],
             self._limit,
+            params.alpha or 0.0,
             params.rel_floor,
             params.abs_floor,
             scores,
             means,
-            deviations,
+            widths,
         ):
             raise refuse_non_finite("spike")
-        self._scores, self._means, self._deviations = scores, means, deviations
-        self._explained_limit = self._limit
+        self._scores, self._means, self._widths = scores, means, widths
         return scores.copy()
 
     def explain(self, index: int = -1) -> Evidence:
         """Give the mean and the band of the memory that the value is nearer to, in its deviations."""
         if math.isnan(self._scores[index]):
             return Evidence()
-        mean, width = float(self._means[index]), float(self._deviations[index]) * self._explained_limit
+        mean, width = float(self._means[index]), float(self._widths[index])
         direction = self.params.direction
         return Evidence(
             expected=mean,
@@ -242,12 +258,14 @@ class Spike:
         return max(0, self.params.warm_up - int(self._state[_N]))
 
     def snapshot(self) -> State:
-        """Return the count, and both means and variances."""
-        return {"memories": self._state.copy()}
+        """Return the count, both means and variances, and the tail."""
+        return {"memories": self._state.copy(), "tail": self._tail.copy()}
 
     def restore(self, state: State) -> None:
-        """Take up two memories; raise `StateError` on any other state."""
-        memories = state.get("memories")
-        if not isinstance(memories, np.ndarray) or memories.shape != (_SIZE,) or not np.isfinite(memories).all():
-            raise StateError(f"spike: expected {_SIZE} finite numbers")
-        self._state[:] = memories
+        """Take up two memories and a tail; raise `StateError` on any other state."""
+        found = [(self._state, state.get("memories")), (self._tail, state.get("tail"))]
+        for mine, theirs in found:
+            if not isinstance(theirs, np.ndarray) or theirs.shape != mine.shape or not np.isfinite(theirs).all():
+                raise StateError(f"spike: expected {_SIZE} and {TAIL} finite numbers")
+        for mine, theirs in found:
+            mine[:] = theirs

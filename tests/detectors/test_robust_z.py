@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from detectors import registry, robust_z
+from detectors.tail import TAIL
 
 TIMES = np.arange(10_000, dtype=np.int64)
 
@@ -48,7 +49,7 @@ def test_the_compiled_loop_equals_the_plain_one_to_the_bit() -> None:
     outcomes = []
     for loop in (robust_z.score_robust_z, robust_z.score_robust_z.py_func):  # type: ignore[attr-defined]
         place, out = np.zeros(3, dtype=np.int64), np.empty((3, 400))
-        loop(values, np.zeros(50), np.zeros(50), place, 30, 0, 6.0, 0.01, 1e-9, *out)
+        loop(values, np.zeros(50), np.zeros(50), place, np.zeros(TAIL), 30, 0, 6.0, 1e-4, 0.01, 1e-9, *out)
         outcomes.append(out.tobytes())
     assert outcomes[0] == outcomes[1]
 
