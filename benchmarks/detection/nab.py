@@ -33,7 +33,7 @@ def held(scores: np.ndarray, limit: float) -> np.ndarray:
     """Keep the scores at or over a limit, at most one in `HOLD` rows; all others are 0."""
     kept = np.zeros_like(scores)
     free = 0
-    for i in np.flatnonzero(scores >= limit):
+    for i in np.flatnonzero(scores >= limit).tolist():
         if i >= free:
             kept[i], free = scores[i], i + HOLD
     return kept
