@@ -270,6 +270,23 @@ def test_an_incident_alarms_once_at_any_sensitivity() -> None:
     assert dumps(other.snapshot()) == states[0]
 
 
+@pytest.mark.parametrize("kind", ["normal", "lognormal", "autoregressive", "walk", "counter"])
+def test_noise_of_any_kind_alarms_less_than_twice_in_a_thousand(kind: str) -> None:
+    rng = np.random.default_rng(5)
+    values = rng.normal(size=20_000)
+    if kind == "lognormal":
+        values = np.exp(1.5 * values)
+    elif kind == "autoregressive":
+        for i in range(1, values.size):
+            values[i] += 0.9 * values[i - 1]
+    elif kind == "walk":
+        values = np.cumsum(values)
+    elif kind == "counter":
+        values = 1e9 + np.cumsum(rng.poisson(5.0, values.size))
+    scores = registry.create("pattern").score(values, np.arange(values.size) * MINUTE_US)
+    assert (scores >= 1).sum() < 40
+
+
 def test_a_normal_level_at_the_wrong_time_of_day_is_found_and_said() -> None:
     values, times = days(3_000)
     values[2_380:2_420] = values[2_380 - 144 : 2_420 - 144]
