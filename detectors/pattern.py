@@ -1,12 +1,13 @@
-"""Patterns of one metric that changed: an ensemble of nine views of the value and of its daily rhythm."""
+"""Patterns of one metric that changed: an ensemble of thirteen views of the value and of its daily or weekly rhythm."""
 
 from __future__ import annotations
 
 import math
-from typing import Annotated, ClassVar, Final
+from typing import Annotated, Any, ClassVar, Final, TypeAlias
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 
 from detectors.kernels import all_finite, as_times, as_values, kernel, refuse_non_finite
 from detectors.params import DetectorSpec, Sensitivity, require_kept
@@ -15,33 +16,51 @@ from detectors.state import StateError
 
 __all__ = ["Pattern", "PatternParams"]
 
-_LIMIT: Final[dict[Sensitivity, float]] = {"low": 1.5, "medium": 1.17, "high": 0.9}
+F32: TypeAlias = npt.NDArray[np.float32]
 
-# What each of the nine views says when it leads.
+# Two steps of the clocks apart, see `_LEVELS`.
+_LIMIT: Final[dict[Sensitivity, float]] = {"low": 1.5 * 2**0.5, "medium": 1.5, "high": 1.5 * 2**-0.5}
+
+# Lengths of a block, in values, for the views of stretches; each looks at x and at r.
+_BLOCKS: Final = (1, 5, 12, 30)
+_LONG: Final = 6
+
+# What each of the views says when it leads.
 _NOTES: Final = (
-    "the last 120 values are spread otherwise than before",
+    *(f"the last {_LONG * block} values run as none before" for block in _BLOCKS),
+    *(f"the last {_LONG * block} values run as none before, at this time" for block in _BLOCKS),
     "the last 30 values are spread otherwise than before",
-    "beyond the range seen so far",
-    "beyond the range usual at this time of day",
-    "the last 6 values run as none before, at this time of day",
+    "the last 60 values are spread otherwise than usual at this time",
     "the last 20 values lie in a tail of the past",
-    "the last 25 values run as none before, at this time of day",
-    "the last 60 values are spread otherwise than usual at this time of day",
-    "the last 180 values run as none before",
+    "the last 60 values lie in a tail of the past",
+    "beyond the range seen so far",
 )
 _VIEWS: Final = len(_NOTES)
+_STRETCHES: Final = 2 * len(_BLOCKS)
+_TESTED: Final = _VIEWS - 1
 
 _LARGEST: Final = 1e100
+# Stretches are kept in single precision, as distances from the first value, within what can be squared.
+_LARGEST_KEPT: Final = 1e17
 _TINY: Final = 1e-9
 _SLOTS: Final = 96
+_HOURS: Final = 168
 _MINUTE_US: Final = 60_000_000
+_HOUR_US: Final = 60 * _MINUTE_US
 _DAY_MINUTES: Final = 1440
 _BINS: Final = 12
 _TAIL: Final = 20
-_CELLS: Final = 1024
+_LONG_TAIL: Final = 60
+_CELLS: Final = 512
 _SHARE: Final = 0.05
-# A held score stays just below the limit.
-_HELD: Final = 1.0 - 2.0**-20
+_SIGMAS: Final = 3.0
+
+# Means of the views at which a clock is kept, four to a doubling, from .09 to 12: fixed, so that what is
+# kept does not depend on the limit.
+_LEVELS: Final = 1.5 * 2.0 ** (np.arange(-16, 13) / 4.0)
+_NEVER: Final = -1e9
+# A limit given in decimals is still that level's.
+_ABOUT: Final = 1.0 + 1e-9
 
 # Shares by half-life, as b = 1 - 2^(-1/h).
 _B1000: Final = 1.0 - 0.5 ** (1.0 / 1000.0)
@@ -49,12 +68,8 @@ _B1500: Final = 1.0 - 0.5 ** (1.0 / 1500.0)
 _B2000: Final = 1.0 - 0.5 ** (1.0 / 2000.0)
 _KEPT3000: Final = 0.5 ** (1.0 / 3000.0)
 
-# The limits of the views of the first kind: 99.9 % quantiles of each on unlabelled data.
-_KL120: Final = 4.4
-_KL30: Final = 4.4
+# The 99.9 % quantile of the distance beyond the range, on unlabelled data.
 _RANGE: Final = 0.082
-_RANGE_DAILY: Final = 0.14
-_RATIO: Final = 26.0
 
 
 class PatternParams(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,12 +80,12 @@ class PatternParams(msgspec.Struct, frozen=True, kw_only=True):
         int, msgspec.Meta(ge=50, le=10_000, description="past stretches kept by each view of stretches")
     ] = 500
     limit: Annotated[
-        Annotated[float, msgspec.Meta(gt=0, le=12)] | None,
-        msgspec.Meta(description="mean of the views that scores 1.0; null: by sensitivity, 1.5, 1.17 or 0.9"),
+        Annotated[float, msgspec.Meta(ge=0.1, le=12)] | None,
+        msgspec.Meta(description="mean of the views that scores 1.0; null: by sensitivity, 2.12, 1.5 or 1.06"),
     ] = None
     hold: Annotated[
-        int, msgspec.Meta(ge=0, le=1_000_000, description="values after an alarm that cannot alarm; 0: none")
-    ] = 0
+        int, msgspec.Meta(ge=0, le=1_000_000, description="values in which at most one alarms; 0: no such bound")
+    ] = 100
 
 
 @kernel
@@ -148,62 +163,61 @@ def _spread(s: F64, x: float) -> float:
 
 
 @kernel
-def _stretch(
-    s: F64, stored: F64, distances: F64, near: F64, x: float, block: int, w: int, excluded: int, ratio: bool
-) -> float:
-    """Return how far the last w blocks are from the nearest stored stretch of w blocks; 0 inside a block.
+def _stretch(s: F64, means: F32, halves: F32, near: F32, x: float, block: int) -> float:
+    """Return how far the last 6 blocks are from the nearest earlier 6 in a row; 0 inside a block.
 
-    s: count, mean, variance, values in the open block, their sum, largest, smallest, blocks, stretches stored;
-    then the latest stretch, w means and w half ranges. stored: (2w, shingles), so that one pass goes
-    over all stretches at once.
+    s: count, mean, variance, values in the open block, their sum, largest, smallest, blocks, the first value.
+    means and halves: rings of the last blocks' means and half ranges. near: room for the distances.
     """
-    latest = 9
     if s[0] == 0.0:
-        s[1], s[2] = x, 0.0
+        s[1], s[2], s[8] = x, 0.0, x
     _learn(s, 1, x, max(_B2000, 1.0 / (s[0] + 1.0)))
     s[0] += 1.0
-    s[5] = x if s[3] == 0.0 else max(s[5], x)
-    s[6] = x if s[3] == 0.0 else min(s[6], x)
-    s[4] += x
+    y = min(max(x - s[8], -_LARGEST_KEPT), _LARGEST_KEPT)
+    s[5] = y if s[3] == 0.0 else max(s[5], y)
+    s[6] = y if s[3] == 0.0 else min(s[6], y)
+    s[4] += y
     s[3] += 1.0
     if s[3] < block:
         return 0.0
-    for i in range(w - 1):
-        s[latest + i] = s[latest + i + 1]
-        s[latest + w + i] = s[latest + w + i + 1]
-    s[latest + w - 1] = s[4] / block
-    s[latest + 2 * w - 1] = 0.5 * (s[5] - s[6])
+    size = means.size
+    latest = int(s[7])
+    means[latest % size] = np.float32(s[4] / block)
+    halves[latest % size] = np.float32(0.5 * (s[5] - s[6]))
     s[3], s[4] = 0.0, 0.0
     s[7] += 1.0
-    if s[7] < w:
+    # Stretches are told by their first block. The nearest must share no block with the latest one.
+    first = max(0, latest + 1 - size)
+    last = latest - 2 * _LONG + 1
+    if latest - 2 * _LONG < 10:
         return 0.0
-    size = stored.shape[1]
-    seen = int(s[8])
-    held, place = min(seen, size), seen % size
-    out, nearest = 0.0, 0.0
-    if seen > excluded + 10 + (1 if ratio else 0):
-        for j in range(held):
-            near[j] = 0.0
-        for i in range(2 * w):
-            g = s[latest + i]
-            row = stored[i]
-            for j in range(held):
-                d = row[j] - g
-                near[j] += d * d
-        for k in range(excluded):
-            near[(place - 1 - k) % size] = np.inf
-        best = 0
-        for j in range(1, held):
-            if near[j] < near[best]:
-                best = j
-        nearest = math.sqrt(near[best] / w) / (math.sqrt(s[2]) + _TINY)
-        out = (nearest + 0.02) / (distances[best] + 0.05) if ratio else nearest
-        out += 1e-6
-    for i in range(2 * w):
-        stored[i, place] = s[latest + i]
-    distances[place] = nearest
-    s[8] += 1.0
-    return out
+    # Of every place in the ring, whether or not a stretch may start there: two loops without a branch.
+    used = min(latest + 1, size)
+    for p in range(used):
+        near[p] = 0.0
+    for i in range(_LONG):
+        at = (latest - _LONG + 1 + i) % size
+        mean, half = means[at], halves[at]
+        straight = min(used, size - i)
+        for p in range(straight):
+            a = means[p + i] - mean
+            b = halves[p + i] - half
+            near[p] += a * a + b * b
+        for p in range(straight, used):
+            a = means[p + i - size] - mean
+            b = halves[p + i - size] - half
+            near[p] += a * a + b * b
+    best = near[first % size]
+    begin, end = first % size, last % size
+    if begin <= end:
+        for p in range(begin, end + 1):
+            best = min(best, near[p])
+    else:
+        for p in range(begin, size):
+            best = min(best, near[p])
+        for p in range(end + 1):
+            best = min(best, near[p])
+    return math.sqrt(float(best) / _LONG) / (math.sqrt(s[2]) + _TINY) + 1e-6
 
 
 @kernel
@@ -233,13 +247,13 @@ def _merge(cells: F64, used: int, total: float) -> int:
 
 
 @kernel
-def _tail(s: F64, cells: F64, x: float) -> float:
-    """Return the mean over the last 20 values of -log10 of their two-sided rank among the past.
+def _tail(s: F64, cells: F64, x: float) -> tuple[float, float]:
+    """Return the means over the last 20 and 60 values of -log10 of their two-sided rank among the past.
 
-    s: count, cells in use, sum of the last 20, and a ring of them. cells: (2, n) values, ascending, and
-    weights, in place of the whole past: exact until that many distinct values were seen.
+    s: count, cells in use, sums of the last 20 and 60, and a ring of 60. cells: (2, n) values, ascending,
+    and weights, in place of the whole past: exact until that many distinct values were seen.
     """
-    ring = 3
+    ring = 4
     t, used = s[0], int(s[1])
     below, at = 0.0, 0
     while at < used and cells[0, at] < x:
@@ -249,11 +263,14 @@ def _tail(s: F64, cells: F64, x: float) -> float:
     through = below + (cells[1, at] if same else 0.0)
     p = min(1.0, 2.0 * min((through + 1.0) / (t + 2.0), (t - below + 1.0) / (t + 2.0)))
     rarity = -math.log10(p)
-    place = ring + int(t) % _TAIL
-    if t >= _TAIL:
-        s[2] -= s[place]
+    n = int(t)
+    if n >= _TAIL:
+        s[2] -= s[ring + (n - _TAIL) % _LONG_TAIL]
+    if n >= _LONG_TAIL:
+        s[3] -= s[ring + n % _LONG_TAIL]
     s[2] += rarity
-    s[place] = rarity
+    s[3] += rarity
+    s[ring + n % _LONG_TAIL] = rarity
     if same:
         cells[1, at] += 1.0
     else:
@@ -264,11 +281,11 @@ def _tail(s: F64, cells: F64, x: float) -> float:
         if used == _CELLS:
             used = _merge(cells, used, t + 1.0)
     s[0], s[1] = t + 1.0, used
-    return float(s[2] / min(t + 1.0, _TAIL))
+    return float(s[2] / min(t + 1.0, _TAIL)), float(s[3] / min(t + 1.0, _LONG_TAIL))
 
 
 @kernel
-def _residual(s: F64, x: float, slot: int) -> float:
+def _of_day(s: F64, x: float, slot: int) -> float:
     """Return x less the mean of its slot of the day. s: count, variance; a mean and a count a slot."""
     mean, count = 2 + slot, 2 + _SLOTS + slot
     if s[count] == 0.0:
@@ -287,9 +304,56 @@ def _residual(s: F64, x: float, slot: int) -> float:
 
 
 @kernel
-def _share_of(y: float, limit: float) -> float:
-    """Return a view's say: 6 at its limit, 9 at most."""
-    return 6.0 * float(min(y / limit, 1.5))
+def _of_week(s: F64, x: float, hour: int, daily: float) -> tuple[float, float]:
+    """Return x less what is usual at this time, and the mean distance from that; 0 where the day's is as near.
+
+    s: count, mean distance from the day's and from the week's, and of the open hour its number, sum and count;
+    a mean and a count an hour of the week. daily: what `_of_day` returned.
+    """
+    means, counts = 6, 6 + _HOURS
+    if s[3] != hour:
+        if s[5] > 0.0:
+            k = int(s[3]) % _HOURS
+            s[counts + k] += 1.0
+            s[means + k] += max(0.25, 1.0 / s[counts + k]) * (s[4] / s[5] - s[means + k])
+        s[3], s[4], s[5] = hour, 0.0, 0.0
+    s[4] += x
+    s[5] += 1.0
+    k = hour % _HOURS
+    if s[counts + k] < 2.0:
+        return daily, 0.0
+    weekly = x - s[means + k]
+    out, distance = daily, 0.0
+    # Whichever was nearer of late.
+    if s[2] < s[1]:
+        out, distance = weekly, s[2]
+    share = max(0.002, 1.0 / (s[0] + 1.0))
+    a, b = abs(daily), abs(weekly)
+    if s[0] > 100:
+        a, b = min(a, 6.0 * s[1]), min(b, 6.0 * s[2])
+    s[1] += share * (a - s[1])
+    s[2] += share * (b - s[2])
+    s[0] += 1.0
+    return out, float(distance)
+
+
+@kernel
+def _passes(last: F64, hold: int, t: float, raw: float, limit: float) -> bool:
+    """Tell whether raw is the first to reach its level in `hold` values, or the limit's if it reaches that.
+
+    last: when each level's clock was last set. Every clock is kept, whatever the limit.
+    """
+    free = True
+    for k in range(_LEVELS.size):
+        if raw < _LEVELS[k]:
+            break
+        its = t - last[k] >= hold
+        if its:
+            last[k] = t
+        # Levels above the limit have no say: up to the limit, the highest reached has.
+        if k == 0 or _LEVELS[k] <= limit * _ABOUT:
+            free = its
+    return free
 
 
 @kernel
@@ -297,13 +361,15 @@ def score_pattern(
     values: F64,
     times: I64,
     clock: F64,
+    last: F64,
     day: F64,
-    spreads: tuple[F64, F64, F64],
-    ranges: F64,
-    fast: tuple[F64, F64, F64],
-    middle: tuple[F64, F64, F64],
-    slow: tuple[F64, F64, F64],
-    near: F64,
+    week: F64,
+    spreads: tuple[F64, F64],
+    span: F64,
+    stretches: F64,
+    means: F32,
+    halves: F32,
+    near: F32,
     tail: F64,
     cells: F64,
     rarities: F64,
@@ -311,74 +377,89 @@ def score_pattern(
     limit: float,
     hold: int,
     scores: F64,
-    expected: F64,
+    bands: F64,
     leading: I64,
 ) -> bool:
     """Score, then learn, each value in order; False, untouched, when one is not finite."""
     if not all_finite(values):
         return False
-    says = np.zeros(_VIEWS)
+    views = np.zeros(_VIEWS)
+    kinds = len(_BLOCKS)
     for i in range(values.size):
         x = min(max(values[i], -_LARGEST), _LARGEST) + 0.0
         t = clock[0]
         slot = (times[i] // _MINUTE_US) % _DAY_MINUTES * _SLOTS // _DAY_MINUTES
-        r = _residual(day, x, slot)
-        says[0] = _share_of(_spread(spreads[0], x), _KL120)
-        says[1] = _share_of(_spread(spreads[1], x), _KL30)
-        says[2] = _share_of(_beyond(ranges[0], x), _RANGE)
-        says[3] = _share_of(_beyond(ranges[1], r), _RANGE_DAILY)
-        says[4] = _share_of(_stretch(fast[0], fast[1], fast[2], near, r, 1, 6, 10, True), _RATIO)
-        says[5] = _rarity(rarities[0], _tail(tail, cells, x), t)
-        says[6] = _rarity(rarities[1], _stretch(middle[0], middle[1], middle[2], near, r, 5, 5, 10, False), t)
-        says[7] = _rarity(rarities[2], _spread(spreads[2], r), t)
-        says[8] = _rarity(rarities[3], _stretch(slow[0], slow[1], slow[2], near, x, 30, 6, 6, False), t)
+        known = day[2 + _SLOTS + slot] > 0.0
+        sigma = math.sqrt(day[1])
+        daily = _of_day(day, x, slot)
+        r, distance = _of_week(week, x, times[i] // _HOUR_US, daily)
+        for k in range(kinds):
+            views[k] = _stretch(stretches[k], means[k], halves[k], near, x, _BLOCKS[k])
+            j = kinds + k
+            views[j] = _stretch(stretches[j], means[j], halves[j], near, r, _BLOCKS[k])
+        views[8] = _spread(spreads[0], x)
+        views[9] = _spread(spreads[1], r)
+        views[10], views[11] = _tail(tail, cells, x)
+        for k in range(_TESTED):
+            views[k] = _rarity(rarities[k], views[k], t)
+        views[12] = 6.0 * min(_beyond(span, x) / _RANGE, 1.5)
         total, best = 0.0, 0
         for k in range(_VIEWS):
-            total += says[k]
-            if says[k] > says[best]:
+            total += views[k]
+            if views[k] > views[best]:
                 best = k
-        score = max(total / _VIEWS, 0.0) / limit
+        raw = max(total / _VIEWS, 0.0)
         clock[0] = t + 1.0
-        clock[1] += 1.0
         if t < warm_up:
             scores[i] = np.nan
-        elif score < 1.0:
-            scores[i] = score
-        elif clock[1] <= hold:
-            scores[i] = _HELD
+        elif _passes(last, hold, t, raw, limit):
+            scores[i] = raw / limit
         else:
-            scores[i] = score
-            # Without a hold nothing that is kept depends on the limit.
-            if hold > 0:
-                clock[1] = 0.0
-        expected[i], leading[i] = x - r, best
+            # In order still, and below a half.
+            scores[i] = 0.5 * raw / (raw + limit)
+        # The mean distance of normal values is sqrt(2/pi) sigma.
+        reach = _SIGMAS * (sigma if distance == 0.0 else 1.2533141373155003 * distance)
+        bands[0, i] = x - r if known else np.nan
+        bands[1, i] = reach
+        leading[i] = best
     return True
 
 
 class Pattern:
-    """Score a value by what nine views of it, and of its daily rhythm, find unusual.
+    """Score a value by what thirteen views of it, and of its rhythm, find unusual.
 
-    The residual r is the value less the mean of its quarter of an hour of the day. Three kinds of views:
+    The residual r is the value less the mean of its quarter of an hour of the day or, from the third week on and
+    where that was nearer of late, of its hour of the week. Views:
 
-    - spread: Kullback-Leibler divergence of the last w values' histogram from that of the past,
-      of x with w = 120 and 30, of r with w = 60;
-    - range: distance beyond the decaying range of all of the past, of x and of r; and the ranks of the
-      last 20 values among the past;
-    - stretches: distance of the last blocks (their means and half ranges) to the nearest of the last 500
-      such stretches, of r in blocks of 1 and 5, of x in blocks of 30.
+    - stretches, of x and of r: distance of the last six blocks (their means and half ranges) to the nearest six in
+      a row among the last 500, for blocks of 1, 5, 12 and 30 values;
+    - spread: Kullback-Leibler divergence of the histogram of the last w values from that of the past, of x
+      with w = 30 and of r with w = 60;
+    - tails: mean of -log10 of the two-sided rank among the past, of the last 20 and 60 values;
+    - range: distance d beyond the decaying range of all of the past.
 
-    Five enter as 6·min(y/c, 1.5) with a constant c, four as -log10 of their normal tail among their own
-    past. The score is their mean, divided by the limit; the constants are 99.9 % quantiles of unlabelled data.
+    The last enters as 6·min(d/c, 1.5), where c is its 99.9 % quantile on unlabelled data; each other y as -log10 of
+    its normal tail, -log10 Q((y-m)/s), 8 at most, with m and s of its own past. The score is the mean of all
+    thirteen, divided by the limit.
 
-    The past is bounded: stretches in rings, ranks in a sketch of at most 1024 cells, exact until that many
-    distinct values were seen and to 5 % of the nearer tail after. 170 kB a series.
+    An incident alarms once, not at each of its values. For levels four to a doubling, a clock is set by the first
+    value that reaches it, and none more may pass there for `hold` values. A value passes by the limit's clock if
+    it reaches the limit, else by that of its own level; one that does not pass scores below a half. All
+    clocks run whatever the limit is, so sensitivity changes nothing that is kept.
+
+    The medium limit makes less than one false alarm in 1000 values of noise, normal or lognormal, independent
+    or autoregressive: the views are tested against their own past. Rare counts (ones among many
+    zeros) make two.
+
+    The past is bounded: blocks in rings of single precision, ranks in a sketch of at most 512 cells, exact until
+    that many distinct values were seen and to about 5 % of the nearer tail after. 48 kB a series.
 
     Parameters
     ----------
     params
-        The limit, and how long to hold still after an alarm (`hold=100`: at most one in 100 values).
+        The limit, and in how many values at most one alarms. A limit between two levels uses the lower one's clock.
     sensitivity
-        The limit where params has none: low 1.5, medium 1.17, high 0.9.
+        The limit where params has none: low 2.12, medium 1.5, high 1.06.
 
     Examples
     --------
@@ -388,8 +469,7 @@ class Pattern:
     >>> rng = np.random.default_rng(1)
     >>> load = 50 + 20 * np.sin(minutes / 1440 * 2 * np.pi) + rng.normal(0, 1, minutes.size)
     >>> load[3000:3060] = 50 + rng.normal(0, 1, 60)    # a normal level, at a time it is not
-    >>> detector = Pattern(PatternParams(hold=100))
-    >>> scores = detector.score(load, minutes * 60_000_000)
+    >>> scores = Pattern(PatternParams()).score(load, minutes * 60_000_000)
     >>> bool((scores[3000:3060] >= 1).any())
     True
     >>> int((scores >= 1).sum()) <= 4
@@ -399,17 +479,18 @@ class Pattern:
     ----------
     [^1]: Lavin, A. and Ahmad, S., 2015. Evaluating real-time anomaly detection algorithms: the Numenta
     Anomaly Benchmark. IEEE ICMLA.
-    [^2]: Kullback, S. and Leibler, R., 1951. On information and sufficiency. Annals of Mathematical
-    Statistics 22.
-    [^3]: Yeh, C. et al., 2016. Matrix profile I: all pairs similarity joins for time series. IEEE ICDM (the
+    [^2]: Yeh, C. et al., 2016. Matrix profile I: all pairs similarity joins for time series. IEEE ICDM (the
     nearest earlier stretch).
+    [^3]: Kullback, S. and Leibler, R., 1951. On information and sufficiency. Annals of Mathematical
+    Statistics 22.
     [^4]: Dunning, T. and Ertl, O., 2019. Computing extremely accurate quantiles using t-digests.
+    [^5]: Fisher, R. A., 1932. Statistical methods for research workers (tests combined by the sum of log p).
     """
 
     spec: ClassVar[DetectorSpec] = DetectorSpec(
         name="pattern",
         kind="value",
-        summary="a stretch, spread or range unlike the past's, daily rhythm included",
+        summary="a stretch, spread or range unlike the past's, daily and weekly rhythm included",
         params=PatternParams,
         structural=frozenset({"shingles"}),
     )
@@ -420,23 +501,24 @@ class Pattern:
         del columns, seed  # one shape for every detector; this one draws nothing
         self.params = params
         self.reconfigure(params, sensitivity=sensitivity)
-        kept = params.shingles
-        self._state: dict[str, F64] = {"clock": np.zeros(2), "day": np.zeros(2 + 2 * _SLOTS)}
-        # No alarm yet: longer ago than any hold.
-        self._state["clock"][1] = 1e9
-        for w in (120, 30, 60):
-            self._state[f"spread{w}"] = np.zeros(3 + 2 * _BINS + w)
-        self._state["ranges"] = np.zeros((2, 4))
-        for name, w in (("fast", 6), ("middle", 5), ("slow", 6)):
-            self._state[name] = np.zeros(9 + 2 * w)
-            self._state[f"{name}_stored"] = np.zeros((2 * w, kept))
-            self._state[f"{name}_distances"] = np.zeros(kept)
-        self._state["tail"] = np.zeros(3 + _TAIL)
-        self._state["cells"] = np.zeros((2, _CELLS))
-        self._state["rarities"] = np.zeros((4, 3))
-        self._near: F64 = np.zeros(kept)
+        kept = params.shingles + _LONG
+        self._state: dict[str, npt.NDArray[Any]] = {
+            "clock": np.zeros(1),
+            "last": np.full(_LEVELS.size, _NEVER),
+            "day": np.zeros(2 + 2 * _SLOTS),
+            "week": np.zeros(6 + 2 * _HOURS),
+            "spread30": np.zeros(3 + 2 * _BINS + 30),
+            "spread60": np.zeros(3 + 2 * _BINS + 60),
+            "range": np.zeros(4),
+            "stretches": np.zeros((_STRETCHES, 9)),
+            "means": np.zeros((_STRETCHES, kept), dtype=np.float32),
+            "halves": np.zeros((_STRETCHES, kept), dtype=np.float32),
+            "tail": np.zeros(4 + _LONG_TAIL),
+            "cells": np.zeros((2, _CELLS)),
+            "rarities": np.zeros((_TESTED, 3)),
+        }
         self._scores: F64 = np.empty(0)
-        self._expected: F64 = np.empty(0)
+        self._bands: F64 = np.empty((2, 0))
         self._leading: I64 = np.empty(0, dtype=np.int64)
 
     def reconfigure(self, params: PatternParams, *, sensitivity: Sensitivity | None = None) -> None:
@@ -456,20 +538,22 @@ class Pattern:
     def score(self, values: F64, times: I64) -> F64:
         """Score each of (n,) values, then learn it; see `detectors.protocol.Detector.score`."""
         array = as_values(values, times, name="pattern")
-        scores, expected = np.empty((2, array.size))
+        scores, bands = np.empty(array.size), np.empty((2, array.size))
         leading = np.empty(array.size, dtype=np.int64)
         s, params = self._state, self.params
         if not score_pattern(
             array,
             as_times(times),
             s["clock"],
+            s["last"],
             s["day"],
-            (s["spread120"], s["spread30"], s["spread60"]),
-            s["ranges"],
-            (s["fast"], s["fast_stored"], s["fast_distances"]),
-            (s["middle"], s["middle_stored"], s["middle_distances"]),
-            (s["slow"], s["slow_stored"], s["slow_distances"]),
-            self._near,
+            s["week"],
+            (s["spread30"], s["spread60"]),
+            s["range"],
+            s["stretches"],
+            s["means"],
+            s["halves"],
+            np.empty(s["means"].shape[1], dtype=np.float32),
             s["tail"],
             s["cells"],
             s["rarities"],
@@ -477,18 +561,22 @@ class Pattern:
             self._limit,
             params.hold,
             scores,
-            expected,
+            bands,
             leading,
         ):
             raise refuse_non_finite("pattern")
-        self._scores, self._expected, self._leading = scores, expected, leading
+        self._scores, self._bands, self._leading = scores, bands, leading
         return scores.copy()
 
     def explain(self, index: int = -1) -> Evidence:
-        """Give the usual value at this time of day, and the view that finds most unusual what it sees."""
+        """Give what is usual at this time, three sigmas to either side, and the view that leads."""
         if math.isnan(self._scores[index]):
             return Evidence()
-        return Evidence(expected=float(self._expected[index]), note=_NOTES[self._leading[index]])
+        note = _NOTES[self._leading[index]]
+        expected, reach = float(self._bands[0, index]), float(self._bands[1, index])
+        if math.isnan(expected):
+            return Evidence(note=note)
+        return Evidence(expected=expected, lower=expected - reach, upper=expected + reach, note=note)
 
     def warming(self) -> int:
         """Return how many more values are needed before scores are given."""
@@ -497,13 +585,11 @@ class Pattern:
     def snapshot(self) -> State:
         """Return every array of the past."""
         used = int(self._state["tail"][1])
-        return {
-            name: (array[:, :used] if name == "cells" else array).copy() for name, array in self._state.items()
-        }
+        return {name: (array[:, :used] if name == "cells" else array).copy() for name, array in self._state.items()}
 
     def restore(self, state: State) -> None:
         """Take up a past; raise `StateError` on any other state, or one of another number of shingles."""
-        found: dict[str, F64] = {}
+        found: dict[str, npt.NDArray[Any]] = {}
         for name, array in self._state.items():
             given = state.get(name)
             if not isinstance(given, np.ndarray) or not np.isfinite(given).all():
@@ -517,5 +603,5 @@ class Pattern:
             elif given.shape != array.shape:
                 raise StateError(f"pattern: `{name}` is {given.shape}, expected {array.shape}")
             else:
-                found[name] = given.astype(np.float64)
+                found[name] = given.astype(array.dtype)
         self._state = found

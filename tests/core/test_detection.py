@@ -34,5 +34,7 @@ def test_spike_catches_what_it_did_on_cloud_telemetry(monkeypatch: pytest.Monkey
 def test_pattern_scores_what_it_did_on_nab() -> None:
     with contextlib.redirect_stdout(io.StringIO()):
         found = nab.run(SHARED / "data" / "nab")
-    assert found["own_limit"] >= 71
-    assert found["swept"] >= found["own_limit"] - 0.5
+    assert found["own_limit"] >= 74
+    assert found["swept"] >= 75
+    assert found["profiles"]["reward_low_FP_rate"] >= 70
+    assert found["swept"] > 15 + max(other["swept"] for other in found["others"].values())

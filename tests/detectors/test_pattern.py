@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from detectors import pattern, registry
-from detectors.state import StateError
+from detectors.state import StateError, dumps
 
 MINUTE_US = 60_000_000
 
@@ -77,11 +77,10 @@ class Range:
 
 
 class Stretch:
-    """Keeps every stretch, and looks at the latest 500."""
+    """Keeps every block, and looks at the latest 506."""
 
-    def __init__(self, block: int, w: int, excluded: int, *, ratio: bool) -> None:
-        self.block, self.w, self.excluded, self.ratio = block, w, excluded, ratio
-        self.of, self.open, self.blocks, self.kept = Moments(2000), [], [], []
+    def __init__(self, block: int) -> None:
+        self.block, self.of, self.open, self.blocks = block, Moments(2000), [], []
 
     def __call__(self, x: float) -> float:
         if self.of.n == 0:
@@ -92,18 +91,12 @@ class Stretch:
             return 0.0
         self.blocks.append((sum(self.open) / self.block, 0.5 * (max(self.open) - min(self.open))))
         self.open = []
-        if len(self.blocks) < self.w:
+        if len(self.blocks) < 23:
             return 0.0
-        g = np.array(self.blocks[-self.w :]).T.ravel()
-        out = nearest = 0.0
-        if len(self.kept) > self.excluded + 10 + self.ratio:
-            among = self.kept[-500 : -self.excluded]
-            far = [float(((h - g) ** 2).sum()) for h, _ in among]
-            j = int(np.argmin(far))
-            nearest = math.sqrt(far[j] / self.w) / (math.sqrt(self.of.v) + 1e-9)
-            out = ((nearest + 0.02) / (among[j][1] + 0.05) if self.ratio else nearest) + 1e-6
-        self.kept.append((g, nearest))
-        return out
+        stretches = np.lib.stride_tricks.sliding_window_view(np.array(self.blocks[-506:]), 6, axis=0)
+        # None shares a block with the latest stretch.
+        nearest = float(((stretches[:-6] - stretches[-1]) ** 2).sum(axis=(1, 2)).min())
+        return math.sqrt(nearest / 6) / (math.sqrt(self.of.v) + 1e-9) + 1e-6
 
 
 class Tail:
@@ -112,11 +105,11 @@ class Tail:
     def __init__(self) -> None:
         self.past, self.rarities = [], []
 
-    def __call__(self, x: float) -> float:
+    def __call__(self, x: float) -> tuple[float, float]:
         t, low, high = len(self.past), bisect.bisect_left(self.past, x), bisect.bisect_right(self.past, x)
         self.rarities.append(-math.log10(min(1.0, 2 * min((high + 1) / (t + 2), (t - low + 1) / (t + 2)))))
         self.past.insert(low, x)
-        return float(np.mean(self.rarities[-20:]))
+        return float(np.mean(self.rarities[-20:])), float(np.mean(self.rarities[-60:]))
 
 
 class Residual:
@@ -138,20 +131,61 @@ class Residual:
         return out
 
 
+class Weekly:
+    def __init__(self) -> None:
+        self.means, self.hour, self.open, self.n, self.day, self.week = {}, None, [], 0, 0.0, 0.0
+
+    def __call__(self, x: float, hour: int, daily: float) -> float:
+        if hour != self.hour:
+            if self.open:
+                count, mean = self.means.get(self.hour % 168, (0, 0.0))
+                mean += max(0.25, 1 / (count + 1)) * (sum(self.open) / len(self.open) - mean)
+                self.means[self.hour % 168] = count + 1, mean
+            self.hour, self.open = hour, []
+        self.open.append(x)
+        count, mean = self.means.get(hour % 168, (0, 0.0))
+        if count < 2:
+            return daily
+        out = x - mean if self.week < self.day else daily
+        a, b = abs(daily), abs(x - mean)
+        if self.n > 100:
+            a, b = min(a, 6 * self.day), min(b, 6 * self.week)
+        share = max(0.002, 1 / (self.n + 1))
+        self.day, self.week, self.n = self.day + share * (a - self.day), self.week + share * (b - self.week), self.n + 1
+        return out
+
+
 def naive(values: np.ndarray, times: np.ndarray) -> np.ndarray:
-    """The definition, view by view."""
-    day, s120, s30, s60, tail = Residual(), Spread(120), Spread(30), Spread(60), Tail()
-    range_x, range_r = Range(), Range()
-    fast, middle = Stretch(1, 6, 10, ratio=True), Stretch(5, 5, 10, ratio=False)
-    slow, rare = Stretch(30, 6, 6, ratio=False), [Rarity(2000) for _ in range(4)]
+    """The definition, view by view: their means."""
+    day, week, s30, s60, tail, span = Residual(), Weekly(), Spread(30), Spread(60), Tail(), Range()
+    of_x, of_r = ([Stretch(block) for block in (1, 5, 12, 30)] for _ in range(2))
+    rare = [Rarity(2000) for _ in range(12)]
     out = []
     for t, (x, us) in enumerate(zip(values.tolist(), times.tolist(), strict=True)):
-        r = day(x, us // MINUTE_US % 1440 * 96 // 1440)
-        limited = [(s120(x), 4.4), (s30(x), 4.4), (range_x(x), 0.082), (range_r(r), 0.14), (fast(r), 26.0)]
-        says = [6 * min(y / c, 1.5) for y, c in limited]
-        says += [rare[0](tail(x), t), rare[1](middle(r), t), rare[2](s60(r), t), rare[3](slow(x), t)]
-        out.append(sum(says) / 9)
+        r = week(x, us // MINUTE_US // 60, day(x, us // MINUTE_US % 1440 * 96 // 1440))
+        views = [*(of(x) for of in of_x), *(of(r) for of in of_r), s30(x), s60(r), *tail(x)]
+        total = sum(rarity(y, t) for rarity, y in zip(rare, views, strict=True))
+        out.append((total + 6 * min(span(x) / 0.082, 1.5)) / 13)
     return np.array(out)
+
+
+def thinned(raw: np.ndarray, limit: float, hold: int) -> np.ndarray:
+    """The definition of what passes: clocks of levels, each of which alarms at most once in `hold` values."""
+    levels = [1.5 * 2 ** (k / 4) for k in range(-16, 13)]
+    own = max(k for k, level in enumerate(levels) if level <= limit * 1.000001)
+    fired = []
+    for level in levels:
+        marks, free = np.zeros(raw.size, dtype=bool), 0
+        for i in np.flatnonzero(raw >= level):
+            if i >= free:
+                marks[i], free = True, i + hold
+        fired.append(marks)
+    out = raw / limit
+    for i, y in enumerate(raw):
+        reached = sum(y >= level for level in levels) - 1
+        if reached >= 0 and not fired[min(own, reached)][i]:
+            out[i] = 0.5 * y / (y + limit)
+    return out
 
 
 def days(n: int, *, decimals: int = 12, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -161,51 +195,135 @@ def days(n: int, *, decimals: int = 12, seed: int = 0) -> tuple[np.ndarray, np.n
 
 
 def test_the_loop_agrees_with_the_definition() -> None:
-    # One decimal: fewer distinct values than cells, so that ranks are those of the whole past.
-    values, times = days(2_500, decimals=1)
-    values[2_000:2_040] += 30.0
-    assert np.unique(values).size < 1000
-    scores = registry.create("pattern", {"limit": 1.0, "warm_up": 1}).score(values, times)
-    np.testing.assert_allclose(scores[1:], naive(values, times)[1:], rtol=0, atol=1e-12)
+    # In fifths: fewer distinct values than cells, so that ranks are those of the whole past.
+    values, times = days(2_500)
+    values = np.round(5 * values) / 5
+    values[2_000:2_040] += 20.0
+    assert np.unique(values).size < 512
+    raw = registry.create("pattern", {"limit": 1.5, "warm_up": 1, "hold": 0}).score(values, times) * 1.5
+    # Stretches are kept in single precision.
+    np.testing.assert_allclose(raw[1:], naive(values, times)[1:], rtol=0, atol=1e-4)
+
+
+def test_the_week_tells_when_the_day_does_not() -> None:
+    # An hour apart for six weeks, with idle weekends.
+    times = np.arange(6 * 168) * 60 * MINUTE_US
+    hours = np.arange(times.size) % 168
+    values = np.round(50 + 20 * np.sin(hours / 24 * 2 * np.pi), 1) * (hours < 120) + (np.arange(times.size) % 7)
+    detector = registry.create("pattern", {"limit": 1.5, "warm_up": 1, "hold": 0})
+    raw = detector.score(values, times) * 1.5
+    np.testing.assert_allclose(raw[1:], naive(values, times)[1:], rtol=0, atol=1e-4)
+    saturday = 5 * 168 + 130
+    evidence = detector.explain(saturday)
+    assert evidence.lower < values[saturday] < evidence.upper
+    assert evidence.expected == pytest.approx(3.0, abs=4.0)
+
+
+def test_compiled_and_plain_loops_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+    values, times = days(700)
+    values[600:] += 40.0
+    found = registry.create("pattern", {"shingles": 50}).score(values, times)
+    for name in (
+        "score_pattern",
+        "_stretch",
+        "_passes",
+        "_of_day",
+        "_of_week",
+        "_spread",
+        "_tail",
+        "_rarity",
+        "_beyond",
+    ):
+        monkeypatch.setattr(pattern, name, getattr(pattern, name).py_func)
+    plain = registry.create("pattern", {"shingles": 50}).score(values, times)
+    np.testing.assert_allclose(found, plain, rtol=1e-6, atol=1e-9)
+    assert np.nanmax(found) > 1
 
 
 def test_ranks_from_the_sketch_are_close_to_those_of_the_whole_past() -> None:
     values = np.random.default_rng(1).standard_t(3, 12_000)
-    state, cells, tail = np.zeros(23), np.zeros((2, 1024)), Tail()
+    state, cells, tail = np.zeros(64), np.zeros((2, 512)), Tail()
     found = np.array([pattern._tail(state, cells, x) for x in values])
     # 5 % of a rank is .02 of its logarithm.
     np.testing.assert_allclose(found, [tail(x) for x in values], atol=0.03)
     assert cells[1, : int(state[1])].sum() == pytest.approx(12_000)
 
 
-def test_at_most_one_alarm_while_held() -> None:
+def test_an_incident_alarms_once_at_any_sensitivity() -> None:
     values, times = days(3_000)
     values[2_000:2_100] = 300.0
-    free = registry.create("pattern").score(values, times)
-    held = registry.create("pattern", {"hold": 99}).score(values, times)
-    loud = np.flatnonzero(held >= 1)
-    assert (free >= 1).sum() > loud.size > 0
-    assert (np.diff(loud) >= 100).all()
-    np.testing.assert_array_equal(held[free < 1], free[free < 1])
-    assert loud[0] == np.flatnonzero(free >= 1)[0]
+    raw = registry.create("pattern", {"hold": 0, "limit": 1.5}).score(values, times)[100:] * 1.5
+    states = []
+    for sensitivity in ("low", "medium", "high"):
+        detector = registry.create("pattern", sensitivity=sensitivity)
+        scores = detector.score(values, times)[100:]
+        limit = {"low": 1.5 * 2**0.5, "medium": 1.5, "high": 1.5 * 2**-0.5}[sensitivity]
+        np.testing.assert_allclose(scores, thinned(raw, limit, 100), rtol=1e-12)
+        loud = np.flatnonzero(scores >= 1)
+        assert (raw >= limit).sum() > 3 * loud.size > 0
+        assert (np.diff(loud) >= 100).all()
+        assert loud[0] == np.flatnonzero(raw >= limit)[0]
+        states.append(dumps(detector.snapshot()))
+    assert len(set(states)) == 1, "the limit changed what is kept"
+    other = registry.create("pattern", {"limit": 0.7})
+    other.score(values, times)
+    assert dumps(other.snapshot()) == states[0]
+
+
+@pytest.mark.parametrize("kind", ["normal", "lognormal", "autoregressive", "walk", "counter"])
+def test_noise_of_any_kind_alarms_less_than_twice_in_a_thousand(kind: str) -> None:
+    rng = np.random.default_rng(5)
+    values = rng.normal(size=20_000)
+    if kind == "lognormal":
+        values = np.exp(1.5 * values)
+    elif kind == "autoregressive":
+        for i in range(1, values.size):
+            values[i] += 0.9 * values[i - 1]
+    elif kind == "walk":
+        values = np.cumsum(values)
+    elif kind == "counter":
+        values = 1e9 + np.cumsum(rng.poisson(5.0, values.size))
+    scores = registry.create("pattern").score(values, np.arange(values.size) * MINUTE_US)
+    assert (scores >= 1).sum() < 40
 
 
 def test_a_normal_level_at_the_wrong_time_of_day_is_found_and_said() -> None:
     values, times = days(3_000)
     values[2_380:2_420] = values[2_380 - 144 : 2_420 - 144]
-    detector = registry.create("pattern")
+    detector = registry.create("pattern", {"hold": 0})
     scores = detector.score(values, times)
     at = 2_380 + int(np.argmax(scores[2_380:2_440]))
     assert scores[at] > 2 * np.quantile(scores[1_000:2_300], 0.99)
     evidence = detector.explain(at)
     assert evidence.note
     assert evidence.expected == pytest.approx(50 + 20 * math.sin(at / 288 * 2 * math.pi), abs=12)
+    # Three sigmas of noise of 3 about a mean of few days.
+    calm = detector.explain(2_300)
+    assert calm.upper - calm.expected == pytest.approx(10, abs=2)
+    assert evidence.expected - evidence.lower == pytest.approx(evidence.upper - evidence.expected)
+
+
+def test_a_time_of_day_never_seen_has_no_expected_value() -> None:
+    values, times = days(151)
+    detector = registry.create("pattern")
+    detector.score(values, times)
+    # The first value of its quarter of an hour.
+    evidence = detector.explain()
+    assert evidence.expected is evidence.lower is evidence.upper is None
+    assert evidence.note
+
+
+def test_a_series_takes_little_memory() -> None:
+    values, times = days(20_000)
+    detector = registry.create("pattern")
+    detector.score(values, times)
+    assert len(dumps(detector.snapshot())) < 55_000
 
 
 def test_another_state_is_refused() -> None:
     detector = registry.create("pattern")
     good = detector.snapshot()
-    for spoilt in ({}, {**good, "day": np.zeros(3)}, {**good, "ranges": np.full((2, 4), np.nan)},
+    for spoilt in ({}, {**good, "day": np.zeros(3)}, {**good, "range": np.full(4, np.nan)},
                    {**good, "cells": np.zeros((2, 5))}):  # fmt: skip
         with pytest.raises(StateError):
             detector.restore(spoilt)
