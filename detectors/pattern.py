@@ -13,6 +13,7 @@ from detectors.kernels import all_finite, as_times, as_values, kernel, refuse_no
 from detectors.params import DetectorSpec, Sensitivity, require_kept
 from detectors.protocol import F64, I64, Evidence, State
 from detectors.state import StateError
+from detectors.tail import FURTHEST, TAIL, Alpha, learn_tail, tail_limit
 
 __all__ = ["Pattern", "PatternParams"]
 
@@ -71,6 +72,9 @@ _KEPT3000: Final = 0.5 ** (1.0 / 3000.0)
 # The 99.9 % quantile of the distance beyond the range, on unlabelled data.
 _RANGE: Final = 0.082
 
+# Scores beyond this say no more than one another where the limit is raised.
+_FURTHEST: Final = math.log(FURTHEST)
+
 
 class PatternParams(msgspec.Struct, frozen=True, kw_only=True):
     """Parameters of `Pattern`."""
@@ -83,6 +87,7 @@ class PatternParams(msgspec.Struct, frozen=True, kw_only=True):
         Annotated[float, msgspec.Meta(ge=0.1, le=12)] | None,
         msgspec.Meta(description="mean of the views that scores 1.0; null: by sensitivity, 2.12, 1.5 or 1.06"),
     ] = None
+    alpha: Alpha = None
     hold: Annotated[
         int, msgspec.Meta(ge=0, le=1_000_000, description="values in which at most one alarms; 0: no such bound")
     ] = 100
@@ -373,14 +378,19 @@ def score_pattern(
     tail: F64,
     cells: F64,
     rarities: F64,
+    own: F64,
     warm_up: int,
     limit: float,
+    alpha: float,
     hold: int,
     scores: F64,
     bands: F64,
     leading: I64,
 ) -> bool:
-    """Score, then learn, each value in order; False, untouched, when one is not finite."""
+    """Score, then learn, each value in order; False, untouched, when one is not finite.
+
+    alpha 0: the limit is never raised. own: the tail of exp(score), a power where the score's is exponential.
+    """
     if not all_finite(values):
         return False
     views = np.zeros(_VIEWS)
@@ -409,14 +419,19 @@ def score_pattern(
             if views[k] > views[best]:
                 best = k
         raw = max(total / _VIEWS, 0.0)
+        least, shown = limit, raw
+        if alpha > 0.0:
+            least, shown = max(limit, math.log(tail_limit(own, alpha))), min(raw, _FURTHEST)
         clock[0] = t + 1.0
         if t < warm_up:
             scores[i] = np.nan
-        elif _passes(last, hold, t, raw, limit):
-            scores[i] = raw / limit
+        elif _passes(last, hold, t, raw, least):
+            scores[i] = shown / least
         else:
             # In order still, and below a half.
-            scores[i] = 0.5 * raw / (raw + limit)
+            scores[i] = 0.5 * raw / (raw + least)
+        if t >= warm_up:
+            learn_tail(own, math.exp(min(raw, _FURTHEST)))
         # The mean distance of normal values is sqrt(2/pi) sigma.
         reach = _SIGMAS * (sigma if distance == 0.0 else 1.2533141373155003 * distance)
         bands[0, i] = x - r if known else np.nan
@@ -457,7 +472,9 @@ class Pattern:
     Parameters
     ----------
     params
-        The limit, and in how many values at most one alarms. A limit between two levels uses the lower one's clock.
+        The limit, and in how many values at most one alarms. With `alpha` the limit is at least what so small a
+        share of the series' own scores exceeds (`detectors.tail`). A limit between two levels uses the lower
+        one's clock.
     sensitivity
         The limit where params has none: low 2.12, medium 1.5, high 1.06.
 
@@ -516,6 +533,7 @@ class Pattern:
             "tail": np.zeros(4 + _LONG_TAIL),
             "cells": np.zeros((2, _CELLS)),
             "rarities": np.zeros((_TESTED, 3)),
+            "own": np.zeros(TAIL),
         }
         self._scores: F64 = np.empty(0)
         self._bands: F64 = np.empty((2, 0))
@@ -557,8 +575,10 @@ class Pattern:
             s["tail"],
             s["cells"],
             s["rarities"],
+            s["own"],
             params.warm_up,
             self._limit,
+            params.alpha or 0.0,
             params.hold,
             scores,
             bands,

@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from detectors.kernels import all_finite, as_values, kernel, refuse_non_finite
+from detectors.kernels import MAX_SCORE, all_finite, as_values, kernel, refuse_non_finite
 from detectors.params import DetectorSpec, Sensitivity, require_kept
 from detectors.protocol import F64, I64, Evidence, State
 from detectors.state import StateError
@@ -169,8 +169,10 @@ def score_robust_z(
             if n >= warm_up:
                 distance = x - median
                 z = abs(distance) if side == 0 else max(side * distance, 0.0)
-                least = max(limit, tail_limit(tail, alpha)) if alpha > 0.0 else limit
-                scores[i] = min(z / scale, FURTHEST) / least
+                least, most = limit, MAX_SCORE
+                if alpha > 0.0:
+                    least, most = max(limit, tail_limit(tail, alpha)), FURTHEST
+                scores[i] = min(z / scale, most) / least
                 medians[i], widths[i] = median, scale * least
                 learn_tail(tail, min(z / scale, FURTHEST))
                 learned = min(max(x, median - clip * scale), median + clip * scale) + 0.0
