@@ -326,6 +326,7 @@ class Drift:
         summary="a change of distribution, by betting against conformal p-values",
         params=DriftParams,
         structural=frozenset({"reference", "prewhiten"}),
+        budget="limit",
     )
 
     def __init__(

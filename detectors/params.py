@@ -48,8 +48,9 @@ class ParameterError(ValueError):
 class DetectorSpec(msgspec.Struct, frozen=True, kw_only=True):
     """What a registry says about one detector.
 
-    structural names the parameters whose change needs new state; all others may be changed by
-    `reconfigure` with what was learned kept.
+    budget says how a detector is held to so many false alarms a day: by `limit`, on evidence, or by `alpha`, a
+    share of values; None where it is not. structural names the parameters whose change needs new state; all others
+    may be changed by `reconfigure` with what was learned kept.
     """
 
     name: str
@@ -57,6 +58,7 @@ class DetectorSpec(msgspec.Struct, frozen=True, kw_only=True):
     summary: str
     params: type[msgspec.Struct]
     structural: frozenset[str] = frozenset()
+    budget: Literal["limit", "alpha"] | None = None
 
 
 def closest(word: str, words: Iterable[str]) -> str:

@@ -510,6 +510,7 @@ class Pattern:
         summary="a stretch, spread or range unlike the past's, daily and weekly rhythm included",
         params=PatternParams,
         structural=frozenset({"shingles"}),
+        budget="alpha",
     )
 
     def __init__(

@@ -176,6 +176,7 @@ class Rate:
         summary="a change of the rate of ones, by betting on it",
         params=RateParams,
         structural=frozenset({"reference"}),
+        budget="limit",
     )
 
     def __init__(

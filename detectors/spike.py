@@ -193,6 +193,7 @@ class Spike:
         kind="value",
         summary="far out by a short memory and by a long one, in standard deviations",
         params=SpikeParams,
+        budget="alpha",
     )
 
     def __init__(

@@ -180,6 +180,12 @@ class Discover(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     idle_ttl: Duration = Duration(7 * 86_400_000_000)
 
 
+class Budget(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How many false alerts the whole fleet may raise. Critical alerts are outside of it."""
+
+    false_alerts_per_day: Annotated[float, Meta(gt=0)] = 5.0
+
+
 class SignalRule(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What an operator may say of one signal; None takes the signal's default."""
 
@@ -203,6 +209,7 @@ class Defaults(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     discover: Discover = field(default_factory=Discover)
     sensitivity: Sensitivity = "medium"
+    budget: Budget | None = field(default_factory=Budget)
     window: Duration = Duration(60_000_000)
     lateness: Duration = Duration(10_000_000)
     max_future: Duration = Duration(300_000_000)

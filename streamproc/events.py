@@ -51,6 +51,19 @@ class RecordBatch(Struct, frozen=True, gc=False):
     def __len__(self) -> int:
         return len(self.offsets)
 
+    def rows(self, start: int, end: int) -> RecordBatch:
+        """Return the records of some rows."""
+        own = slice(start, end)
+        return RecordBatch(
+            self.topic,
+            self.partition,
+            self.offsets[own],
+            self.timestamps_ms[own],
+            self.keys[own],
+            self.values[own],
+            self.headers[own],
+        )
+
     def since(self, offset: int) -> RecordBatch:
         """Return the records from `offset` on."""
         if not self.offsets or self.offsets[0] >= offset:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from msgspec import Struct
 
 from detectors.protocol import F64, I64
+from streamproc.budget import Fleet
 from streamproc.columns import Features, PredictionColumns, Versions
 from streamproc.events import Alert
 from streamproc.kernels import I32
@@ -24,11 +25,13 @@ from streamproc.watch import SilenceWatch, Subject, Watch
 from streamproc.windows import Accumulator, Windows
 
 #: Format of a model's state; older ones are refused by name rather than misread.
-STATE_VERSION = 1
+STATE_VERSION = 2
 
 #: Metrics, and classes or labels, watched per model beyond which newcomers share one name.
 _OTHER = "(other)"
 MAX_METRICS = 200
+
+_DAY_US = 86_400_000_000
 
 
 class Shared(Struct, gc=False):
@@ -98,6 +101,9 @@ class ModelState:
         self.subject = Subject(topic, partition, name)
         self.next_offset = 0
         self.last_arrival_us = 0
+        self.first_stamp_us = -1  # record time of its first record
+        self.allotted = -1  # period of the fleet whose budget its watches have
+        self.allowed_per_day = 0.0  # false alerts a watch, 0 without a budget
         self.scheduled_us = -1
         self.windows = Windows(
             size_us=self.rules.window_us,
@@ -119,11 +125,24 @@ class ModelState:
             alerts += silence.observe(self.subject, arrivals, offsets)
         if self.started_us is None:
             self.started_us = int(group.times[0])
+            self.first_stamp_us = int(group.shared.stamps[0])
         progress = self.windows.advance(group.times, arrivals, group.shared.before)
         index, late, alike = self.windows.place(group.times, progress)
         alerts += self._columns(group.what, progress, offsets, Placed(index, late, alike))
         self.last_arrival_us = int(arrivals[-1])
         return alerts + self._close()
+
+    def allot(self, fleet: Fleet, *, allowed_per_day: float) -> None:
+        """Let each watch have its part of what all models of a partition are allowed together in a day."""
+        self.allotted = fleet.period
+        self.allowed_per_day = allowed_per_day / max(fleet.size, 1.0) / max(len(self.watches), self.rules.count())
+        for watch in self.watches.values():
+            self._allot(watch, fleet.days(self.first_stamp_us))
+
+    def _allot(self, watch: Watch, days: float) -> None:
+        """Let one watch have its part, its values a day being known from the window, or from its days."""
+        a_day = _DAY_US / self.windows.size_us if watch.rule.spec.shape == "window" else watch.life.seen / days
+        watch.allot(observations_per_day=a_day, allowed_per_day=self.allowed_per_day)
 
     def advance(self, clock_us: int) -> list[Alert]:
         """Let the arrival clock pass without an event."""
@@ -240,6 +259,8 @@ class ModelState:
             watch = self.watches.get(key)
             if watch is None or watch.columns != columns:
                 watch = self.watches[key] = Watch(rule, columns=columns)
+                if self.allowed_per_day > 0.0:
+                    self._allot(watch, 1.0)
             found.append(watch)
         return found
 
@@ -248,6 +269,7 @@ class ModelState:
     def reconfigure(self, book: RuleBook) -> None:
         """Take another config; a watch whose rule kept its structure keeps what it learned."""
         old = self.rules
+        self.allotted, self.allowed_per_day = -1, 0.0
         self.book, self.rules = book, book.for_model(self.kind, self.name)
         self.windows.lateness_us = self.rules.lateness_us
         if self.rules.window_us != old.window_us:
@@ -273,7 +295,8 @@ class ModelState:
         """Return the state as a tree."""
         return {
             "version": STATE_VERSION,
-            "scalars": [self.next_offset, self.last_arrival_us, self.started_us],
+            "scalars": [self.next_offset, self.last_arrival_us, self.started_us, self.first_stamp_us],
+            "budget": [self.allotted, self.allowed_per_day],
             "origins": [list(o) for o in sorted(self.origins.items())],
             "window_us": self.windows.size_us,
             "windows": self.windows.snapshot(),
@@ -284,7 +307,8 @@ class ModelState:
 
     def restore(self, tree: dict[str, Any]) -> None:
         """Take up what `snapshot` gave; what the config has since changed in structure warms up anew."""
-        self.next_offset, self.last_arrival_us, self.started_us = tree["scalars"]
+        self.next_offset, self.last_arrival_us, self.started_us, self.first_stamp_us = tree["scalars"]
+        self.allotted, self.allowed_per_day = tree["budget"]
         self.origins = {int(p): int(o) for p, o in tree["origins"]}
         self._restore_own(tree["own"])
         if tree["window_us"] == self.windows.size_us:

@@ -15,12 +15,14 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import msgspec
 import numpy as np
 from msgspec import Struct, field
 
 from detectors import state as state_codec
 from detectors.compile import warm_up_kernels
 from streamproc import kernels
+from streamproc.budget import Fleet
 from streamproc.columns import columns as read_columns
 from streamproc.columns import event_times
 from streamproc.errors import SnapshotError
@@ -64,6 +66,14 @@ class Output(Struct):
     misplaced: int = 0  # whose record key is not their model
     evicted: list[str] = field(default_factory=list)
 
+    def add(self, part: Output, start: int) -> None:
+        """Add what came of a part of the batch, which began at row `start`."""
+        self.alerts += part.alerts
+        self.rejected += [msgspec.structs.replace(r, row=r.row + start) for r in part.rejected]
+        self.evicted += part.evicted
+        for name in ("events", "late", "fenced", "refused", "misplaced"):
+            setattr(self, name, getattr(self, name) + getattr(part, name))
+
 
 class Pipeline:
     """All that one partition of one source topic has taught us."""
@@ -76,6 +86,7 @@ class Pipeline:
         topic: str,
         partition: int = 0,
         max_series: int | None = None,
+        budget_share: float = 1.0,
         deduplicate: bool = False,
     ) -> None:
         self.book = book
@@ -84,6 +95,8 @@ class Pipeline:
         self.partition = partition
         self.deduplicate = deduplicate
         self.max_series = max_series if max_series is not None else book.config.defaults.discover.max_series
+        self.budget_share = budget_share  # of the fleet's budget
+        self.fleet = Fleet(assumed=self.max_series)
         self.models: OrderedDict[str, ModelState] = OrderedDict()  # least recently heard of first
         self.dirty: set[str] = set()
         self.gone: set[str] = set()
@@ -103,8 +116,23 @@ class Pipeline:
     def process(self, batch: RecordBatch) -> Output:
         """Take a batch in the order of the log; return alerts, rejections and counts."""
         out = Output()
-        if not len(batch):
-            return out
+        start = 0
+        # A period of the fleet ends at a record, wherever batches are cut.
+        while start < len(batch):
+            stamps = batch.timestamps_ms
+            self.fleet.advance(stamps[start] * 1000)
+            end = len(batch)
+            if not self.fleet.until(max(stamps) * 1000):
+                end = next((i for i in range(start, end) if not self.fleet.until(stamps[i] * 1000)), end)
+            if start == 0 and end == len(batch):
+                return self._process(batch)
+            out.add(self._process(batch.rows(start, end)), start)
+            start = end
+        return out
+
+    def _process(self, batch: RecordBatch) -> Output:
+        """Take records that are of one period of the fleet."""
+        out = Output()
         stamps = np.asarray(batch.timestamps_ms, np.int64) * 1000
         arrivals = np.maximum(np.maximum.accumulate(stamps), self.clock_us)
         before = np.concatenate(([self.clock_us], arrivals[:-1]))
@@ -219,6 +247,7 @@ class Pipeline:
             if model is None:
                 out.refused += len(group)
                 return
+        self.fleet.note(name)
         if group.shared.offsets[0] < model.next_offset:  # the fence: its snapshot already covers these
             covered = len(group)
             group = group.at(group.shared.offsets >= model.next_offset)
@@ -248,6 +277,8 @@ class Pipeline:
             if not len(group):
                 return
         out.events += len(group)
+        if model.allotted != self.fleet.period:
+            self._allot(model)
         late = model.windows.late
         out.alerts += model.take(group)
         out.late += model.windows.late - late
@@ -255,6 +286,11 @@ class Pipeline:
         self.models.move_to_end(name)
         self.dirty.add(name)
         self._schedule(name, model)
+
+    def _allot(self, model: ModelState) -> None:
+        budget = self.book.config.defaults.budget
+        if budget is not None:
+            model.allot(self.fleet, allowed_per_day=budget.false_alerts_per_day * self.budget_share)
 
     def _admit(self, name: str, now_us: int, out: Output) -> ModelState | None:
         if not self.book.discovers(name):
@@ -311,12 +347,14 @@ class Pipeline:
 
     def manifest(self) -> dict[str, Any]:
         """Return what belongs to the partition rather than to a model."""
-        return {"next_offset": self.next_offset, "clock_us": self.clock_us}
+        return {"next_offset": self.next_offset, "clock_us": self.clock_us, "fleet": self.fleet.snapshot()}
 
     def restore_manifest(self, manifest: dict[str, Any]) -> None:
         """Take up what `manifest` gave."""
         self.next_offset = int(manifest["next_offset"])
         self.clock_us = int(manifest["clock_us"])
+        if "fleet" in manifest:
+            self.fleet.restore(manifest["fleet"])
 
     def restore_model(self, name: str, data: bytes) -> None:
         """Take up one model's state. Raise `SnapshotError` where it cannot be read."""

@@ -22,9 +22,7 @@ from streamproc.alerts import Policy
 from streamproc.config import Config, Report, Sensitivity, SignalRule
 from streamproc.signals import Kind, SignalSpec
 
-#: Detectors whose score is the logarithm of evidence over that of its limit.
-_EVIDENCE = frozenset({"drift", "rate"})
-#: Their alerts last until the evidence is down to the root of the limit.
+#: Alerts on evidence last until it is down to the root of the limit, where the score is a half.
 _CLEAR = 0.5
 
 
@@ -42,6 +40,7 @@ class Rule(Struct, frozen=True, kw_only=True):
     min_samples: int
     shadow: bool
     policy: Policy
+    budget: Literal["limit", "alpha"] | None  # the parameter that the budget sets, if it does
     owner: str
     runbook: str
     environment: str
@@ -70,6 +69,10 @@ class ModelRules(Struct, frozen=True, kw_only=True):
             found = [_renamed(r, signal) for r in self.rules.get(base, [])]
             self.rules[signal] = found
         return found
+
+    def count(self) -> int:
+        """Return how many rules there are, a family's counted once."""
+        return sum(len(rules) for name, rules in self.rules.items() if ":" not in name)
 
 
 def _renamed(rule: Rule, signal: str) -> Rule:
@@ -129,6 +132,11 @@ class RuleBook:
             if spec.name == "silence" and silence_after is not None and "timeout_s" not in params:
                 params["timeout_s"] = silence_after.us / 1e6
             rules[name] = [self._rule(name, spec, merged, merged.detector or spec.detector, params, last)]
+            if merged.detector is None:
+                rules[name] += [
+                    self._rule(name, spec, merged, channel.detector, {}, last, breaches=channel.breaches)
+                    for channel in spec.channels
+                ]
             if _has_limits(merged):
                 rules[name].append(self._limits(name, spec, merged, last))
         return ModelRules(
@@ -149,24 +157,33 @@ class RuleBook:
         return self._rule(name, spec, merged, "limits", params, last)
 
     def _rule(
-        self, name: str, spec: SignalSpec, merged: SignalRule, detector: str, params: dict[str, Any], last: Any
+        self,
+        name: str,
+        spec: SignalSpec,
+        merged: SignalRule,
+        detector: str,
+        params: dict[str, Any],
+        last: Any,
+        *,
+        breaches: tuple[int, int] = (1, 1),
     ) -> Rule:
         defaults = self.config.defaults
         own = detector == spec.detector
         kept = merged.breaches
-        k, n = (kept.k, kept.n) if kept is not None else spec.breaches if own else (1, 1)
+        k, n = (kept.k, kept.n) if kept is not None else spec.breaches if own else breaches
         for_us = merged.for_ or defaults.for_
         resolve = merged.resolve_after or defaults.resolve_after
         window_us = last("window", defaults.window).us
-        structural = registry.spec(detector).structural
-        checked = {k_: v for k_, v in params.items() if k_ in structural}
+        found = registry.spec(detector)
+        checked = {k_: v for k_, v in params.items() if k_ in found.structural}
+        severity = merged.severity or spec.severity
         return Rule(
             signal=name,
             spec=spec,
             detector=detector,
             params=params,
             sensitivity=merged.sensitivity or last("sensitivity", defaults.sensitivity),
-            severity=merged.severity or spec.severity,
+            severity=severity,
             direction=merged.direction or (spec.direction if detector != "limits" else "both"),
             min_effect=(
                 merged.min_effect.to(spec.unit, name=spec.name)
@@ -185,8 +202,10 @@ class RuleBook:
                 resolve_after_us=resolve.us if resolve is not None else max(5 * window_us, 5_000_000),
                 k=k,
                 n=n,
-                clear=_CLEAR if detector in _EVIDENCE else 1.0,
+                clear=_CLEAR if found.budget == "limit" else 1.0,
             ),
+            # What is critical is never held back, and what an operator says of a limit holds.
+            budget=None if defaults.budget is None or severity == "critical" or "limit" in params else found.budget,
             owner=last("owner", ""),
             runbook=last("runbook", ""),
             environment=last("env", ""),

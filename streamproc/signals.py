@@ -28,11 +28,19 @@ Shape = Literal["window", "event", "vector", "arrivals"]
 LEARN_FEATURES_FROM = 50
 
 
+class Channel(Struct, frozen=True):
+    """A further detector on a signal, with its own limit, budget and alert."""
+
+    detector: str
+    breaches: tuple[int, int] = (1, 1)
+
+
 class SignalSpec(Struct, frozen=True, kw_only=True):
     """One signal with its defaults. unit is "s", "1" (a share or a count) or "1/s".
 
     direction, min_effect and the rest say what is worth waking somebody for; a change of theirs
-    never touches what was learned. family: the name is followed by `:` and a label or a metric.
+    never touches what was learned. channels: what else watches it, unless a config names a detector. family: the
+    name is followed by `:` and a label or a metric.
     """
 
     name: str
@@ -53,6 +61,7 @@ class SignalSpec(Struct, frozen=True, kw_only=True):
     category: Literal["data", "model", "infra", "traffic", "unknown"] = "unknown"
     sampled: bool = True
     on: bool = True
+    channels: tuple[Channel, ...] = ()
     family: bool = False
 
 
@@ -70,6 +79,7 @@ SIGNALS: dict[str, SignalSpec] = {
             sources=("predictions",),
             shape="window",
             breaches=_TWICE,
+            channels=(Channel("drift"),),
             category="model",
         ),
         SignalSpec(
@@ -77,7 +87,7 @@ SIGNALS: dict[str, SignalSpec] = {
             summary="every predicted value, for detectors of change",
             sources=("predictions",),
             shape="event",
-            detector="adwin",
+            detector="drift",
             category="model",
             on=False,
         ),
@@ -111,6 +121,7 @@ SIGNALS: dict[str, SignalSpec] = {
             sources=("predictions",),
             shape="event",
             unit="s",
+            detector="spike",
             direction="up",
             category="infra",
             on=False,
@@ -120,7 +131,7 @@ SIGNALS: dict[str, SignalSpec] = {
             summary="whether each request went unanswered: 1 or 0",
             sources=("predictions",),
             shape="event",
-            detector="hddm_a",
+            detector="rate",
             detector_kind="boolean",
             direction="up",
             category="infra",
@@ -170,7 +181,7 @@ SIGNALS: dict[str, SignalSpec] = {
             summary="feature vectors unlike those seen before",
             sources=("predictions",),
             shape="vector",
-            detector="half_space_trees",
+            detector="outlier",
             detector_kind="vector",
             direction="up",
             breaches=(10, 40),
@@ -192,7 +203,10 @@ SIGNALS: dict[str, SignalSpec] = {
             summary="every point of a telemetry metric",
             sources=("telemetry",),
             shape="event",
+            detector="spike",
             breaches=_TWICE,
+            # It scores an incident once, so one value must do.
+            channels=(Channel("pattern"),),
             category="infra",
             family=True,
         ),

@@ -5,13 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+import msgspec
 import numpy as np
 from msgspec import Struct
 
 from detectors.protocol import F64, I64, Detector, Evidence
+from streamproc import budget
 from streamproc.alerts import Lifecycle, Step, identity
+from streamproc.config import Sensitivity
 from streamproc.events import Alert, DetectorRef, Expected, Share, Span, rfc3339
 from streamproc.rules import Rule
+
+#: What of its share of the budget a sensitivity allows a watch.
+_SHARES: dict[Sensitivity, float] = {"low": 0.1, "medium": 1.0, "high": 10.0}
 
 
 class Subject(Struct, frozen=True, gc=False):
@@ -41,6 +47,7 @@ class Watch:
         # One seed for all: models of equal width then share the structure of their random trees.
         self.detector: Detector = rule.build(columns=max(1, len(columns)), seed=0)
         self.life = Lifecycle(rule.policy)
+        self.budgeted: float | None = None  # the limit or share that the budget came to
         self.version: str | None = None  # of the model when the episode opened: labels are identity
 
     def observe(
@@ -77,6 +84,26 @@ class Watch:
             alerts.append(self._alert(subject, step, values, scores, n=n, last_offset=last_offset))
         return alerts
 
+    def allot(self, *, observations_per_day: float, allowed_per_day: float) -> None:
+        """Let the budget set this watch's limit: it may alarm falsely so often. What was learned is kept."""
+        rule = self.rule
+        if rule.budget is None or observations_per_day <= 0.0:
+            return
+        allowed = allowed_per_day * _SHARES[rule.sensitivity]
+        if rule.budget == "limit":
+            found = budget.evidence_limit(observations_per_day=observations_per_day, allowed_per_day=allowed)
+        else:
+            found = budget.tail_share(
+                observations_per_day=observations_per_day, allowed_per_day=allowed, breaches=rule.policy.k
+            )
+        self._budget(budget.rounded(found))
+
+    def _budget(self, value: float | None) -> None:
+        if value is not None and value != self.budgeted and self.rule.budget is not None:
+            detector: Any = self.detector
+            detector.reconfigure(msgspec.structs.replace(detector.params, **{str(self.rule.budget): value}))
+        self.budgeted = value
+
     def expire(self, subject: Subject, now_us: int) -> list[Alert]:
         """Return what the passing of event time up to `now_us` brings: at most a resolution."""
         return [self._alert(subject, step, None, None) for step in self.life.expire(now_us)]
@@ -87,7 +114,10 @@ class Watch:
             state = self.detector.snapshot()
             self.detector = rule.build(columns=max(1, len(self.columns)), seed=0)
             self.detector.restore(state)
+        kept, self.budgeted = self.budgeted, None
         self.rule = rule
+        if rule.budget is not None:
+            self._budget(kept)
         self.life.policy = rule.policy
 
     def _matters(self, values: F64, row: int) -> bool:
@@ -141,6 +171,7 @@ class Watch:
             "detector": self.detector.snapshot(),
             "life": self.life.snapshot(),
             "version": self.version,
+            "budgeted": self.budgeted,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -149,6 +180,8 @@ class Watch:
             self.detector.restore(state["detector"])
         self.life.restore(state["life"])
         self.version = state["version"]
+        if self.rule.budget is not None:
+            self._budget(state["budgeted"])
 
 
 class SilenceWatch:

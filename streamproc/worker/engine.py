@@ -505,6 +505,7 @@ class Engine:
             topic=tp.topic,
             partition=tp.partition,
             max_series=math.ceil(share),
+            budget_share=1.0 / max(1, sum(self._partitions.get(topic, 1) for topic in self._kinds)),
             deduplicate=bool(self._raw_topics),
         )
 
