@@ -1,9 +1,9 @@
-"""Rows unlike those before: a histogram of each column and the distance between columns, together."""
+"""Rows unlike those before: by a histogram of each column, by how columns go together, and by their neighbours."""
 
 from __future__ import annotations
 
 import math
-from typing import Annotated, ClassVar, Final
+from typing import Annotated, ClassVar, Final, TypeAlias
 
 import msgspec
 import numpy as np
@@ -16,6 +16,8 @@ from detectors.protocol import F64, I64, Evidence, State
 from detectors.state import StateError
 
 __all__ = ["Outlier", "OutlierParams"]
+
+F32: TypeAlias = npt.NDArray[np.float32]
 
 # Rows kept whole at first: their medians say what is large before anything is learned from them.
 _FIRST: Final = 50
@@ -34,22 +36,43 @@ _LARGEST: Final = 1e150  # its square is still a float
 _INVERT_EACH: Final = 50  # rows
 _SHRINK_FROM: Final = 3.0  # typical distances beyond which a row counts for less
 
-_HALF_LIFE: Final = 3_000.0  # rows, of the mean and variance of the two parts of the score
-_LEAST_VARIANCE: Final = 1e-4  # of either part, a constant stream has none
+# Past rows kept as neighbours, in groups. A group is small on purpose: among few rows even a cluster of odd ones
+# is far from the nearest, and many groups make up for the chance in each.
+_GROUPS: Final = 16
+_PER_GROUP: Final = 16
+_KEPT: Final = _GROUPS * _PER_GROUP
+_LIFETIMES: Final = 1.0 / math.log(2.0)  # mean lifetime of a kept row, in half-lives
+
+_HALF_LIFE: Final = 3_000.0  # rows, of the mean and variance of the parts of the score
+_LEAST_VARIANCE: Final = 1e-4  # of any part, a constant stream has none
 
 _UNIT: Final = 1e-3  # raw scores are in standard deviations: below this difference they say the same
 _MAD_TO_SIGMA: Final = 1.4826  # 1 / Φ⁻¹(3/4)
 
-# A row whose two parts are together this many standard deviations above their means is learned at 1/32 of its
-# weight, as the calibrator does: an incident must not become the normal it is measured by in its first minutes.
-# Neither depends on alpha, which only scales scores.
+# A row whose raw score, a weighted sum of standard scores, is beyond this is learned at 1/32 of its weight, as the
+# calibrator does: an incident must not become the normal it is measured by in its first minutes. Neither depends
+# on alpha, which only scales scores.
 _ODD: Final = 6.0
 _ODD_WEIGHT: Final = 1.0 / 32.0
 
+# A row beyond this is kept as a neighbour at 1/32 of the chance: one odd row among 256 hides those like it.
+_UNUSUAL: Final = 2.0
+
+# What the parts weigh in the raw score: two views of all the past, one of the neighbours, which by itself ranks
+# best on most data and sees clusters off the middle.
+_GLOBAL: Final = 0.4
+_LOCAL: Final = 1.2
+
 _ROWS: Final = 0  # rows seen
 _SINCE: Final = 1  # rows since weights were last halved
+_KEEPING: Final = 2  # past rows kept
+_DRAWN: Final = 3  # the last random number
 
-_LEVELS: Final = 5  # of the two parts: mean, variance, mean, variance, and the weight they rest on
+_MODULUS: Final = 2**31 - 1  # of Lehmer's generator: exact in 64 bits, and one number is all its state
+_MULTIPLIER: Final = 48_271
+
+_WEIGHT: Final = 6  # after the mean and variance of each of the three parts: the weight of all learned
+_LEVELS: Final = 7
 
 
 class OutlierParams(msgspec.Struct, frozen=True, kw_only=True):
@@ -160,13 +183,76 @@ def invert(covariance: F64, total: float, prior: float, out: F64) -> None:
 
 
 @kernel
+def _nearest(z: F64, kept: F32, squares: F32, best: F32) -> float:
+    """Return the mean over groups of the distance to the group's nearest row, a column's share of it; 0 of none.
+
+    kept is (columns, rows), row k being of group k mod 16, infinite where there is none yet. squares (rows,)
+    and best (16,) are left with the squared distance to each row, and to each group's nearest.
+    """
+    columns = z.size
+    squares[:] = 0.0
+    for j in range(columns):
+        value, column = np.float32(z[j]), kept[j]
+        for k in range(_KEPT):
+            apart = value - column[k]
+            squares[k] += apart * apart
+    total, groups = 0.0, 0
+    for g in range(_GROUPS):
+        least = squares[g]
+        for k in range(_GROUPS + g, _KEPT, _GROUPS):
+            least = min(squares[k], least)
+        best[g] = least
+        if least < np.inf:
+            total += math.sqrt(float(least) / columns)
+            groups += 1
+    return total / max(groups, 1)
+
+
+@kernel
+def _keep(z: F64, kept: F32, clock: I64, weight: float, lifetime: float) -> None:
+    """Keep the row with the chance that makes the rows kept a fair sample of the last lifetime."""
+    at = clock[_KEEPING]
+    if at < _KEPT:
+        # An odd row would be one of few for long.
+        if weight < 1.0:
+            return
+        clock[_KEEPING] += 1
+    else:
+        clock[_DRAWN] = clock[_DRAWN] * _MULTIPLIER % _MODULUS
+        if clock[_DRAWN] >= weight * _KEPT / min(lifetime, clock[_ROWS]) * _MODULUS:
+            return
+        clock[_DRAWN] = clock[_DRAWN] * _MULTIPLIER % _MODULUS
+        at = clock[_DRAWN] % _KEPT
+    for j in range(z.size):
+        kept[j, at] = np.float32(z[j])
+
+
+@kernel
 def _share_out(
-    bins: I64, pull: F64, inverse: F64, counts: F64, seen: float, prior: float, parts: F64, out: F64
+    z: F64,
+    bins: I64,
+    pull: F64,
+    inverse: F64,
+    counts: F64,
+    seen: float,
+    prior: float,
+    kept: F32,
+    squares: F32,
+    best: F32,
+    parts: F64,
+    out: F64,
 ) -> None:
-    """Write each column's share of the score: of the histogram's part, and of the distance's."""
+    """Write each column's share of the score: its share of each part, by what the part weighs in the sum."""
     columns = bins.size
-    surprise, distance = 0.0, 0.0
-    excess, removed = np.empty(columns), np.empty(columns)
+    surprise, distance, gap = 0.0, 0.0, 0.0
+    excess, removed, apart = np.empty(columns), np.empty(columns), np.zeros(columns)
+    for k in range(_KEPT):
+        g = k % _GROUPS
+        # The nearest of its group; of two as near, both, which changes no ranking.
+        if squares[k] == best[g] and 0.0 < best[g] < np.inf:
+            for j in range(columns):
+                step = z[j] - kept[j, k]
+                apart[j] += step * step / math.sqrt(best[g])
     for j in range(columns):
         # How much rarer the bin is than the column's bins usually are.
         usual = 0.0
@@ -178,14 +264,19 @@ def _share_out(
         removed[j] = pull[j] * pull[j] / inverse[j, j]
         surprise += excess[j]
         distance += removed[j]
-    rare = max(parts[0], 0.0) if surprise > 0.0 else 0.0
-    far = max(parts[1], 0.0) if distance > 0.0 else 0.0
+        gap += apart[j]
+    rare = _GLOBAL * max(parts[0], 0.0) if surprise > 0.0 else 0.0
+    far = _GLOBAL * max(parts[1], 0.0) if distance > 0.0 else 0.0
+    alone = _LOCAL * max(parts[2], 0.0) if gap > 0.0 else 0.0
+    whole = rare + far + alone
     for j in range(columns):
         out[j] = 0.0
         if rare > 0.0:
-            out[j] += rare / (rare + far) * excess[j] / surprise
+            out[j] += rare / whole * excess[j] / surprise
         if far > 0.0:
-            out[j] += far / (rare + far) * removed[j] / distance
+            out[j] += far / whole * removed[j] / distance
+        if alone > 0.0:
+            out[j] += alone / whole * apart[j] / gap
 
 
 @kernel
@@ -196,6 +287,7 @@ def score_outlier(
     counts: F64,
     covariance: F64,
     inverse: F64,
+    kept: F32,
     levels: F64,
     clock: I64,
     sketch: F64,
@@ -208,14 +300,16 @@ def score_outlier(
     """Score, then learn, each row in order; False, untouched, when one number is not finite.
 
     first is (50, columns), the first rows of all; moments is (2, columns), means and variances; counts is
-    (columns, bins); covariance and inverse are (columns, columns), the former its lower triangle only.
+    (columns, bins); covariance and inverse are (columns, columns), the former its lower triangle only; kept is
+    (columns, 256), past rows standardised.
     """
     if not all_finite(rows.reshape(-1)):
         return False
     n, columns = rows.shape
     z, pull = np.empty(columns), np.empty(columns)
     bins = np.empty(columns, dtype=np.int64)
-    parts = np.empty(2)
+    squares, best = np.empty(_KEPT, dtype=np.float32), np.empty(_GROUPS, dtype=np.float32)
+    parts = np.empty(3)
     slowest = 1.0 - 2.0 ** (-1.0 / half_life)
     levels_slowest = 1.0 - 2.0 ** (-1.0 / _HALF_LIFE)
     for i in range(n):
@@ -237,10 +331,10 @@ def score_outlier(
                 clock[_SINCE] = 0
                 counts *= 0.5
                 covariance *= 0.5
-                levels[4] *= 0.5
+                levels[_WEIGHT] *= 0.5
             weight = 2.0 ** (clock[_SINCE] / half_life)
             clock[_SINCE] += 1
-            total = levels[4]
+            total = levels[_WEIGHT]
             prior = _BIN_PRIOR * weight
             mass = total + _BINS * prior
             surprise = columns * math.log(mass)
@@ -257,17 +351,21 @@ def score_outlier(
                 squared += value * z[j]
             squared = max(squared, 0.0)
             distance = math.sqrt(squared / columns)
+            gap = _nearest(z, kept, squares, best)
             if not beginning:
                 parts[0] = (surprise - levels[0]) / math.sqrt(max(levels[1], _LEAST_VARIANCE))
                 parts[1] = (distance - levels[2]) / math.sqrt(max(levels[3], _LEAST_VARIANCE))
-                raw[i] = parts[0] + parts[1]
+                parts[2] = (gap - levels[4]) / math.sqrt(max(levels[5], _LEAST_VARIANCE))
+                raw[i] = _GLOBAL * (parts[0] + parts[1]) + _LOCAL * parts[2]
                 # Below the mean all rows are alike: a histogram that fills makes rows a little less rare each
                 # time, and in a constant stream the approach to the mean would be a record with every row.
                 scores[i] = calibrate_one(sketch, max(raw[i], 0.0), log_alpha, _UNIT)
                 if scores[i] >= 1.0:
-                    _share_out(bins, pull, inverse, counts, mass, prior, parts, shares[i])
+                    _share_out(
+                        z, bins, pull, inverse, counts, mass, prior, kept, squares, best, parts, shares[i]
+                    )
                 clock[_ROWS] += 1
-            # Learn: the levels of the two parts,
+            # Learn: the levels of the parts,
             part = 1.0 if beginning or not raw[i] > _ODD else _ODD_WEIGHT
             fading = part * max(levels_slowest, 1.0 / (count + 1.0))
             change = surprise - levels[0]
@@ -276,10 +374,13 @@ def score_outlier(
             change = distance - levels[2]
             levels[2] += fading * change
             levels[3] = (1.0 - fading) * (levels[3] + fading * change * change)
+            change = gap - levels[4]
+            levels[4] += fading * change
+            levels[5] = (1.0 - fading) * (levels[5] + fading * change * change)
             # the histograms,
             for j in range(columns):
                 counts[j, bins[j]] += part * weight
-            levels[4] += part * weight
+            levels[_WEIGHT] += part * weight
             # the covariance, to which a far row adds less,
             shrink = min(1.0, _SHRINK_FROM / max(distance, 1e-9))
             added = part * weight * shrink * shrink
@@ -287,6 +388,9 @@ def score_outlier(
                 scaled = added * z[j]
                 for k in range(j + 1):
                     covariance[j, k] += scaled * z[k]
+            # the neighbours,
+            spared = beginning or not raw[i] > _UNUSUAL
+            _keep(z, kept, clock, 1.0 if spared else _ODD_WEIGHT, _LIFETIMES * half_life)
             # and means and variances.
             if not beginning:
                 fading = part * max(slowest, 1.0 / (count + 1.0))
@@ -301,33 +405,39 @@ def score_outlier(
             if (count + 1) % _INVERT_EACH == 0:
                 # As many rows of unit variance as there are columns: the error of a covariance is of that
                 # order, columns / rows, and nothing smaller is to be told apart.
-                invert(covariance, levels[4], columns * weight, inverse)
+                invert(covariance, levels[_WEIGHT], columns * weight, inverse)
     return True
 
 
 class Outlier:
-    """Score a row by how rare its numbers are, each by itself and all together.
+    """Score a row by how rare its numbers are, each by itself and together, and by how few rows are near.
 
-    Every column is standardised online and clipped to ±30: z. Two scores are made of z:
+    Every column is standardised online and clipped to ±30: z. Three scores are made of z:
 
     - rare: Σ over columns of -ln(share), the share being that of z's bin in the column's fading histogram, 32
-      even steps of sign(z) · ln(1 + |z|) within ±2.5 (histogram-based outlier score);
+      even steps of sign(z) · ln(1 + |z|) within ±2.5 (histogram-based outlier score [^1]);
     - far: √(zᵀ C⁻¹ z / d), Mahalanobis' distance, C being the fading covariance of z and d the columns. A row adds
-      to C shrunk by min(1, 3 / distance), an M-estimator, so that outliers do not hide those after them. C is
-      inverted every 50 rows.
+      to C shrunk by min(1, 3 / distance), an M-estimator [^2], so that outliers do not hide those after them. C is
+      inverted every 50 rows;
+    - near: the mean, over 16 groups of 16 past rows each, of min √(Σ(z - kept)² / d), the distance to the nearest
+      of the group: nearest neighbours in small samples [^3], many of them [^4]. A row takes a random place among
+      the 256 with the chance 256 / min(rows, half_life / ln 2), so they are a fading sample of the past [^5]; one
+      whose raw score is beyond 2, at 1/32 of it.
 
-    Each is standardised by its fading mean and variance, half-life 3000 rows; the raw score is their sum, and
-    `detectors.calibrate` makes it ours: 1.0 where as few rows reach it as the operator's alpha says.
+    Each is standardised by its fading mean and variance, half-life 3000 rows; the raw score is
+    0.4 · (rare + far) + 1.2 · near, and `detectors.calibrate` makes it ours: 1.0 where as few rows reach it as the
+    operator's alpha says. `rare` and `far` take all the past for one heap; `near` knows of several.
 
-    A column that never moved and then does scores z = ±30. A row whose raw score is beyond 6, and it is a sum of
-    two standard scores, is learned at 1/32 of its weight, and means and variances learn no further than 10
-    standard deviations: a column in another unit stays odd for thousands of rows, yet not for ever.
+    A column that never moved and then does scores z = ±30. A row whose raw score is beyond 6 is learned at 1/32 of
+    its weight, and means and variances learn no further than 10 standard deviations: a column in another unit
+    stays odd for thousands of rows, yet not for ever.
 
     Warm-up is 50 rows, whose medians say what is far, and the calibrator's 300. At 10 columns an instance
-    takes 13 kB and its snapshot 6 kB, at 50 columns 78 and 36.
+    takes 23 kB and its snapshot 16 kB, at 50 columns 129 and 87.
 
     Evidence names the columns that carry a score of 1.0 or more: for `rare` by how much rarer the bin is than
-    the column's usual, for `far` by what the distance loses without the column.
+    the column's usual, for `far` by what the distance loses without the column, for `near` by the column's share
+    of the distances to the nearest rows.
 
     Parameters
     ----------
@@ -337,6 +447,8 @@ class Outlier:
         Width of the rows.
     sensitivity
         The tail probability where params has none: low 1e-4, medium 1e-3, high 1e-2.
+    seed
+        Draws the rows that are kept.
 
     Examples
     --------
@@ -356,12 +468,16 @@ class Outlier:
     ----------
     [^1]: Goldstein, M. and Dengel, A., 2012. Histogram-based outlier score (HBOS). KI-2012.
     [^2]: Maronna, R.A., 1976. Robust M-estimators of multivariate location and scatter. Annals of Statistics 4.
+    [^3]: Sugiyama, M. and Borgwardt, K., 2013. Rapid distance-based outlier detection via sampling. NIPS 26.
+    [^4]: Bandaragoda, T.R. et al., 2018. Isolation-based anomaly detection using nearest-neighbour ensembles.
+    Computational Intelligence 34.
+    [^5]: Aggarwal, C.C., 2006. On biased reservoir sampling in the presence of stream evolution. VLDB.
     """
 
     spec: ClassVar[DetectorSpec] = DetectorSpec(
         name="outlier",
         kind="vector",
-        summary="how rare a row's numbers are, each by itself (histograms) and together (Mahalanobis), calibrated",
+        summary="how rare a row's numbers are, each by itself, together, and beside its neighbours, calibrated",
         params=OutlierParams,
         structural=frozenset({"half_life"}),
     )
@@ -374,7 +490,6 @@ class Outlier:
         sensitivity: Sensitivity = "medium",
         seed: int = 0,
     ) -> None:
-        del seed  # one shape for every detector; this one draws nothing
         self.params = params
         self.columns = columns
         self.reconfigure(params, sensitivity=sensitivity)
@@ -384,7 +499,10 @@ class Outlier:
         self._covariance: F64 = np.zeros((columns, columns))
         self._inverse: F64 = np.eye(columns)
         self._levels: F64 = np.zeros(_LEVELS)
-        self._clock: npt.NDArray[np.int64] = np.zeros(2, dtype=np.int64)
+        self._kept: F32 = np.full((columns, _KEPT), np.inf, dtype=np.float32)
+        self._clock: npt.NDArray[np.int64] = np.zeros(4, dtype=np.int64)
+        # Lehmer's generator knows no 0; the first numbers of small seeds next to each other are alike.
+        self._clock[_DRAWN] = (1 + seed % (_MODULUS - 1)) * pow(_MULTIPLIER, 20, _MODULUS) % _MODULUS
         self._sketch: F64 = new_sketch()
         self.raw: F64 = np.empty(0)  #: (n,) raw scores of the last batch; nan in the first rows
         self._scores: F64 = np.empty(0)
@@ -417,6 +535,7 @@ class Outlier:
             self._counts,
             self._covariance,
             self._inverse,
+            self._kept,
             self._levels,
             self._clock,
             self._sketch,
@@ -452,6 +571,7 @@ class Outlier:
             "counts": self._counts.copy(),
             "covariance": self._covariance[lower],
             "inverse": self._inverse[lower],
+            "kept": self._kept[:, : int(self._clock[_KEEPING])].copy(),
             "levels": self._levels.copy(),
             "clock": self._clock.copy(),
             "calibration": pack_sketch(self._sketch),
@@ -461,8 +581,8 @@ class Outlier:
         """Take up a state; raise `StateError` when it is of rows of another width."""
         lower = np.tril_indices(self.columns)
         try:
-            names = ("first", "moments", "counts", "covariance", "inverse", "levels", "clock")
-            first, moments, counts, covariance, inverse, levels, clock = (state[name] for name in names)
+            names = ("first", "moments", "counts", "covariance", "inverse", "kept", "levels", "clock")
+            first, moments, counts, covariance, inverse, kept, levels, clock = (state[name] for name in names)
             if (
                 first.ndim != 2
                 or first.shape[0] >= _FIRST
@@ -473,6 +593,8 @@ class Outlier:
                 or inverse.shape != covariance.shape
                 or levels.shape != self._levels.shape
                 or clock.shape != self._clock.shape
+                or kept.shape != (self.columns, int(clock[_KEEPING]))
+                or kept.shape[1] > _KEPT
             ):
                 raise StateError("outlier: the state is of another shape")
             sketch = unpack_sketch(state["calibration"])
@@ -482,5 +604,7 @@ class Outlier:
         self._covariance[lower] = covariance
         self._inverse[lower] = inverse
         self._inverse.T[lower] = inverse
+        self._kept[:] = np.inf
+        self._kept[:, : kept.shape[1]] = kept
         self._moments[:], self._counts[:], self._levels[:] = moments, counts, levels
         self._clock[:], self._sketch = clock, sketch

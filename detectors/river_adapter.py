@@ -303,7 +303,7 @@ class RiverDetector:
         self._moments: F64 = np.zeros((3, columns))
         self._seen = 0
         self._scores: F64 = np.empty(0)
-        self._raw: F64 = np.empty(0)
+        self.raw: F64 = np.empty(0)  #: (n,) river's scores of the last batch
 
     def reconfigure(self, params: Any, *, sensitivity: Sensitivity | None = None) -> None:
         """Take another alpha from the next value on, keeping what was learned.
@@ -350,7 +350,7 @@ class RiverDetector:
             scores = np.empty(raw_scores.size)
             scores[late:] = self._calibrator.score(raw_scores[late:])
         scores[:late] = np.nan
-        self._scores, self._raw = scores, raw_scores
+        self._scores, self.raw = scores, raw_scores
         return scores.copy()
 
     def _drifts(self, values: Any) -> list[float]:
@@ -392,7 +392,7 @@ class RiverDetector:
             return Evidence()
         if self._calibrator is None:
             return Evidence(note=f"{self.spec.name}: drift")
-        return Evidence(note=f"{self.spec.name}: raw score {self._raw[index]:.6g}")
+        return Evidence(note=f"{self.spec.name}: raw score {self.raw[index]:.6g}")
 
     def warming(self) -> int:
         """Return how many more values are needed before scores are given."""

@@ -34,6 +34,7 @@ def test_the_examples_in_docstrings_are_true(name: str) -> None:
         "outlier",
         "drift",
         "rate",
+        "river_api",
     ],
 )
 def test_every_public_module_shows_itself_at_work(name: str) -> None:
