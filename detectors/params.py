@@ -49,8 +49,9 @@ class DetectorSpec(msgspec.Struct, frozen=True, kw_only=True):
     """What a registry says about one detector.
 
     budget says how a detector is held to so many false alarms a day: by `limit`, on evidence, or by `alpha`, a
-    share of values; None where it is not. structural names the parameters whose change needs new state; all others
-    may be changed by `reconfigure` with what was learned kept.
+    share of values; None where it is not. once: an incident scores 1.0 once, not while it lasts. structural
+    names the parameters whose change needs new state; all others may be changed by `reconfigure` with what was
+    learned kept.
     """
 
     name: str
@@ -59,6 +60,7 @@ class DetectorSpec(msgspec.Struct, frozen=True, kw_only=True):
     params: type[msgspec.Struct]
     structural: frozenset[str] = frozenset()
     budget: Literal["limit", "alpha"] | None = None
+    once: bool = False
 
 
 def closest(word: str, words: Iterable[str]) -> str:

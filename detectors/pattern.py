@@ -511,6 +511,7 @@ class Pattern:
         params=PatternParams,
         structural=frozenset({"shingles"}),
         budget="alpha",
+        once=True,
     )
 
     def __init__(

@@ -250,7 +250,6 @@ class RobustZ:
         summary="distance to a rolling median, in robust standard deviations",
         params=RobustZParams,
         structural=frozenset({"window"}),
-        budget="alpha",
     )
 
     def __init__(

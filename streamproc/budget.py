@@ -86,7 +86,6 @@ class Fleet:
         self.started_us: int | None = None
         self.began_us = 0  # the period; the last count was then
         self.ends_us = 0  # the period; the next count is then
-        self._clock_us = 0
         self._names = 0  # a set of bits
 
     def until(self, stamp_us: int) -> bool:
@@ -97,12 +96,11 @@ class Fleet:
         """Let record time pass, -1 for unknown; a period that it ends is counted."""
         if stamp_us < 0:
             return
-        self._clock_us = max(self._clock_us, stamp_us)
         if self.started_us is None:
             self.started_us = self.began_us = stamp_us
             self.ends_us = stamp_us + _HOUR_US
-        while self._clock_us >= self.ends_us:
-            self._count()
+        while stamp_us >= self.ends_us:
+            self._count(stamp_us)
 
     def note(self, model: str) -> None:
         """Count a model that a record was of."""
@@ -112,7 +110,7 @@ class Fleet:
         """Return the days from a record time to the last count, an hour at least."""
         return max(self.began_us - since_us, _HOUR_US) / _DAY_US
 
-    def _count(self) -> None:
+    def _count(self, stamp_us: int) -> None:
         assert self.started_us is not None
         empty = _BITS - self._names.bit_count()
         if self._names:
@@ -124,7 +122,7 @@ class Fleet:
         else:
             self._names = 0
             # A log may pause for months; no need to count each day of them.
-            self.ends_us += _DAY_US * max(1, (self._clock_us - self.ends_us) // _DAY_US)
+            self.ends_us += _DAY_US * max(1, (stamp_us - self.ends_us) // _DAY_US)
         self.period += 1
 
     def snapshot(self) -> dict[str, Any]:
@@ -132,12 +130,12 @@ class Fleet:
         return {
             "size": self.size,
             "period": self.period,
-            "times": [self.started_us, self.began_us, self.ends_us, self._clock_us],
+            "times": [self.started_us, self.began_us, self.ends_us],
             "names": f"{self._names:x}",
         }
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take up what `snapshot` gave."""
         self.size, self.period = float(state["size"]), int(state["period"])
-        self.started_us, self.began_us, self.ends_us, self._clock_us = state["times"]
+        self.started_us, self.began_us, self.ends_us = state["times"]
         self._names = int(state["names"], 16)

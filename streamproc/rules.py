@@ -133,10 +133,7 @@ class RuleBook:
                 params["timeout_s"] = silence_after.us / 1e6
             rules[name] = [self._rule(name, spec, merged, merged.detector or spec.detector, params, last)]
             if merged.detector is None:
-                rules[name] += [
-                    self._rule(name, spec, merged, channel.detector, {}, last, breaches=channel.breaches)
-                    for channel in spec.channels
-                ]
+                rules[name] += [self._rule(name, spec, merged, channel, {}, last) for channel in spec.channels]
             if _has_limits(merged):
                 rules[name].append(self._limits(name, spec, merged, last))
         return ModelRules(
@@ -157,24 +154,18 @@ class RuleBook:
         return self._rule(name, spec, merged, "limits", params, last)
 
     def _rule(
-        self,
-        name: str,
-        spec: SignalSpec,
-        merged: SignalRule,
-        detector: str,
-        params: dict[str, Any],
-        last: Any,
-        *,
-        breaches: tuple[int, int] = (1, 1),
+        self, name: str, spec: SignalSpec, merged: SignalRule, detector: str, params: dict[str, Any], last: Any
     ) -> Rule:
         defaults = self.config.defaults
         own = detector == spec.detector
         kept = merged.breaches
-        k, n = (kept.k, kept.n) if kept is not None else spec.breaches if own else breaches
+        k, n = (kept.k, kept.n) if kept is not None else spec.breaches if own else (1, 1)
         for_us = merged.for_ or defaults.for_
         resolve = merged.resolve_after or defaults.resolve_after
         window_us = last("window", defaults.window).us
         found = registry.spec(detector)
+        if found.once:
+            k, n = 1, 1
         checked = {k_: v for k_, v in params.items() if k_ in found.structural}
         severity = merged.severity or spec.severity
         return Rule(
@@ -197,7 +188,7 @@ class RuleBook:
             ),
             shadow=merged.mode == "shadow",
             policy=Policy(
-                for_us=for_us.us if for_us is not None else spec.for_us,
+                for_us=0 if found.once else for_us.us if for_us is not None else spec.for_us,
                 # Long enough to span some windows, whatever their size.
                 resolve_after_us=resolve.us if resolve is not None else max(5 * window_us, 5_000_000),
                 k=k,

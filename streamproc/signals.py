@@ -28,19 +28,12 @@ Shape = Literal["window", "event", "vector", "arrivals"]
 LEARN_FEATURES_FROM = 50
 
 
-class Channel(Struct, frozen=True):
-    """A further detector on a signal, with its own limit, budget and alert."""
-
-    detector: str
-    breaches: tuple[int, int] = (1, 1)
-
-
 class SignalSpec(Struct, frozen=True, kw_only=True):
     """One signal with its defaults. unit is "s", "1" (a share or a count) or "1/s".
 
     direction, min_effect and the rest say what is worth waking somebody for; a change of theirs
-    never touches what was learned. channels: what else watches it, unless a config names a detector. family: the
-    name is followed by `:` and a label or a metric.
+    never touches what was learned. channels: further detectors, each with its own limit and alert,
+    unless a config names one. family: the name is followed by `:` and a label or a metric.
     """
 
     name: str
@@ -61,7 +54,7 @@ class SignalSpec(Struct, frozen=True, kw_only=True):
     category: Literal["data", "model", "infra", "traffic", "unknown"] = "unknown"
     sampled: bool = True
     on: bool = True
-    channels: tuple[Channel, ...] = ()
+    channels: tuple[str, ...] = ()
     family: bool = False
 
 
@@ -79,7 +72,7 @@ SIGNALS: dict[str, SignalSpec] = {
             sources=("predictions",),
             shape="window",
             breaches=_TWICE,
-            channels=(Channel("drift"),),
+            channels=("drift",),
             category="model",
         ),
         SignalSpec(
@@ -205,8 +198,7 @@ SIGNALS: dict[str, SignalSpec] = {
             shape="event",
             detector="spike",
             breaches=_TWICE,
-            # It scores an incident once, so one value must do.
-            channels=(Channel("pattern"),),
+            channels=("pattern",),
             category="infra",
             family=True,
         ),

@@ -39,7 +39,7 @@ def quick(**signals: dict[str, Any]) -> str:
         "prediction_value": {"params": {"warm_up": 5, "window": 20}},
         "missing_features": {"params": {"warm_up": 5, "window": 20}},
         "silence": {"params": {"warm_up": 20, "min_timeout_s": 5.0}},
-        "metric": {"params": {"warm_up": 5, "window": 20}},
+        "metric": {"detector": "robust_z", "breaches": "2/3", "params": {"warm_up": 5, "window": 20}},
     }
     lines = "".join(f"    {n}: {orjson.dumps(v).decode()}\n" for n, v in {**said, **signals}.items())
     return f"defaults:\n  window: 1s\n  lateness: 500ms\n  min_samples: 3\n  resolve_after: 3s\n  signals:\n{lines}"

@@ -144,7 +144,7 @@ def test_check_shows_what_a_model_gets(tmp_path: Path) -> None:
     lines = [" ".join(line.split()) for line in said(run).splitlines()]
     assert "latency_p95 robust_z high warning up 20% - 2 of 3, for 2m 5m" in lines
     assert "latency_p95 limits - critical both - > 0.3 s at once, for 2m 5m" in lines
-    assert any(line.startswith("feature_outlier half_space_trees (shadow) high") for line in lines)
+    assert any(line.startswith("feature_outlier outlier (shadow) high") for line in lines)
 
 
 def test_check_says_of_a_model_nobody_watches(tmp_path: Path) -> None:

@@ -101,7 +101,7 @@ def test_a_signal_off_by_default_comes_with_its_detector() -> None:
     )
     assert (
         only("defaults: {signals: {prediction_drift: {mode: 'on'}}}", "m", "prediction_drift").detector
-        == "adwin"
+        == "drift"
     )
 
 

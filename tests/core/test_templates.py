@@ -44,7 +44,7 @@ defaults:
     class_share: {upper_limit: 0.6}
     missing_features: {upper_limit: 0.02}
     invalid_features: {upper_limit: 0.02}
-    feature_outlier: {params: {window_size: 20, n_trees: 3, height: 3}}
+    feature_outlier: {detector: half_space_trees, breaches: 10/40, params: {window_size: 20, n_trees: 3, height: 3}}
     throughput: {}
     silence: {}
 """
