@@ -381,6 +381,8 @@ class Spike(_Values):
         "up", "down" or "both": on which side a value is anomalous.
     limit
         Deviations from the mean that score 1.0; None: by sensitivity, 9, 6 or 4.
+    alpha
+        Share of values that may score 1.0: raises the limit where the own tail is heavy; None: never raised.
     rel_floor, abs_floor
         Least deviation, as a share of the mean's size and in the value's unit.
     sensitivity
@@ -407,6 +409,7 @@ class Spike(_Values):
         settled: int = 30,
         direction: Literal["up", "down", "both"] = "both",
         limit: float | None = None,
+        alpha: float | None = None,
         rel_floor: float = 0.01,
         abs_floor: float = 1e-9,
         sensitivity: Sensitivity = "medium",
@@ -417,6 +420,7 @@ class Spike(_Values):
         self.settled = settled
         self.direction = direction
         self.limit = limit
+        self.alpha = alpha
         self.rel_floor = rel_floor
         self.abs_floor = abs_floor
         self.sensitivity = sensitivity
@@ -428,7 +432,7 @@ class Pattern(_Values):
 
     Every feature is watched by itself and the largest score counts. river has no clock, so rows are taken to
     be `every_s` seconds apart; the daily shape needs that right. `learn_one` takes some 9 µs a feature,
-    `score_one` 33; a pickle is 160 kB a feature.
+    `score_one` 33; a pickle is 50 kB a feature.
 
     Parameters
     ----------
@@ -437,9 +441,11 @@ class Pattern(_Values):
     shingles
         Past stretches kept by each view of stretches.
     limit
-        Mean of the views that scores 1.0; None: by sensitivity, 1.5, 1.17 or 0.9.
+        Mean of the views that scores 1.0; None: by sensitivity, 2.12, 1.5 or 1.06.
+    alpha
+        Share of values that may score 1.0: raises the limit where the own tail is heavy; None: never raised.
     hold
-        Values after an alarm that cannot alarm; 0: none.
+        At most one value in so many alarms; 0: no such bound.
     every_s
         Seconds from one row to the next.
     sensitivity
@@ -463,13 +469,15 @@ class Pattern(_Values):
         warm_up: int = 100,
         shingles: int = 500,
         limit: float | None = None,
-        hold: int = 0,
+        alpha: float | None = None,
+        hold: int = 100,
         every_s: float = 60.0,
         sensitivity: Sensitivity = "medium",
     ) -> None:
         self.warm_up = warm_up
         self.shingles = shingles
         self.limit = limit
+        self.alpha = alpha
         self.hold = hold
         self.every_s = every_s
         self.sensitivity = sensitivity
@@ -492,6 +500,8 @@ class RobustZ(_Values):
         "up", "down" or "both": on which side a value is anomalous.
     limit
         Scales from the median that score 1.0; None: by sensitivity, 9, 6 or 4.
+    alpha
+        Share of values that may score 1.0: raises the limit where the own tail is heavy; None: never raised.
     rel_floor, abs_floor
         Least scale, as a share of the median's size and in the value's unit.
     sensitivity
@@ -515,6 +525,7 @@ class RobustZ(_Values):
         warm_up: int = 30,
         direction: Literal["up", "down", "both"] = "both",
         limit: float | None = None,
+        alpha: float | None = None,
         rel_floor: float = 0.01,
         abs_floor: float = 1e-9,
         sensitivity: Sensitivity = "medium",
@@ -523,6 +534,7 @@ class RobustZ(_Values):
         self.warm_up = warm_up
         self.direction = direction
         self.limit = limit
+        self.alpha = alpha
         self.rel_floor = rel_floor
         self.abs_floor = abs_floor
         self.sensitivity = sensitivity
@@ -571,11 +583,11 @@ class Drift(_Drifts, base.DriftDetector):  # type: ignore[misc]
     limit
         Evidence that is a drift, about the values between false alarms; None: by sensitivity, 1e6, 1e5 or 1e4.
     prewhiten
-        Watch what an AR(2) does not foresee, for autocorrelated series.
+        Alarm only where the values' own past and trend do not explain it either; False: for independent values.
     sensitivity
         "low", "medium" or "high".
     seed
-        Breaks ties between equal values.
+        Of the numbers drawn to break ties.
 
     Examples
     --------
@@ -599,7 +611,7 @@ class Drift(_Drifts, base.DriftDetector):  # type: ignore[misc]
         self,
         reference: int = 500,
         limit: float | None = None,
-        prewhiten: bool = False,
+        prewhiten: bool = True,
         sensitivity: Sensitivity = "medium",
         seed: int = 0,
     ) -> None:

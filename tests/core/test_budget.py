@@ -143,8 +143,8 @@ def _telemetry(*, hours: int = 20, seed: int = 0) -> RecordBatch:
                 value += 400.0
             if k == 1 and minute >= 1020:
                 value = 100.0 + 0.2 * rng.normal()
-            event = {"id": "t", "source": "s", "time": at, "model": {"name": f"m{k}"}, "name": "cpu", "value": float(value),
-                     "unit": "1"}  # fmt: skip
+            event = {"id": "t", "source": "s", "time": at, "model": {"name": f"m{k}"}, "name": "cpu", "unit": "1",
+                     "value": float(value)}  # fmt: skip
             events.append(orjson.dumps(event))
             stamps.append(at)
     return batch(events, stamps_us=stamps, topic="telemetry")
