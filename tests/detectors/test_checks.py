@@ -156,10 +156,10 @@ def test_a_detector_that_overflows_fails() -> None:
 def test_a_loop_is_compiled_even_where_no_cache_can_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
     plain = numba.njit
 
-    def njit(**options: Any) -> Any:
+    def njit(*functions: Any, **options: Any) -> Any:
         if options.get("cache"):
             raise RuntimeError("cannot cache function: no locator available")
-        return plain(**options)
+        return plain(*functions, **options)
 
     monkeypatch.setattr(numba, "njit", njit)
     assert kernel(lambda x: x + 1)(2) == 3
