@@ -1,4 +1,4 @@
-"""Compiled forms of two of river's detectors, `drift.KSWIN` and `anomaly.LocalOutlierFactor`, a hundred times faster.
+"""Compiled forms of two of river's detectors, `drift.KSWIN` and `anomaly.LocalOutlierFactor`.
 
 Both give what river 0.26 gives. `KSWIN` draws the sample that `random.Random.sample` draws, from the same
 generator (MT19937), and decides by the count at which scipy's `ks_2samp` says p <= alpha. `LocalOutlierFactor`
@@ -34,6 +34,9 @@ _LOW32: Final = 0xFFFFFFFF
 
 # scipy counts paths up to this size of sample, and takes an asymptotic formula beyond.
 _EXACT_UP_TO: Final = 10_000
+
+# Up to so many values, insertion sorts in half the time.
+_FEW: Final = 64
 
 # river lets smaller differences pass whatever their p-value.
 _LEAST_STATISTIC: Final = 0.1
@@ -140,6 +143,19 @@ def _is_pooled(n: int, k: int) -> bool:
 
 
 @kernel
+def _sort(values: F64) -> None:
+    if values.size > _FEW:
+        values.sort()
+        return
+    for i in range(1, values.size):
+        value, at = values[i], i
+        while at > 0 and values[at - 1] > value:
+            values[at] = values[at - 1]
+            at -= 1
+        values[at] = value
+
+
+@kernel
 def _statistic(one: F64, other: F64) -> float:
     """Return the largest difference of two sorted samples' distribution functions, as scipy rounds it."""
     n = one.size
@@ -189,10 +205,12 @@ def feed_kswin(
         draw_sample(words, pooled, work, picks)
         start = clock[_START]
         for j in range(size):
-            past[j] = window[(start + picks[j]) % n]
-            recent[j] = window[(start + n - size + j) % n]
-        past.sort()
-        recent.sort()
+            p = start + picks[j]
+            past[j] = window[p if p < n else p - n]
+            p = start + n - size + j
+            recent[j] = window[p if p < n else p - n]
+        _sort(past)
+        _sort(recent)
         statistic = _statistic(past, recent)
         if statistic > _LEAST_STATISTIC and round(statistic * size) >= critical:
             out[i] = 1.0

@@ -110,6 +110,7 @@ def stream(kind: str, n: int, seed: int) -> np.ndarray:
         {"alpha": 0.05, "window_size": 60, "stat_size": 30},
         {"alpha": 0.2, "window_size": 10, "stat_size": 3},
         {"alpha": 0.01, "window_size": 700, "stat_size": 25},
+        {"alpha": 0.001, "window_size": 200, "stat_size": 70},
         {"alpha": 0.9, "window_size": 4, "stat_size": 2},
     ],
 )
