@@ -1,8 +1,7 @@
 """Compile the loops before the first event, so that none is compiled while a stream waits.
 
-The detectors that watch a model unasked are always compiled, any other when it is named: loading `pattern` takes
-a start some 60 ms, `river` its second. One that was not named loads when the first is asked to score; without a
-cache, that takes seconds.
+Some detectors are always compiled, any other when it is named: loading `pattern` takes a start some 15 ms, `river`
+half a second. One that was not named loads when the first is asked to score, as long or, without a cache, seconds.
 
 Compiled loops are cached where `NUMBA_CACHE_DIR` says, else beside their source, else in the user's cache
 directory; a later start then only loads them. Where none can be written they are compiled at each start.
