@@ -7,7 +7,9 @@ into ours. Rows for `loda`, `local_outlier_factor` and `one_class_svm` are stand
 
 Values beyond ±1e100 are taken as ±1e100: river's running variances would overflow and stay nan.
 
-Snapshots hold river's own attributes as plain data, written by a walk over known types and laid over a
+KSWIN and LocalOutlierFactor run in their compiled forms, `detectors.river_compiled`, which answer as river's do.
+
+Snapshots of the others hold river's own attributes as plain data, written by a walk over known types and laid over a
 freshly made object; nothing is unpickled or looked up outside river's modules already loaded. They are exact
 for river 0.26; the state of the Rust parts is river's own bytes.
 
@@ -41,6 +43,7 @@ from detectors.calibrate import ALPHA, Calibrator
 from detectors.kernels import all_finite, as_rows, as_values, kernel, refuse_non_finite
 from detectors.params import DetectorSpec, Kind, Sensitivity, require_kept
 from detectors.protocol import F64, I64, Evidence, State
+from detectors.river_compiled import KSWIN, LocalOutlierFactor
 from detectors.state import StateError
 
 __all__ = ["ENTRIES", "RiverDetector", "RiverEntry"]
@@ -189,7 +192,7 @@ class OneClassSVMParams(msgspec.Struct, frozen=True, kw_only=True):
 class LocalOutlierFactorParams(msgspec.Struct, frozen=True, kw_only=True):
     """Parameters of river's `anomaly.LocalOutlierFactor`, and alpha.
 
-    river keeps 1000 rows, at some 2 ms a row; fewer by default here.
+    river keeps 1000 rows; fewer by default here.
     """
 
     n_neighbors: Annotated[int, msgspec.Meta(ge=1, le=1_000, description="neighbours compared with")] = 10
@@ -206,13 +209,14 @@ class LocalOutlierFactorParams(msgspec.Struct, frozen=True, kw_only=True):
 class RiverEntry(msgspec.Struct, frozen=True, kw_only=True):
     """One river class: what the registry says of it, and how it is fed.
 
-    make builds river's object from (params, seed). lead is the number of values it learns before its
-    answer means anything: raw scores of a scorer are not calibrated, a drift detector cannot answer.
-    unit is the least difference between raw scores that means anything; None for drift detectors.
+    make builds river's object, or its compiled form, from (params, seed, columns). lead is the number of
+    values it learns before its answer means anything: raw scores of a scorer are not calibrated, a drift
+    detector cannot answer. unit is the least difference between raw scores that means anything; None for
+    drift detectors.
     """
 
     spec: DetectorSpec
-    make: Callable[[Any, int], Any]
+    make: Callable[[Any, int, int], Any]
     lead: Callable[[Any], int]
     unit: float | None = None
 
@@ -299,7 +303,7 @@ class RiverDetector:
         self._calibrator = Calibrator(alpha=0.5, unit=entry.unit) if entry.unit is not None else None
         self.reconfigure(params, sensitivity=sensitivity)
         self._lead = entry.lead(params)
-        self._model = entry.make(params, seed)
+        self._model = entry.make(params, seed, columns)
         self._moments: F64 = np.zeros((3, columns))
         self._seen = 0
         self._scores: F64 = np.empty(0)
@@ -330,6 +334,7 @@ class RiverDetector:
         clipped = np.empty(array.shape)
         if not clip_finite(array.reshape(-1), clipped.reshape(-1)):
             raise refuse_non_finite(name)
+        raw: list[float] | F64
         if self.spec.kind == "boolean":
             if not ((array == 0.0) | (array == 1.0)).all():
                 raise ValueError(f"{name}: values must be 0 or 1")
@@ -337,6 +342,8 @@ class RiverDetector:
         else:
             if self.spec.kind == "vector":
                 raw = self._score_rows(clipped)
+            elif isinstance(self._model, KSWIN):
+                raw = self._model.feed(clipped)
             elif self._calibrator is not None:
                 raw = self._score_values(clipped.tolist())
             else:
@@ -373,11 +380,13 @@ class RiverDetector:
             raw = [-math.log10(max(1.0 - share, 1e-16)) for share in raw]
         return raw
 
-    def _score_rows(self, rows: F64) -> list[float]:
-        score_one, learn_one = self._model.score_one, self._model.learn_one
-        names = self._names
+    def _score_rows(self, rows: F64) -> list[float] | F64:
         scaled = np.empty(rows.shape)
         standardise(rows, self._moments, scaled)
+        if isinstance(self._model, LocalOutlierFactor):
+            return self._model.feed(scaled)
+        score_one, learn_one = self._model.score_one, self._model.learn_one
+        names = self._names
         raw = []
         lists: Any = scaled.tolist()
         for row in lists:
@@ -401,7 +410,8 @@ class RiverDetector:
 
     def snapshot(self) -> State:
         """Return river's attributes as plain data, and the calibration."""
-        state: State = {"river": _pack(self._model), "seen": self._seen}
+        compiled = isinstance(self._model, KSWIN | LocalOutlierFactor)
+        state: State = {"river": self._model.snapshot() if compiled else _pack(self._model), "seen": self._seen}
         if self._calibrator is not None:
             state["calibration"] = self._calibrator.snapshot()
         if self.spec.kind == "vector":
@@ -411,7 +421,11 @@ class RiverDetector:
     def restore(self, state: State) -> None:
         """Take up a state; raise `StateError` when it is not one of this detector."""
         try:
-            model = _unpack(state["river"], self.entry.make(self.params, self._seed))
+            model = self.entry.make(self.params, self._seed, self._columns)
+            if isinstance(model, KSWIN | LocalOutlierFactor):
+                model.restore(state["river"])
+            else:
+                model = _unpack(state["river"], model)
             if type(model) is not type(self._model):
                 raise StateError(f"{self.spec.name}: the state is of {type(model).__name__}")
             moments = state["moments"] if self.spec.kind == "vector" else self._moments
@@ -470,10 +484,6 @@ def _pack(node: Any) -> Any:
         edges = np.array(bins, dtype=np.float64).reshape(len(bins), 2)
         counts = np.array([one.count for one in node.data], dtype=np.int64)
         return ["histogram", node.max_bins, node.n, edges, counts]
-    if module.startswith("river.neighbors.") and name == "LazySearch":
-        # Rows of one width, the names of their features being those of their columns.
-        rows = [list(item[0][0].values()) for item in node.window]
-        return ["rows", np.array(rows, dtype=np.float64).reshape(len(rows), -1 if rows else 0)]
     if module.startswith("river."):
         # river never draws from a generator that was given no seed; its state would differ in each process.
         seeded = getattr(node, "seed", 0) is not None
@@ -518,10 +528,6 @@ def _unpack(node: Any, twin: Any) -> Any:
                 for (left, right), count in zip(edges.tolist(), counts.tolist(), strict=True)
             ]
             return histogram
-        case ["rows", rows] if twin is not None:
-            for row in rows.tolist():
-                twin.append(({f"{j:05d}": value for j, value in enumerate(row)},))
-            return twin
         case ["river", name, attributes]:
             kind = _river_class(name)
             thing = twin if type(twin) is kind else object.__new__(kind)
@@ -556,10 +562,11 @@ def _river_class(name: str) -> Any:
     return kind
 
 
-def _plainly(module: str, kind: str, *, seeded: bool = False) -> Callable[[Any, int], Any]:
+def _plainly(module: str, kind: str, *, seeded: bool = False) -> Callable[[Any, int, int], Any]:
     """Return a maker that passes every parameter but alpha's calibration on to a class of river."""
 
-    def make(params: Any, seed: int) -> Any:
+    def make(params: Any, seed: int, columns: int) -> Any:
+        del columns
         arguments: dict[str, Any] = msgspec.structs.asdict(params)
         if module == "river.anomaly":
             del arguments["alpha"]
@@ -570,15 +577,15 @@ def _plainly(module: str, kind: str, *, seeded: bool = False) -> Callable[[Any, 
     return make
 
 
-def _make_sad(params: StandardAbsoluteDeviationParams, seed: int) -> Any:
-    del seed
+def _make_sad(params: StandardAbsoluteDeviationParams, seed: int, columns: int) -> Any:
+    del seed, columns
     stats = importlib.import_module("river.stats")
     sub_stat = stats.Mean() if params.sub_stat == "mean" else stats.Quantile(0.5)
     return importlib.import_module("river.anomaly").StandardAbsoluteDeviation(sub_stat=sub_stat)
 
 
-def _make_svm(params: OneClassSVMParams, seed: int) -> Any:
-    del seed
+def _make_svm(params: OneClassSVMParams, seed: int, columns: int) -> Any:
+    del seed, columns
     return importlib.import_module("river.anomaly").OneClassSVM(
         nu=params.nu,
         optimizer=importlib.import_module("river.optim").SGD(params.learning_rate),
@@ -586,10 +593,14 @@ def _make_svm(params: OneClassSVMParams, seed: int) -> Any:
     )
 
 
-def _make_lof(params: LocalOutlierFactorParams, seed: int) -> Any:
+def _make_kswin(params: KSWINParams, seed: int, columns: int) -> KSWIN:
+    del columns
+    return KSWIN(alpha=params.alpha, window_size=params.window_size, stat_size=params.stat_size, seed=seed)
+
+
+def _make_lof(params: LocalOutlierFactorParams, seed: int, columns: int) -> LocalOutlierFactor:
     del seed
-    engine = importlib.import_module("river.neighbors").LazySearch(window_size=params.window_size)
-    return importlib.import_module("river.anomaly").LocalOutlierFactor(params.n_neighbors, engine=engine)
+    return LocalOutlierFactor(n_neighbors=params.n_neighbors, window_size=params.window_size, columns=columns)
 
 
 def _entry(
@@ -598,7 +609,7 @@ def _entry(
     summary: str,
     *,
     params: type[msgspec.Struct],
-    make: Callable[[Any, int], Any],
+    make: Callable[[Any, int, int], Any],
     lead: Callable[[Any], int],
     unit: float | None = None,
 ) -> RiverEntry:
@@ -630,7 +641,7 @@ ENTRIES: Final[Mapping[str, RiverEntry]] = {
             "value",
             "drift of the distribution, Kolmogorov-Smirnov over a window (river)",
             params=KSWINParams,
-            make=_plainly("river.drift", "KSWIN", seeded=True),
+            make=_make_kswin,
             lead=lambda params: params.window_size - 1,
         ),
         _entry(

@@ -12,12 +12,9 @@ from detectors.checks import CHECKS, Subject
 # What a detector needs to be made at all, or to be quick enough to be put through twenty thousand values.
 PARAMS: dict[str, dict[str, Any]] = {
     "limits": {"lower": -1e6, "upper": 40.0},
-    "local_outlier_factor": {"window_size": 30, "n_neighbors": 5},
     "loda": {"n_random_cuts": 10},
 }
 SLOW: dict[str, dict[str, int]] = {
-    "kswin": {"length": 400, "long": 2_000},
-    "local_outlier_factor": {"length": 300, "long": 1_600},
     "loda": {"length": 500, "long": 4_000},
 }
 

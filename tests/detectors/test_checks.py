@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +11,7 @@ import numba
 import numpy as np
 import pytest
 
+from detectors import registry
 from detectors.checks import check_detector
 from detectors.compile import warm_up_kernels
 from detectors.kernels import kernel
@@ -153,10 +156,10 @@ def test_a_detector_that_overflows_fails() -> None:
 def test_a_loop_is_compiled_even_where_no_cache_can_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
     plain = numba.njit
 
-    def njit(**options: Any) -> Any:
+    def njit(*functions: Any, **options: Any) -> Any:
         if options.get("cache"):
             raise RuntimeError("cannot cache function: no locator available")
-        return plain(**options)
+        return plain(*functions, **options)
 
     monkeypatch.setattr(numba, "njit", njit)
     assert kernel(lambda x: x + 1)(2) == 3
@@ -167,3 +170,58 @@ def test_warming_up_the_kernels_reports_each_once() -> None:
     warm_up_kernels(lambda name, done, total: seen.append((name, done, total)))
     assert [done for _, done, _ in seen] == list(range(1, len(seen) + 1))
     assert {total for _, _, total in seen} == {len(seen)}
+
+
+def test_a_detector_that_is_named_is_warmed_up_too() -> None:
+    seen: list[str] = []
+    warm_up_kernels(lambda name, done, total: seen.append(name), names=["pattern", "spike", "pattern", "kswin"])
+    assert seen[-2:] == ["pattern", "kswin"]
+    assert len(seen) == len(set(seen))
+    with pytest.raises(registry.UnknownDetectorError, match="did you mean"):
+        warm_up_kernels(names=["patern"])
+
+
+_NOTHING_COMPILED_LATER = """
+import sys, numpy as np, numba
+from detectors import registry
+from detectors.compile import warm_up_kernels
+from detectors.state import dumps, loads
+
+names = [name for name in registry.names() if name in registry._OURS or name in ("kswin", "local_outlier_factor")]
+warm_up_kernels(names=names)
+
+def compiled():
+    found = {}
+    for module in [m for n, m in sys.modules.items() if n.startswith("detectors.")]:
+        for function in vars(module).values():
+            if isinstance(function, numba.core.dispatcher.Dispatcher):
+                found[f"{function.py_func.__module__}.{function.__name__}"] = len(function.signatures)
+    return found
+
+before = compiled()
+rng = np.random.default_rng(0)
+for name in names:
+    kind = registry.spec(name).kind
+    params = {"upper": 3.0} if name == "limits" else None
+    one, other = (registry.create(name, params, columns=3 if kind == "vector" else 1, seed=1) for _ in range(2))
+    n = one.warming() + 800
+    values = rng.normal(10.0, 2.0, (n, 3) if kind == "vector" else n)
+    values[n - 100 :] += 30.0
+    if kind == "boolean":
+        values = (values > 12.0).astype(float)
+    times = np.arange(n) * 60_000_000
+    scores = one.score(values, times)
+    one.explain(int(np.nanargmax(scores)))
+    other.restore(loads(dumps(one.snapshot())))
+    values.flags.writeable = False
+    for i in range(5):
+        other.score(values[i : i + 1], times[i : i + 1] + times[-1])
+    other.score(values[::2], times[::2] + 2 * times[-1])
+later = {name: count for name, count in compiled().items() if count != before.get(name, 0)}
+sys.exit(f"compiled, or loaded, after the start: {later}" if later else 0)
+"""
+
+
+def test_nothing_is_compiled_after_the_start() -> None:
+    done = subprocess.run([sys.executable, "-c", _NOTHING_COMPILED_LATER], check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

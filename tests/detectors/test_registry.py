@@ -27,9 +27,7 @@ def feed(kind: str) -> np.ndarray:
 
 
 def make(name: str, **options: Any) -> Detector:
-    params = {"limits": {"upper": 14.0}, "local_outlier_factor": {"window_size": 20, "n_neighbors": 3}}.get(
-        name
-    )
+    params = {"limits": {"upper": 14.0}}.get(name)
     return registry.create(name, params, columns=3 if registry.spec(name).kind == "vector" else 1, **options)
 
 
@@ -47,7 +45,7 @@ def test_every_detector_is_what_its_spec_says(name: str) -> None:
     assert spec.structural <= {field.name for field in msgspec.structs.fields(spec.params)}
 
 
-@pytest.mark.parametrize("name", [n for n in registry.names() if n not in ("kswin", "local_outlier_factor")])
+@pytest.mark.parametrize("name", registry.names())
 def test_sensitivity_never_changes_what_is_learned(name: str) -> None:
     values = feed(registry.spec(name).kind)
     states = set()
