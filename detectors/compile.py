@@ -1,7 +1,8 @@
 """Compile the loops before the first event, so that none is compiled while a stream waits.
 
-Some detectors are always compiled, any other when it is named: loading `pattern` takes a start some 15 ms, `river`
-half a second. One that was not named loads when the first is asked to score, as long or, without a cache, seconds.
+The detectors named are compiled, with what river's adapter shares: loading `pattern` takes a start some 15 ms,
+river half a second. One that was not named loads when the first is asked to score, as long or, without a cache,
+seconds.
 
 Compiled loops are cached where `NUMBA_CACHE_DIR` says, else beside their source, else in the user's cache
 directory; a later start then only loads them. Where none can be written they are compiled at each start.
@@ -31,8 +32,8 @@ def warm_up_kernels(
     progress
         Called as (name, done, total) after each.
     names
-        Detectors to compile, or load, besides those always compiled: the ones a configuration names. One that
-        cannot be made without parameters, as a third party's may be, is loaded only.
+        The detectors to compile. One that cannot be made without parameters, as a third party's may be, is
+        loaded only.
 
     Raises
     ------
@@ -42,45 +43,25 @@ def warm_up_kernels(
     Examples
     --------
     >>> from detectors.compile import warm_up_kernels
-    >>> warm_up_kernels(lambda name, done, total: print(f"{done}/{total} {name}"))
-    1/9 limits
-    2/9 robust_z
-    3/9 silence
-    4/9 spike
-    5/9 half_space_trees
-    6/9 outlier
-    7/9 drift
-    8/9 rate
-    9/9 river
-    >>> warm_up_kernels(lambda name, done, total: print(f"{done}/{total} {name}"), names=["pattern", "spike"])
-    1/10 limits
-    2/10 robust_z
-    3/10 silence
-    4/10 spike
-    5/10 half_space_trees
-    6/10 outlier
-    7/10 drift
-    8/10 rate
-    9/10 river
-    10/10 pattern
+    >>> warm_up_kernels(lambda name, done, total: print(f"{done}/{total} {name}"), names=["spike", "drift"])
+    1/3 river
+    2/3 spike
+    3/3 drift
     """
-    steps: dict[str, Callable[[], None]] = {
-        "limits": lambda: _run("limits", {"upper": 1.0}),
-        "robust_z": lambda: _run("robust_z"),
-        "silence": lambda: _run("silence"),
-        "spike": lambda: _run("spike"),
-        "half_space_trees": lambda: _run("half_space_trees", {"window_size": 2, "height": 2}),
-        "outlier": lambda: _run("outlier"),
-        "drift": lambda: _run("drift"),
-        "rate": lambda: _run("rate"),
-        "river": _run_adapter,
-    }
+    steps: dict[str, Callable[[], None]] = {"river": _run_adapter}
     for name in names:
         steps.setdefault(name, functools.partial(_run_named, name))
     for done, (name, step) in enumerate(steps.items(), start=1):
         step()
         if progress is not None:
             progress(name, done, len(steps))
+
+
+#: Parameters that make a detector small, or at all.
+_SMALL: dict[str, dict[str, float]] = {
+    "limits": {"upper": 1.0},
+    "half_space_trees": {"window_size": 2, "height": 2},
+}
 
 
 def _run(name: str, params: dict[str, float] | None = None) -> None:
@@ -92,7 +73,7 @@ def _run(name: str, params: dict[str, float] | None = None) -> None:
 
 def _run_named(name: str) -> None:
     try:
-        _run(name)
+        _run(name, _SMALL.get(name))
     except ParameterError:
         registry.spec(name)
 

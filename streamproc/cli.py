@@ -355,7 +355,7 @@ def replay(
             raise UsageError(
                 f"--expect-alert: there is no signal `{name}`; known: {', '.join(signals.names())}"
             )
-    warm_up()
+    warm_up(config)
     run = Replay(RuleBook(config), kind=kind)
     started = time.monotonic()
     with _reading(source) as lines, _writing(output) as out:

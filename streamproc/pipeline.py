@@ -25,6 +25,7 @@ from streamproc import kernels
 from streamproc.budget import Fleet
 from streamproc.columns import columns as read_columns
 from streamproc.columns import event_times
+from streamproc.config import Config
 from streamproc.errors import SnapshotError
 from streamproc.events import (
     MAX_NAME,
@@ -41,7 +42,7 @@ from streamproc.events import (
     model_name,
 )
 from streamproc.models import STATE_VERSION, STATES, EventRows, Group, ModelState, Shared
-from streamproc.rules import RuleBook
+from streamproc.rules import RuleBook, detectors_of
 from streamproc.signals import Kind
 from streamproc.templates import Templates
 
@@ -399,8 +400,8 @@ def _first_copies(seen: dict[int, int], batch: RecordBatch, rows: list[int]) -> 
     return kept
 
 
-def warm_up(progress: Callable[[str, int, int], None] | None = None) -> None:
-    """Compile every loop a pipeline runs, the detectors' too, or load it compiled.
+def warm_up(config: Config, progress: Callable[[str, int, int], None] | None = None) -> None:
+    """Compile every loop that pipelines of a config run, their detectors' too, or load it compiled.
 
     progress is called as (name, done, total) after each.
     """
@@ -413,7 +414,7 @@ def warm_up(progress: Callable[[str, int, int], None] | None = None) -> None:
         if progress is not None:
             progress(name, done, total + len(own))
 
-    warm_up_kernels(tell)
+    warm_up_kernels(tell, detectors_of(config))
     total = made
     for done, (name, step) in enumerate(own.items(), start=total + 1):
         step()

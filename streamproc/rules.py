@@ -227,6 +227,28 @@ def _hash(value: Any) -> str:
     return hashlib.sha256(msgspec.json.encode(value)).hexdigest()[:12]
 
 
+def detectors_of(config: Config) -> list[str]:
+    """Return the detectors that watch something under a config, by default or because it names them."""
+    kinds = [kind for kind in ("predictions", "telemetry", "labels") if getattr(config.kafka, kind)]
+    found: set[str] = set()
+    for spec in signals.SIGNALS.values():
+        if spec.on and any(kind in spec.sources for kind in kinds):
+            found.update((spec.detector, *spec.channels))
+    layers = [block.signals for block in config.models]
+    if not isinstance(config.defaults.signals, str):
+        layers.append(config.defaults.signals)
+    for layer in layers:
+        for name, rule in layer.items():
+            named = signals.find(name)
+            if rule.detector is not None:
+                found.add(rule.detector)
+            elif named is not None and rule.mode != "off":
+                found.update((named.detector, *named.channels))
+            if _has_limits(rule):
+                found.add("limits")
+    return sorted(found)
+
+
 def load(path: str | Path, *, env: Mapping[str, str]) -> Config:
     """Read a config and check it down to signals and detectors. Raise `ConfigError`."""
     return config_module.load(path, env=env, checks=[check])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import gc
 import os
 import signal
@@ -110,6 +111,8 @@ class Reloader:
             for block in _FIXED:
                 if getattr(config, block) != getattr(self.config, block):
                     raise StreamprocError(f"{self.path}: `{block}` has changed, which needs a restart")
+            # A detector named anew is compiled while the old config still serves.
+            await asyncio.to_thread(compile_kernels, config)
             await self.app.engine.reload(config)
         except (StreamprocError, OSError) as e:
             metrics.reload_ok.set(0)
@@ -150,7 +153,8 @@ def run(
     started = time.monotonic()
     # Loading compiled loops is work, reaching a broker is waiting: side by side, each hides the other.
     kernels: Future[None] = Future()
-    threading.Thread(target=_into(kernels, compile_kernels), name="kernels", daemon=True).start()
+    compiling = _into(kernels, functools.partial(compile_kernels, config))
+    threading.Thread(target=compiling, name="kernels", daemon=True).start()
     try:
         partitions = prepare_topics(config, timeout_s=connect_timeout_s)
     except StreamprocError as e:
@@ -188,8 +192,8 @@ def _into(future: Future[None], work: Callable[[], None]) -> Callable[[], None]:
     return run
 
 
-def compile_kernels() -> None:
-    """Compile every loop, or load it compiled, before the first event needs it."""
+def compile_kernels(config: Config) -> None:
+    """Compile every loop a config needs, or load it compiled, before the first event needs it."""
     from streamproc.pipeline import warm_up
 
     began = time.monotonic()
@@ -198,7 +202,7 @@ def compile_kernels() -> None:
         if time.monotonic() - began > 1.0 and sys.stderr.isatty():
             print(f"\rcompiling {done}/{total} {name:30s}", end="", file=sys.stderr)  # noqa: T201
 
-    warm_up(progress)
+    warm_up(config, progress)
     took = time.monotonic() - began
     if took > 1.0:
         log.info("detectors ready; a later start finds them compiled", seconds=round(took, 1))
