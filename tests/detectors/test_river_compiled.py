@@ -181,7 +181,7 @@ def test_the_detectors_raw_scores_are_rivers_of_standardised_rows() -> None:
     for row in scaled.tolist():
         expected.append(theirs.score_one(dict(enumerate(row))))
         theirs.learn_one(dict(enumerate(row)))
-    np.testing.assert_allclose(detector._raw, expected, rtol=1e-12)
+    np.testing.assert_allclose(detector.raw, expected, rtol=1e-12)
 
 
 @pytest.mark.parametrize("kind", ["shift", "ties", "runs"])
