@@ -70,7 +70,7 @@ def main() -> None:
             result = drift.run(
                 runs=args.runs, before=args.before, after=args.after, baselines=not args.no_baselines, table=True
             )
-    print(orjson.dumps(result).decode())
+    print(orjson.dumps(result, option=orjson.OPT_SERIALIZE_NUMPY).decode())
 
 
 if __name__ == "__main__":

@@ -9,15 +9,20 @@ Then --shifted signals of each kind are shifted, by half a standard deviation of
 at the beginning of the fifth day: the median delay to the first alert, in values, and the share that never alert.
 A rate is shifted by so many standard deviations of one zero or one.
 
-`others` are the same signals under river's detectors with their defaults, a tenth as many: what an alert budget would
-be spent on without one.
+`others` are the same signals under river's detectors with their defaults, a twentieth as many: what an alert budget
+would be spent on without one.
+
+`telemetry` has the two channels of a metric, each with its own budget: `spike`, two values of three, and `pattern`,
+a tenth as many signals. `free` is what each alarms at its default limit with no budget. `caught` is the share of
+signals in which it sees what it is for, planted once in the sixth day: three values 12 standard deviations up for
+`spike`, an hour 2 up for `pattern`. In a heavy-tailed signal such a thing is everyday, and not to be caught.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +31,7 @@ from river.drift import binary
 
 from detectors import registry
 from streamproc.alerts import Lifecycle, Policy
-from streamproc.budget import evidence_limit
+from streamproc.budget import evidence_limit, tail_share
 
 F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
@@ -188,6 +193,63 @@ def ours(values: F64, times: I64, offsets: I64, *, boolean: bool, limit: float, 
     return [step.row for step in steps if step.action == "opened"]
 
 
+class Channel(NamedTuple):
+    """One of the two detectors of a metric: what an alert needs, what is planted, and how many signals there are."""
+
+    detector: str
+    policy: Policy
+    size: float
+    length: int
+    share: float
+
+
+CHANNELS = (
+    Channel("spike", Policy(resolve_after_us=5 * MINUTE_US, k=2, n=3), 12.0, 3, 1.0),
+    Channel("pattern", Policy(resolve_after_us=5 * MINUTE_US), 2.0, 60, 0.1),
+)
+
+
+def telemetry(
+    channel: Channel, kind: str, signals: int, times: I64, offsets: I64, *, days: int, allowed: float, seed: int
+) -> dict[str, float]:
+    """Return false alerts a day with and without a budget, and the share of planted faults caught with it."""
+    n, few = len(times), max(1, round(signals * channel.share))
+    alpha = tail_share(
+        observations_per_day=A_DAY * signals, allowed_per_day=allowed, breaches=channel.policy.k
+    )
+    at = round(min(5.5, days - 0.5) * A_DAY)
+    found = {"a_day": 0, "free": 0, "caught": 0}
+    watched = 0
+    for boolean, values in blocks(kind, few, n, seed):
+        if boolean:
+            continue
+        watched += len(values)
+        for k, row in enumerate(values):
+
+            def opened(row: F64, params: dict[str, Any]) -> list[int]:
+                scores = registry.create(channel.detector, params).score(row, times)
+                breach = scores >= 1.0
+                if not breach.any():
+                    return []
+                steps = Lifecycle(channel.policy).observe(breach, scores, times, offsets)
+                return [step.row for step in steps if step.action == "opened"]
+
+            quiet = opened(row, {"alpha": alpha})
+            found["a_day"] += len(quiet)
+            if k % 10 == 0:
+                found["free"] += 10 * len(opened(row, {}))
+            planted = row.copy()
+            planted[at : at + channel.length] += channel.size * row.std()
+            loud = [r for r in opened(planted, {"alpha": alpha}) if at <= r < at + channel.length + 20]
+            found["caught"] += bool(loud) and not any(at <= r < at + channel.length + 20 for r in quiet)
+    scale = signals / watched / days
+    return {
+        "a_day": round(found["a_day"] * scale, 1),
+        "free": round(found["free"] * scale, 1),
+        "caught": round(found["caught"] / watched, 3),
+    }
+
+
 def rivers(make: Callable[[int], Any], values: F64, times: I64, offsets: I64, *, seed: int) -> list[int]:
     detector = make(seed)
     breach = np.zeros(len(values), dtype=bool)
@@ -248,6 +310,20 @@ def run(
             cells += [f"{one:.0f}" for one in result["others"][kind].values()]
         if table:
             print(f"{kind:14s}", *(f"{cell:>12s}" for cell in cells), flush=True)
+    result["telemetry"] = {channel.detector: {} for channel in CHANNELS}
+    if table:
+        print(f"\nthe two channels of a metric\n{'':14s}", *(f"{c.detector:^38s}" for c in CHANNELS))
+        print(f"{'':14s}", *(f"{title:>12s}" for _ in CHANNELS for title in ("a day", "unbudgeted", "caught")))
+    for kind in kinds:
+        if kind in BOOLEAN:
+            continue
+        for channel in CHANNELS:
+            result["telemetry"][channel.detector][kind] = telemetry(
+                channel, kind, signals, times, offsets, days=days, allowed=allowed, seed=seed
+            )
+        if table:
+            rows = [result["telemetry"][channel.detector][kind] for channel in CHANNELS]
+            print(f"{kind:14s}", *(f"{cell:>12g}" for one in rows for cell in one.values()), flush=True)
     return {**result, "signals": signals, "days": days, "allowed": allowed}
 
 
