@@ -13,7 +13,7 @@ from detectors.kernels import all_finite, as_times, as_values, kernel, refuse_no
 from detectors.params import DetectorSpec, Sensitivity, require_kept
 from detectors.protocol import F64, I64, Evidence, State
 from detectors.state import StateError
-from detectors.tail import FURTHEST, TAIL, Alpha, learn_tail, tail_limit
+from detectors.tail import BLOCKS, Alpha, block_limit, learn_block
 
 __all__ = ["Pattern", "PatternParams"]
 
@@ -72,8 +72,8 @@ _KEPT3000: Final = 0.5 ** (1.0 / 3000.0)
 # The 99.9 % quantile of the distance beyond the range, on unlabelled data.
 _RANGE: Final = 0.082
 
-# Scores beyond this say no more than one another where the limit is raised.
-_FURTHEST: Final = math.log(FURTHEST)
+# Values of which at most one alarms, as far as a budget goes: the default hold.
+_BLOCK: Final = 100
 
 
 class PatternParams(msgspec.Struct, frozen=True, kw_only=True):
@@ -389,7 +389,7 @@ def score_pattern(
 ) -> bool:
     """Score, then learn, each value in order; False, untouched, when one is not finite.
 
-    alpha 0: the limit is never raised. own: the tail of exp(score), a power where the score's is exponential.
+    alpha 0: the limit is never raised. own: the largest scores of blocks.
     """
     if not all_finite(values):
         return False
@@ -419,19 +419,17 @@ def score_pattern(
             if views[k] > views[best]:
                 best = k
         raw = max(total / _VIEWS, 0.0)
-        least, shown = limit, raw
-        if alpha > 0.0:
-            least, shown = max(limit, math.log(tail_limit(own, alpha))), min(raw, _FURTHEST)
+        least = max(limit, block_limit(own, alpha, _BLOCK)) if alpha > 0.0 else limit
         clock[0] = t + 1.0
         if t < warm_up:
             scores[i] = np.nan
         elif _passes(last, hold, t, raw, least):
-            scores[i] = shown / least
+            scores[i] = raw / least
         else:
             # In order still, and below a half.
             scores[i] = 0.5 * raw / (raw + least)
         if t >= warm_up:
-            learn_tail(own, math.exp(min(raw, _FURTHEST)))
+            learn_block(own, raw, _BLOCK)
         # The mean distance of normal values is sqrt(2/pi) sigma.
         reach = _SIGMAS * (sigma if distance == 0.0 else 1.2533141373155003 * distance)
         bands[0, i] = x - r if known else np.nan
@@ -535,7 +533,7 @@ class Pattern:
             "tail": np.zeros(4 + _LONG_TAIL),
             "cells": np.zeros((2, _CELLS)),
             "rarities": np.zeros((_TESTED, 3)),
-            "own": np.zeros(TAIL),
+            "own": np.zeros(BLOCKS),
         }
         self._scores: F64 = np.empty(0)
         self._bands: F64 = np.empty((2, 0))

@@ -6,7 +6,7 @@ watches of a model. A watch that is allowed a alerts a day and sees N values a d
 - evidence, 1/a values apart: limit = N / a. Shiryaev-Roberts evidence less the count of values is a martingale, so
   there are at most N / limit false alarms a day, whatever the dependence between watches (`detectors.drift`, `.rate`);
 - or a share of its values, a / N, that may be beyond the limit (`detectors.tail`); for an alert that needs k of n
-  values its k-th root, as for values independent of one another.
+  values its k-th root, as for values independent of one another, over the ways there are to choose them.
 
 How many models there are, each partition counts for itself, from its own log and by the record times in it: what
 an alert depends on must be in that log, or a restart would change it.
@@ -49,17 +49,21 @@ def evidence_limit(*, observations_per_day: float, allowed_per_day: float) -> fl
     return float(min(max(observations_per_day / allowed_per_day, _LEAST_LIMIT), _MOST_LIMIT))
 
 
-def tail_share(*, observations_per_day: float, allowed_per_day: float, breaches: int = 1) -> float:
-    """Return the share of values that may be beyond the limit, where an alert needs so many of them.
+def tail_share(
+    *, observations_per_day: float, allowed_per_day: float, breaches: tuple[int, int] = (1, 1)
+) -> float:
+    """Return the share of values that may be beyond the limit, where an alert needs k of n of them.
 
     Examples
     --------
     >>> round(1 / tail_share(observations_per_day=1440 * 1000, allowed_per_day=5))
     288000
-    >>> round(1 / tail_share(observations_per_day=1440 * 1000, allowed_per_day=5, breaches=2))
-    537
+    >>> round(1 / tail_share(observations_per_day=1440 * 1000, allowed_per_day=5, breaches=(2, 3)))
+    759
     """
-    share = math.exp(math.log(allowed_per_day / observations_per_day) / breaches)
+    k, n = breaches
+    # An alert comes at its k-th value, the others being among the n - 1 before it.
+    share = math.exp(math.log(allowed_per_day / observations_per_day / math.comb(n - 1, k - 1)) / k)
     return min(max(share, 1e-12), 0.1)
 
 

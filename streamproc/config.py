@@ -132,6 +132,7 @@ class Kafka(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     telemetry: list[str] = field(default_factory=list)
     labels: list[str] = field(default_factory=list)
     alerts: str = "alerts"
+    pages: str = ""  # alerts under the cap of a model and day; empty: none
     dead_letters: str = "streamproc-dead-letters"
     snapshots: str = "streamproc-snapshots"
     app_id: str = "streamproc"
@@ -184,6 +185,7 @@ class Budget(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How many false alerts the whole fleet may raise. Critical alerts are outside of it."""
 
     false_alerts_per_day: Annotated[float, Meta(gt=0)] = 5.0
+    per_model_per_day: Annotated[int, Meta(ge=1, le=1000)] = 4  # of pages, whether false or not
 
 
 class SignalRule(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -517,7 +519,9 @@ def _check_kafka(config: Config, report: Report) -> None:
         report("kafka", "E021", "reads no topic; name at least one under predictions, telemetry or labels")
     for topic in sorted({t for t in sources if sources.count(t) > 1}):
         report("kafka", "E022", f"topic `{topic}` is named twice; a topic carries one kind of event")
-    for own in (config.kafka.alerts, config.kafka.dead_letters, config.kafka.snapshots):
+    if config.kafka.pages and config.defaults.budget is None:
+        report("kafka.pages", "E026", "needs a `budget`: its `per_model_per_day` is the cap")
+    for own in (config.kafka.pages, config.kafka.alerts, config.kafka.dead_letters, config.kafka.snapshots):
         if own in sources:
             report("kafka", "E023", f"topic `{own}` is both read and written; the worker would feed on itself")
     if config.kafka.security_protocol.startswith("SASL") and not (config.kafka.username and config.kafka.password):

@@ -135,7 +135,7 @@ class ModelState:
     def allot(self, fleet: Fleet, *, allowed_per_day: float) -> None:
         """Let each watch have its part of what all models of a partition are allowed together in a day."""
         self.allotted = fleet.period
-        self.allowed_per_day = allowed_per_day / max(fleet.size, 1.0) / max(len(self.watches), self.rules.count())
+        self.allowed_per_day = allowed_per_day / max(fleet.size, 1.0) / max(len(self.watches), self.rules.count(), 1)
         for watch in self.watches.values():
             self._allot(watch, fleet.days(self.first_stamp_us))
 
@@ -565,13 +565,6 @@ class LabelState(ModelState):
 
     def _restore_own(self, own: dict[str, Any]) -> None:
         self.classes.restore(own["classes"])
-
-
-STATES: dict[Kind, type[ModelState]] = {
-    "predictions": PredictionState,
-    "telemetry": TelemetryState,
-    "labels": LabelState,
-}
 
 
 def _bounded(name: str, known: list[str], limit: int) -> str:

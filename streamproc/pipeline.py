@@ -41,7 +41,17 @@ from streamproc.events import (
     Telemetry,
     model_name,
 )
-from streamproc.models import STATE_VERSION, STATES, EventRows, Group, ModelState, Shared
+from streamproc.models import (
+    STATE_VERSION,
+    EventRows,
+    Group,
+    LabelState,
+    ModelState,
+    PredictionState,
+    Shared,
+    TelemetryState,
+)
+from streamproc.pages import AlertDecoder, PageState
 from streamproc.rules import RuleBook, detectors_of
 from streamproc.signals import Kind
 from streamproc.templates import Templates
@@ -50,6 +60,13 @@ _KINDS: dict[Kind, type[Prediction] | type[Telemetry] | type[Label]] = {
     "predictions": Prediction,
     "telemetry": Telemetry,
     "labels": Label,
+}
+
+_STATES: dict[Kind, type[ModelState]] = {
+    "predictions": PredictionState,
+    "telemetry": TelemetryState,
+    "labels": LabelState,
+    "alerts": PageState,
 }
 
 #: A model may be forgotten for a newcomer once it has been quiet this long.
@@ -107,9 +124,13 @@ class Pipeline:
         self._read_by(book)
 
     def _read_by(self, book: RuleBook) -> None:
+        self._templates: Templates | None = None
+        self._decoder: Decoder | AlertDecoder
+        if self.kind == "alerts":
+            self._decoder = AlertDecoder()
+            return
         field_map = book.config.fields.get(self.kind)
         self._decoder = Decoder(_KINDS[self.kind], field_map=field_map)
-        self._templates: Templates | None = None
         if self.kind == "predictions":
             self._templates = Templates(max_bytes=self._decoder.max_bytes)
             self._templates.learning = not field_map
@@ -301,7 +322,7 @@ class Pipeline:
             if now_us - self.models[oldest].last_arrival_us < _REPLACEABLE_AFTER_US:
                 return None  # a flood of new names must not push out models that are alive
             self._evict(oldest, out)
-        model = self.models[name] = STATES[self.kind](self.book, name, self.topic, self.partition)
+        model = self.models[name] = _STATES[self.kind](self.book, name, self.topic, self.partition)
         self.gone.discard(name)
         return model
 
@@ -365,7 +386,7 @@ class Pipeline:
                 raise SnapshotError(
                     f"state of {name} has version {tree['version']}; this program reads {STATE_VERSION}"
                 )
-            model = STATES[self.kind](self.book, name, self.topic, self.partition)
+            model = _STATES[self.kind](self.book, name, self.topic, self.partition)
             model.restore(tree)
         except (state_codec.StateError, KeyError, TypeError, ValueError, IndexError) as e:
             raise SnapshotError(f"state of {name} cannot be read: {e}") from e

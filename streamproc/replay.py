@@ -16,7 +16,7 @@ from msgspec import Struct, field
 from streamproc.events import Alert, Header, RecordBatch, Time, time_us
 from streamproc.pipeline import Output, Pipeline
 from streamproc.rules import RuleBook
-from streamproc.signals import Kind
+from streamproc.signals import SourceKind
 
 #: Lines taken at once. Any number gives the same alerts; this one keeps the columns long and memory small.
 BATCH_LINES = 2000
@@ -70,7 +70,7 @@ _any = msgspec.json.Decoder().decode
 class Replay:
     """One file's worth of one kind of event, through one pipeline."""
 
-    def __init__(self, book: RuleBook, *, kind: Kind) -> None:
+    def __init__(self, book: RuleBook, *, kind: SourceKind) -> None:
         topics: list[str] = getattr(book.config.kafka, kind)
         self.pipeline = Pipeline(book, kind=kind, topic=topics[0] if topics else kind)
         self.report = Report()

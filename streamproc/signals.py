@@ -21,7 +21,8 @@ from detectors.protocol import F64
 from streamproc.cells import IS_NULL, IS_TEXT
 from streamproc.events import Outcome, Prediction
 
-Kind = Literal["predictions", "telemetry", "labels"]
+SourceKind = Literal["predictions", "telemetry", "labels"]
+Kind = Literal["predictions", "telemetry", "labels", "alerts"]  # the last is what we publish, read again
 Shape = Literal["window", "event", "vector", "arrivals"]
 
 #: Events from which a model's feature names and types are learned before any is called missing.

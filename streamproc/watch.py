@@ -94,7 +94,9 @@ class Watch:
             found = budget.evidence_limit(observations_per_day=observations_per_day, allowed_per_day=allowed)
         else:
             found = budget.tail_share(
-                observations_per_day=observations_per_day, allowed_per_day=allowed, breaches=rule.policy.k
+                observations_per_day=observations_per_day,
+                allowed_per_day=allowed,
+                breaches=(rule.policy.k, rule.policy.n),
             )
         self._budget(budget.rounded(found))
 

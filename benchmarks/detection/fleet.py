@@ -215,7 +215,7 @@ def telemetry(
     """Return false alerts a day with and without a budget, and the share of planted faults caught with it."""
     n, few = len(times), max(1, round(signals * channel.share))
     alpha = tail_share(
-        observations_per_day=A_DAY * signals, allowed_per_day=allowed, breaches=channel.policy.k
+        observations_per_day=A_DAY * signals, allowed_per_day=allowed, breaches=(channel.policy.k, channel.policy.n)
     )
     at = round(min(5.5, days - 0.5) * A_DAY)
     found = {"a_day": 0, "free": 0, "caught": 0}

@@ -104,6 +104,8 @@ def build(
 
     sources = kafka.sources()
     read = {internal_topic(kafka.app_id, t): kind for t, kind in sources.items()} if kafka.repartition else sources
+    if kafka.pages:  # never keyed anew: its producer is ours
+        read = {**read, kafka.alerts: "alerts"}
     driver.install([*read, *sources])
     app.engine = Engine(
         app,

@@ -276,8 +276,10 @@ class Engine:
                 m.shadow_alerts.inc()
                 continue
             value, headers = encode_alert(alert, source=self._source)
-            await self._send(held, kafka.alerts, alert.labels["model"].encode(), value, headers)
-            m.alerts.labels(action=alert.action, severity=alert.severity).inc()
+            paged = pipeline.kind == "alerts"
+            to = kafka.pages if paged else kafka.alerts
+            await self._send(held, to, alert.labels["model"].encode(), value, headers)
+            (m.pages if paged else m.alerts).labels(action=alert.action, severity=alert.severity).inc()
         if batch is not None:
             for rejected in out.rejected:
                 key, whole, headers = dead_letter(batch, rejected, redact=self.config.worker.redact)
@@ -499,14 +501,15 @@ class Engine:
         from streamproc.pipeline import Pipeline
 
         share = self.config.defaults.discover.max_series / max(1, self._partitions.get(tp.topic, 1))
+        watched = sum(self._partitions.get(topic, 1) for topic, kind in self._kinds.items() if kind != "alerts")
         return Pipeline(
             self.book,
             kind=self._kinds[tp.topic],  # type: ignore[arg-type]
             topic=tp.topic,
             partition=tp.partition,
             max_series=math.ceil(share),
-            budget_share=1.0 / max(1, sum(self._partitions.get(topic, 1) for topic in self._kinds)),
-            deduplicate=bool(self._raw_topics),
+            budget_share=1.0 / max(1, watched),
+            deduplicate=bool(self._raw_topics) and tp.topic != self.config.kafka.alerts,
         )
 
     def _snapshot_partition(self, tp: TP) -> int:

@@ -30,6 +30,7 @@ class Metrics:
         self.evicted = counter("evicted_series_total", "Models forgotten: idle, or for a newcomer.")
         self.dead_letters = counter("dead_letters_total", "Records that could not be read.", ("reason",))
         self.alerts = counter("alerts_total", "Alerts published.", ("action", "severity"))
+        self.pages = counter("pages_total", "Alerts and digests passed on under the cap.", ("action", "severity"))
         self.shadow_alerts = counter("shadow_alerts_total", "Alerts of rules in shadow mode; not published.")
         self.rewinds = counter("rewinds_total", "Times a partition was read again from the expected offset.")
         self.spread_models = counter("spread_models_total", "Models seen in more than one partition.")

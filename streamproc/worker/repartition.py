@@ -16,9 +16,9 @@ from typing import Any
 
 from streamproc.config import Config
 from streamproc.events import ORIGIN_HEADER, Decoder, Label, Prediction, RecordBatch, Telemetry, model_name
-from streamproc.signals import Kind
+from streamproc.signals import SourceKind
 
-_KINDS: dict[Kind, Any] = {"predictions": Prediction, "telemetry": Telemetry, "labels": Label}
+_KINDS: dict[SourceKind, Any] = {"predictions": Prediction, "telemetry": Telemetry, "labels": Label}
 
 def internal_topic(app_id: str, topic: str) -> str:
     """Return the name of the topic that holds a source's records keyed by model."""
@@ -28,7 +28,7 @@ def internal_topic(app_id: str, topic: str) -> str:
 class Repartitioner:
     """Sends one source topic's records on, keyed by model."""
 
-    def __init__(self, app: Any, config: Config, *, topic: str, kind: Kind) -> None:
+    def __init__(self, app: Any, config: Config, *, topic: str, kind: SourceKind) -> None:
         self.app = app
         self.target = internal_topic(config.kafka.app_id, topic)
         self._decoder = Decoder(_KINDS[kind], field_map=config.fields.get(kind))

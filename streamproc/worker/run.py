@@ -53,6 +53,7 @@ def topic_specs(config: Config) -> list[topics.TopicSpec]:
     return [
         *sources,
         spec(k.alerts),
+        *([spec(k.pages)] if k.pages else []),
         # A dead letter is its record and the reason: a little larger than the largest record.
         spec(k.dead_letters, max_message_bytes=str(MAX_SNAPSHOT_BYTES)),
         spec(k.snapshots, cleanup_policy="compact", max_message_bytes=str(MAX_SNAPSHOT_BYTES)),

@@ -208,3 +208,32 @@ def test_two_workers_share_the_partitions_and_one_takes_over_all(kafka: KafkaClu
         second.until(lambda: second.metric("streamproc_partitions_owned") == 2, "both partitions")
         second.until(lambda: second.metric("streamproc_series_active") == 4, "the state of all models")
         second.stop()
+
+
+@pytest.mark.kafka
+def test_pages_are_the_alerts_under_the_cap_of_a_day_and_one_digest_of_the_rest(
+    kafka: KafkaCluster, tmp_path: Path
+) -> None:
+    topic(kafka.bootstrap, "cap-in")
+    settings = config(kafka.bootstrap, "cap", pages="cap-pages").replace(
+        "defaults:\n", "defaults:\n  resolve_after: 2s\n  budget: {per_model_per_day: 2}\n"
+    )
+    # Five slow spells, a quarter of a minute apart: five alerts.
+    spells = [
+        (b"m", prediction("m", START + i, duration_s=5.0 if i % 15 == 10 else 0.1), int((START + i) * 1000))
+        for i in range(75)
+    ]
+    publish(kafka.bootstrap, "cap-in", spells)
+    with worker(tmp_path, settings) as running:
+        running.until(lambda: running.metric("streamproc_events_total") >= 75, "75 events")
+        opened = [m for m in read(kafka.bootstrap, "cap-alerts", at_least=9) if b'"opened"' in m.value()]
+        assert len(opened) == 5
+        pages = [orjson.loads(m.value()) for m in read(kafka.bootstrap, "cap-pages", at_least=5)]
+        assert running.stop() == 0
+    latencies = [p["action"] for p in pages if p["signal"] == "latency"]
+    assert sorted(latencies) == ["opened", "opened", "resolved", "resolved"]
+    (digest,) = [p for p in pages if p["signal"] == "digest"]
+    assert digest["action"] == "opened"
+    assert {p["id"] for p in pages} - {digest["id"]} <= {orjson.loads(m.value())["id"] for m in read(
+        kafka.bootstrap, "cap-alerts", at_least=9
+    )}  # fmt: skip
