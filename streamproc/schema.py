@@ -225,6 +225,9 @@ def asyncapi() -> dict[str, Any]:
             "feedback", "feedback", "Operators' verdicts on alerts. Defined, and not read yet."
         ),
         "alerts": channel(kafka.alerts, "alert", "What is wrong, and when it is over, keyed by model."),
+        "pages": channel(
+            kafka.pages or "pages", "alert", "Alerts under the cap of a model and day, and digests of the rest."
+        ),
         "deadLetters": channel(kafka.dead_letters, "deadLetter", "Records that could not be read, whole."),
         "snapshots": channel(
             kafka.snapshots, "snapshot", "The worker's own state; not for others.", compact=True
@@ -254,7 +257,7 @@ def asyncapi() -> dict[str, Any]:
             key={"type": "string", "description": "What the state is of."},
         ),
     }
-    received, sent = ("predictions", "telemetry", "labels"), ("alerts", "deadLetters", "snapshots")
+    received, sent = ("predictions", "telemetry", "labels"), ("alerts", "pages", "deadLetters", "snapshots")
     return {
         "asyncapi": "3.0.0",
         "info": {
