@@ -43,7 +43,7 @@ from detectors import registry
 from detectors.params import ParameterError, Sensitivity, build
 from detectors.protocol import F64, I64, Detector
 
-__all__ = ["Drift", "HalfSpaceTrees", "Outlier", "Pattern", "Rate", "RobustZ", "Spike", "score_only"]
+__all__ = ["Drift", "HalfSpaceTrees", "Limits", "Outlier", "Pattern", "Rate", "RobustZ", "Spike", "score_only"]
 
 Row: TypeAlias = Mapping[Hashable, Any]
 
@@ -361,6 +361,39 @@ class _Values(_Ours, base.AnomalyDetector, abc.ABC):  # type: ignore[misc]
         for name, snapshot in state["_each"].items():
             self._each[name] = self._new()
             self._each[name].restore(snapshot)
+
+
+class Limits(_Values):
+    """Values outside hard bounds; `detectors.limits.Limits` says how.
+
+    Every feature is held to the same bounds and the largest score counts: select the ones to watch. It learns
+    nothing.
+
+    Parameters
+    ----------
+    lower, upper
+        The bounds, in the value's unit; at least one is needed.
+
+    Examples
+    --------
+    >>> from detectors import river_api
+    >>> model = river_api.Limits(upper=100.0)
+    >>> model.learn_one({"load": 50.0})
+    >>> model.score_one({"load": 90.0}) < 1 <= model.score_one({"load": 120.0})
+    True
+    """
+
+    _NAME = "limits"
+    sensitivity: Sensitivity = "medium"  # bounds have no use for one
+
+    def __init__(self, lower: float | None = None, upper: float | None = None) -> None:
+        self.lower = lower
+        self.upper = upper
+        self._start()
+
+    @classmethod
+    def _unit_test_params(cls) -> Iterator[dict[str, Any]]:
+        yield {"upper": 1_000.0}
 
 
 class Spike(_Values):

@@ -71,6 +71,11 @@ def of_river() -> Iterator[Any]:
         for check in checks_of(kind):
             if check.__name__ not in skipped:
                 yield pytest.param(kind, check, id=f"{kind.__name__}-{check.__name__}")
+    bounds = functools.partial(river_api.Limits, upper=1_000.0)
+    for check in checks_of(bounds):
+        # Which of the amounts are frauds no bound can tell; all else of an estimator is asked of it.
+        if check.__name__ != "check_roc_auc":
+            yield pytest.param(bounds, check, id=f"Limits-{check.__name__}")
 
 
 def roc_auc_score(labels: list[int], scores: list[float]) -> float:
