@@ -213,6 +213,8 @@ def _show_rules(config: Config, book: RuleBook, name: str) -> None:
     window, lateness = _length(first.window_us), _length(first.lateness_us)
     click.echo(f"models matching {name}" if "*" in name else f"model {name}")
     click.echo(f"  windows of {window}, events up to {lateness} late")
+    if (budget := config.defaults.budget) is not None:
+        click.echo(f"  budget of {budget.false_alerts_per_day:g} false alerts a day over all models")
     for kind in kinds:
         rows = [_row(r) for rules in book.for_model(kind, name).rules.values() for r in rules]
         widths = [max(len(r[i]) for r in [_COLUMNS, *rows]) for i in range(len(_COLUMNS))]
@@ -226,6 +228,8 @@ def _row(rule: Rule) -> tuple[str, ...]:
     unit = "" if rule.spec.unit == "1" else f" {rule.spec.unit}"
     limits = [f"{sign} {rule.params[side]:g}{unit}" for side, sign in (("lower", "<"), ("upper", ">"))
               if rule.detector == "limits" and rule.params.get(side) is not None]  # fmt: skip
+    if rule.budget is not None:
+        limits.append("by budget")
     effects = [f"{rule.min_effect:g}{unit}"] if rule.min_effect else []
     if rule.spec.relative_effect and rule.detector == rule.spec.detector:
         effects.append(f"{rule.spec.relative_effect:.0%}")
