@@ -15,7 +15,8 @@ import asyncio
 from typing import Any
 
 from streamproc.config import Config
-from streamproc.events import ORIGIN_HEADER, Decoder, Label, Prediction, RecordBatch, Telemetry, model_name
+from streamproc.decoding import Decoder
+from streamproc.events import ORIGIN_HEADER, Label, Prediction, RecordBatch, Telemetry, model_name
 from streamproc.signals import Kind
 
 _KINDS: dict[Kind, Any] = {"predictions": Prediction, "telemetry": Telemetry, "labels": Label}
