@@ -7,9 +7,9 @@ of a stream nor a restart changes what comes of it.
 - Both halves: a prediction at the time of the response, its latency the difference of their times.
 - A request that waited for the timeout: a failure, once the model has been seen to respond. Before, it
   is a prediction without an answer: a logger may be set to log requests only.
-- A response that waited: an answer without a latency. While no request has been seen responses do not
-  wait, since a logger may be set to log responses only.
-- A copy of what came before is dropped.
+- A response that waited: an answer without a latency. Where responses waited in vain and no request was
+  ever seen they wait no more: a logger may be set to log responses only.
+- A copy of what came before, or of what was given up on, is dropped.
 
 What is given up on counts when it is given up on: it would else be late for every window.
 """
@@ -78,6 +78,7 @@ class Exchanges:
         self.waiting: dict[str, Waiting] = {}  # in the order of arrival
         self.over: dict[str, int] = {}  # when each came to its end, in that order
         self.requests = self.responses = False  # whether any was ever seen
+        self.alone = False  # whether responses are known to come without requests
         self.offset = -1  # of the last record
         self.unanswered = 0
         self.evicted = 0
@@ -136,7 +137,7 @@ class Exchanges:
 
     def _take(self, key: str, half: Waiting, before_us: int, offset: int) -> Answered | None:
         if half.request:
-            self.requests = True
+            self.requests, self.alone = True, False
         else:
             self.responses = True
         other = self.waiting.get(key)
@@ -144,7 +145,7 @@ class Exchanges:
             self.repeated += 1
             return None
         if other is None:
-            if not half.request and not self.requests:
+            if not half.request and self.alone:
                 self._end(key, half.arrival_us)
                 return _answered(half, None, half.time_us, half.arrival_us, before_us, offset)
             self.waiting[key] = half
@@ -160,6 +161,8 @@ class Exchanges:
         if half.request and self.responses:
             half.failed = True
             self.unanswered += 1
+        if not half.request and not self.requests:
+            self.alone = True
         time_us = half.time_us + at_us - half.arrival_us
         return _answered(half, None, time_us, at_us, before_us, self.offset)
 
@@ -175,7 +178,7 @@ class Exchanges:
         return [
             [[k, *_plain(w)] for k, w in self.waiting.items()],
             [[k, at] for k, at in self.over.items()],
-            [self.requests, self.responses, self.offset, self.unanswered, self.evicted, self.repeated],
+            [self.requests, self.responses, self.alone, self.offset, self.unanswered, self.evicted, self.repeated],
         ]
 
     def restore(self, state: list[Any] | None) -> None:
@@ -185,7 +188,8 @@ class Exchanges:
         waiting, over, rest = state
         self.waiting = {row[0]: _restored(row[1:]) for row in waiting}
         self.over = {k: int(at) for k, at in over}
-        self.requests, self.responses, self.offset, self.unanswered, self.evicted, self.repeated = rest
+        self.requests, self.responses, self.alone, *counts = rest
+        self.offset, self.unanswered, self.evicted, self.repeated = counts
 
 
 def _waiting(what: PredictionColumns, row: int, half: Any, arrival_us: int) -> Waiting:

@@ -151,13 +151,20 @@ def call(tree: dict[str, Any]) -> Prediction | None:
 
 
 def _only_span(resources: list[Any]) -> dict[str, Any]:
+    """Return the one span of an OTLP request, its resource's attributes added to its own."""
     try:
-        spans = [s for r in resources for scope in r["scopeSpans"] for s in scope["spans"]]
+        spans = [(r, s) for r in resources for scope in r["scopeSpans"] for s in scope["spans"]]
     except (KeyError, TypeError):
         raise ValueError("`resourceSpans` is not as OTLP has it") from None
-    if len(spans) != 1 or not isinstance(spans[0], dict):
+    if len(spans) != 1 or not isinstance(spans[0][1], dict):
         raise ValueError(f"{len(spans)} spans in one record; send one a record")
-    return dict(spans[0])
+    resource, span = spans[0]
+    shared = resource.get("resource")
+    of_all = shared.get("attributes") if isinstance(shared, dict) else None
+    own = span.get("attributes")
+    if isinstance(of_all, list) and isinstance(own, list):
+        return {**span, "attributes": [*of_all, *own]}
+    return dict(span)
 
 
 def _otlp(attributes: list[Any]) -> dict[str, Any]:
