@@ -279,9 +279,10 @@ def test_a_state_of_before_there_were_exchanges_is_read() -> None:
     pipeline(config()).restore_model("prod/m0", codec.dumps(tree))
 
 
-def test_waiting_for_a_model_of_a_language_keeps_its_usage_over_a_restart() -> None:
+def test_a_half_that_waits_keeps_its_usage_over_a_restart() -> None:
     first = Exchanges(timeout_us=SECOND, limit=10)
-    first.restore([[["k", True, 1, 2, float("nan"), None, False, None, None, {"input_tokens": 3}]], [], [True, True, False, 0, 0, 0, 0]])  # fmt: skip
+    waiting = ["k", True, 1, 2, 0.5, None, False, None, None, {"input_tokens": 3}]
+    first.restore([[waiting], [], [True, True, False, 0, 0, 0, 0]])
     second = Exchanges(timeout_us=SECOND, limit=10)
     second.restore(msgspec.json.decode(msgspec.json.encode(first.snapshot())))
     assert second.waiting["k"].llm.input_tokens == 3
