@@ -246,7 +246,7 @@ class Serving(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How requests and responses that are logged as records of their own are put together."""
 
     response_timeout: Duration = Duration(60_000_000)
-    max_outstanding: Annotated[int, Meta(ge=1, le=1_000_000)] = 10_000
+    max_outstanding: Annotated[int, Meta(ge=1, le=50_000)] = 10_000
 
 
 class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

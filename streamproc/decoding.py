@@ -184,7 +184,8 @@ class Decoder:
                 raise
             if not value:
                 raise
-            raise self._unknown("json: the first byte begins no object", headers) from None
+            registry = "; avro, protobuf: framed for a schema registry, of which none is asked" * (value[:1] == b"\0")
+            raise self._unknown(f"json: the first byte begins no object{registry}", headers) from None
         else:
             if self.kind is Prediction and _is_marked(event, value):
                 return self._with_usage(event, value)

@@ -16,6 +16,7 @@ What is given up on counts when it is given up on: it would else be late for eve
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,6 +29,9 @@ from streamproc.columns import AS_DICT, Features, PredictionColumns, Versions
 from streamproc.events import LlmUsage
 from streamproc.kernels import NO_LABEL
 from streamproc.windows import latency_buckets
+
+#: Bytes of features and labels that wait, at most: a model's state must stay small enough to be stored.
+MAX_HELD = 6_000_000
 
 
 class Waiting(Struct, gc=False):
@@ -75,8 +79,10 @@ class Exchanges:
     def __init__(self, *, timeout_us: int, limit: int) -> None:
         self.timeout_us = timeout_us
         self.limit = limit
-        self.waiting: dict[str, Waiting] = {}  # in the order of arrival
-        self.over: dict[str, int] = {}  # when each came to its end, in that order
+        # Both by a hash of what an exchange goes by: of ids as long as UUIDs a state would be mostly ids.
+        self.waiting: dict[int, Waiting] = {}  # in the order of arrival
+        self.over: dict[int, int] = {}  # when each came to its end, in that order
+        self.held = 0  # bytes of features and labels that wait
         self.requests = self.responses = False  # whether any was ever seen
         self.alone = False  # whether responses are known to come without requests
         self.offset = -1  # of the last record
@@ -105,7 +111,7 @@ class Exchanges:
                 steps.append(i)
                 continue
             self.offset = offset
-            found = self._take(half.exchange, _waiting(what, i, half, arrival), earlier, offset)
+            found = self._take(key_of(half.exchange), _waiting(what, i, half, arrival), earlier, offset)
             if found is not None:
                 steps.append(found)
             while len(self.waiting) > self.limit:
@@ -135,7 +141,7 @@ class Exchanges:
                 return
             del self.over[key]
 
-    def _take(self, key: str, half: Waiting, before_us: int, offset: int) -> Answered | None:
+    def _take(self, key: int, half: Waiting, before_us: int, offset: int) -> Answered | None:
         if half.request:
             self.requests, self.alone = True, False
         else:
@@ -148,15 +154,20 @@ class Exchanges:
             if not half.request and self.alone:
                 self._end(key, half.arrival_us)
                 return _answered(half, None, half.time_us, half.arrival_us, before_us, offset)
+            if self.held + _weight(half) > MAX_HELD:
+                half.features = half.label = None
+            self.held += _weight(half)
             self.waiting[key] = half
             return None
         del self.waiting[key]
+        self.held -= _weight(other)
         self._end(key, half.arrival_us)
         response, request = (other, half) if half.request else (half, other)
         return _answered(response, request, response.time_us, half.arrival_us, before_us, offset)
 
-    def _give_up(self, key: str, at_us: int, before_us: int) -> Answered:
+    def _give_up(self, key: int, at_us: int, before_us: int) -> Answered:
         half = self.waiting.pop(key)
+        self.held -= _weight(half)
         self._end(key, at_us)
         if half.request and self.responses:
             half.failed = True
@@ -166,7 +177,7 @@ class Exchanges:
         time_us = half.time_us + at_us - half.arrival_us
         return _answered(half, None, time_us, at_us, before_us, self.offset)
 
-    def _end(self, key: str, at_us: int) -> None:
+    def _end(self, key: int, at_us: int) -> None:
         self.over[key] = at_us
         if len(self.over) > 2 * self.limit:
             del self.over[next(iter(self.over))]
@@ -187,9 +198,20 @@ class Exchanges:
             return
         waiting, over, rest = state
         self.waiting = {row[0]: _restored(row[1:]) for row in waiting}
+        self.held = sum(map(_weight, self.waiting.values()))
         self.over = {k: int(at) for k, at in over}
         self.requests, self.responses, self.alone, *counts = rest
         self.offset, self.unanswered, self.evicted, self.repeated = counts
+
+
+def key_of(exchange: str) -> int:
+    """Return what an exchange is remembered by."""
+    return int.from_bytes(hashlib.blake2b(exchange.encode(), digest_size=8).digest(), "big", signed=True)
+
+
+def _weight(half: Waiting) -> int:
+    names = half.features or {}
+    return sum(len(n) + (len(v) if isinstance(v, str) else 9) for n, v in names.items()) + len(half.label or "")
 
 
 def _waiting(what: PredictionColumns, row: int, half: Any, arrival_us: int) -> Waiting:

@@ -74,7 +74,7 @@ def kserve(attributes: Mapping[str, Any], data: bytes) -> Half:
     )
     endpoint = attributes.get("endpoint")
     if isinstance(endpoint, str) and endpoint:
-        half.model.version = endpoint  # type: ignore[union-attr]
+        half.model.version = endpoint[: tensors.MAX_TEXT]  # type: ignore[union-attr]
     kind = str(attributes.get("datacontenttype") or "json")
     if "json" in kind:
         _add_json(half, data)
@@ -154,7 +154,7 @@ def _add_json(half: Half, data: bytes) -> None:
 
 def _add_tensors(event: Prediction, payload: tensors.Payload) -> None:
     if payload.model_version and isinstance(event.model, ModelRef):
-        event.model.version = payload.model_version
+        event.model.version = payload.model_version[: tensors.MAX_TEXT]
     if type(event) is Half and event.side == "request":
         event.features = tensors.features(payload.inputs or ())
     elif payload.error is not None:

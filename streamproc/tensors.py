@@ -20,6 +20,9 @@ from streamproc.events import Outcome
 #: Features taken of one row; a picture's pixels are none to watch one by one.
 MAX_FEATURES = 512
 
+#: Longest text taken for a class or a feature.
+MAX_TEXT = 256
+
 _LARGEST_INT = 2**63
 
 
@@ -93,7 +96,8 @@ def row_answer(predictions: Any) -> Outcome:
         _add(found, rows, len(rows))
     elif len(rows) == 1 and isinstance(rows[0], dict):
         of = rows[0]
-        found.label = next((v for k in ("label", "class") if isinstance(v := of.get(k), str | int)), None)
+        label = next((v for k in ("label", "class") if isinstance(v := of.get(k), str | bool)), None)
+        found.label = None if label is None else str(label)[:MAX_TEXT]
         values = (_finite(of.get(k)) for k in ("value", "score", "probability"))
         found.value = next((v for v in values if v is not None), None)
     return found
@@ -103,7 +107,7 @@ def _add(found: Outcome, values: Sequence[Any], rows: int) -> None:
     width = len(values) // rows
     if isinstance(values[0], str | bool):
         if found.label is None and width == 1 and all(v == values[0] for v in values):
-            found.label = str(values[0])
+            found.label = str(values[0])[:MAX_TEXT]
         return
     numbers = [_finite(v) for v in values]
     if width == 1:
@@ -144,7 +148,7 @@ def _flat(data: Any) -> list[Any]:
 def _scalar(value: Any) -> Any:
     """Return a value as a feature may have it: nothing larger than state can be written with."""
     if isinstance(value, str):
-        return value[:256]
+        return value[:MAX_TEXT]
     if value is None or isinstance(value, bool):
         return value
     return _finite(value)

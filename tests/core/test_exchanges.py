@@ -14,8 +14,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from streamproc import exchanges
 from streamproc.events import Alert, RecordBatch, rfc3339
-from streamproc.exchanges import Exchanges
+from streamproc.exchanges import Exchanges, key_of
 from streamproc.models import PredictionState
 from streamproc.pipeline import Pipeline
 from tests.core.make import BEGIN_US, SECOND, config, cut, feed, pipeline, prediction, quick, state
@@ -249,10 +250,40 @@ def test_what_waits_is_bounded_and_the_oldest_gives_way() -> None:
     assert (out.outnumbered, out.unanswered) == (6, 6)
     model = p.models["prod/m0"]
     assert isinstance(model, PredictionState)
-    assert list(model.exchanges.waiting) == [f"http://localhost:9081/\n{i}" for i in (6, 7, 8, 9)]
+    assert list(model.exchanges.waiting) == [key_of(f"http://localhost:9081/\n{i}") for i in (6, 7, 8, 9)]
     for i in range(100):
         p.process(log(pair_of(f"y{i}"), first=12 + 2 * i))
     assert len(model.exchanges.over) == 8
+
+
+def test_what_waits_is_bounded_in_bytes_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exchanges, "MAX_HELD", 1000)
+    p = pipeline(config())
+    many = [request(str(i), BEGIN_US + i * 1000, instances=[{"feature": "x" * 93}]) for i in range(30)]
+    p.process(log([*pair_of("x"), *many]))
+    model = p.models["prod/m0"]
+    assert isinstance(model, PredictionState)
+    of = model.exchanges
+    assert [w.features is not None for w in of.waiting.values()] == [True] * 10 + [False] * 20
+    restored = Exchanges(timeout_us=SECOND, limit=100)
+    restored.restore(of.snapshot())
+    assert restored.held == of.held == 1000
+    p.advance(p.clock_us + 100 * SECOND)
+    assert of.held == 0
+
+
+def test_a_state_of_the_most_that_may_wait_can_be_stored() -> None:
+    from detectors import state as codec
+    from streamproc.worker.snapshots import MAX_SNAPSHOT_BYTES
+
+    most = 50_000  # what a config may ask for
+    bare = [key_of("x"), True, BEGIN_US, BEGIN_US, 0.1, None, False, "a version", None, None]
+    rest = [True, True, False, BEGIN_US, 1 << 40, 1 << 40, 1 << 40]
+    of = Exchanges(timeout_us=SECOND, limit=most)
+    keys = [i - (1 << 62) for i in range(2 * most)]
+    of.restore([[[k, *bare[1:]] for k in keys[:most]], [[k, BEGIN_US] for k in keys], rest])
+    # What is held weighs a few bytes more once it is written.
+    assert len(codec.dumps({"exchanges": of.snapshot()})) + 1.3 * exchanges.MAX_HELD < MAX_SNAPSHOT_BYTES
 
 
 def test_requests_of_one_id_from_two_sources_are_two() -> None:
@@ -281,11 +312,11 @@ def test_a_state_of_before_there_were_exchanges_is_read() -> None:
 
 def test_a_half_that_waits_keeps_its_usage_over_a_restart() -> None:
     first = Exchanges(timeout_us=SECOND, limit=10)
-    waiting = ["k", True, 1, 2, 0.5, None, False, None, None, {"input_tokens": 3}]
+    waiting = [7, True, 1, 2, 0.5, None, False, None, None, {"input_tokens": 3}]
     first.restore([[waiting], [], [True, True, False, 0, 0, 0, 0]])
     second = Exchanges(timeout_us=SECOND, limit=10)
     second.restore(msgspec.json.decode(msgspec.json.encode(first.snapshot())))
-    assert second.waiting["k"].llm.input_tokens == 3
+    assert second.waiting[7].llm.input_tokens == 3
 
 
 def test_another_timeout_by_a_reload_holds_for_what_waits_already() -> None:
