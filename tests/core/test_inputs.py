@@ -393,6 +393,22 @@ def test_a_failed_call_that_reads_as_ours_keeps_its_model_and_usage() -> None:
     assert (name_of(event), error_type(event), event.llm.input_tokens) == ("m", "timeout", 3)
 
 
+def test_our_own_names_of_usage_are_read_and_reach_the_columns() -> None:
+    from streamproc.columns import PredictionColumns
+    from streamproc.models import PredictionState
+
+    seen: list[PredictionColumns] = []
+    own = b'{"model": "m", "prediction": 1, "llm": {"input_tokens": 3, "finish_reasons": ["stop"]}}'
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PredictionState, "_columns", lambda self, what, *rest: seen.append(what) or [])
+        p = pipeline(config())
+        for first in range(0, 9, 3):  # a template may be known from the first
+            p.process(batch([own, b'{"model": "m", "prediction": 1}', own], first=first))
+    for what in seen:
+        assert what.llm is not None
+        assert what.llm.tolist() == [u := LlmUsage(input_tokens=3, finish_reasons=["stop"]), None, u]
+
+
 def test_each_alias_leads_to_its_field() -> None:
     for theirs, ours in genai.ALIASES.items():
         assert genai.canonical({theirs: "5"})[ours] in ("5", 5, ["5"]), theirs
