@@ -410,7 +410,8 @@ class PredictionState(ModelState):
 
     def due_us(self, idle_ttl_us: int) -> int:
         """Return the arrival clock at which `advance` would next do something."""
-        due, waiting = super().due_us(idle_ttl_us), self.exchanges.due_us()
+        due = super().due_us(idle_ttl_us)
+        waiting = self.exchanges.due_us() if self.exchanges.waiting else None
         return due if waiting is None else min(due, waiting)
 
     def losses(self) -> tuple[int, int, int, int]:

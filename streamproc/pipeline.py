@@ -79,6 +79,8 @@ class Output(Struct):
 
     def note(self, before: tuple[int, int, int, int], after: tuple[int, int, int, int]) -> None:
         """Add what a model has lost between two of its `losses`."""
+        if before == after:
+            return
         self.late += after[0] - before[0]
         self.unanswered += after[1] - before[1]
         self.outnumbered += after[2] - before[2]
