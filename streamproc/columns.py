@@ -15,7 +15,7 @@ from msgspec import Struct
 
 from detectors.protocol import F64, I64
 from streamproc.cells import IS_NULL, IS_TEXT
-from streamproc.events import ModelRef, Outcome, Prediction, error_type, model_version, time_us
+from streamproc.events import Half, ModelRef, Outcome, Prediction, error_type, model_version, time_us
 from streamproc.kernels import I32, NO_LABEL, NO_TIME, U8
 from streamproc.signals import FeatureSchema, outcome
 from streamproc.templates import Templates, Walked
@@ -119,6 +119,8 @@ class PredictionColumns(Struct, gc=False):
 
     times in microseconds; latency in seconds and values, nan for none; buckets of latency, -1 for none;
     labels, codes of names, NO_LABEL for none; failed, whether it has an error's type; versions; features.
+    halves: the `Half` at each row, None where it is a whole prediction; llm: its `LlmUsage` or None. Both
+    are None where no row has one.
     """
 
     times: I64
@@ -130,6 +132,8 @@ class PredictionColumns(Struct, gc=False):
     versions: Versions
     features: Features
     names: list[Any]  # of labels
+    halves: npt.NDArray[np.object_] | None = None
+    llm: npt.NDArray[np.object_] | None = None
 
     def __len__(self) -> int:
         return len(self.times)
@@ -146,6 +150,8 @@ class PredictionColumns(Struct, gc=False):
             self.versions[rows],
             self.features.at(rows),
             self.names,
+            None if self.halves is None else self.halves[rows],
+            None if self.llm is None else self.llm[rows],
         )
 
 
@@ -161,6 +167,8 @@ def columns(
     labels, versions, layouts = walked.labels, walked.versions, walked.layouts
     np.copyto(times, stamps, where=times == NO_TIME)
     dicts: npt.NDArray[np.object_] | None = None
+    halves: npt.NDArray[np.object_] | None = None
+    llm: npt.NDArray[np.object_] | None = None
     if rows:
         at = np.array(rows)
         times[at] = event_times(events, stamps[at])
@@ -176,6 +184,13 @@ def columns(
         layouts[at] = AS_DICT
         dicts = np.empty(len(times), object)
         dicts[at] = _objects([e.features for e in events])
+        if Half in set(map(type, events)):
+            halves = np.empty(len(times), object)
+            halves[at] = _objects([e if type(e) is Half else None for e in events])
+        used = [e.llm for e in events]
+        if any(used):
+            llm = np.empty(len(times), object)
+            llm[at] = _objects(used)
     with np.errstate(invalid="ignore"):
         latency[latency < 0] = np.nan
     return PredictionColumns(
@@ -188,6 +203,8 @@ def columns(
         Versions(versions, templates.versions.names),
         Features(layouts, walked.cells, walked.kinds, dicts, templates.layouts.names),
         templates.labels.names,
+        halves,
+        llm,
     )
 
 

@@ -244,6 +244,13 @@ class ModelBlock(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     signals: dict[str, SignalRule] = field(default_factory=dict)
 
 
+class Serving(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How requests and responses that are logged as records of their own are put together."""
+
+    response_timeout: Duration = Duration(60_000_000)
+    max_outstanding: Annotated[int, Meta(ge=1, le=50_000)] = 10_000
+
+
 class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Everything an operator can say."""
 
@@ -252,6 +259,7 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     defaults: Defaults = field(default_factory=Defaults)
     models: list[ModelBlock] = field(default_factory=list)
     fields: dict[Literal["predictions", "telemetry", "labels"], dict[str, str]] = field(default_factory=dict)
+    serving: Serving = field(default_factory=Serving)
     worker: Worker = field(default_factory=Worker)
 
     def blocks_for(self, model: str) -> list[ModelBlock]:
@@ -526,5 +534,7 @@ def _check_kafka(config: Config, report: Report) -> None:
             report("kafka", "E023", f"topic `{own}` is both read and written; the worker would feed on itself")
     if config.kafka.security_protocol.startswith("SASL") and not (config.kafka.username and config.kafka.password):
         report("kafka.security_protocol", "E024", "SASL needs `username` and `password`, best as ${KAFKA_PASSWORD}")
+    if config.serving.response_timeout.us < 1000:
+        report("serving.response_timeout", "E025", "a response has at least 1ms to come")
     if config.defaults.window.us < 1000:
         report("defaults.window", "E025", "a window is at least 1ms")

@@ -1,4 +1,4 @@
-"""Wire types of everything streamproc reads and writes, and the decoding of what it reads.
+"""Wire types of everything streamproc reads and writes; `decoding` reads them.
 
 Unknown fields are tolerated everywhere: producers add fields before we know them. A record that
 cannot be read is a value, `Rejected`, never an exception: one bad record must not stop a stream.
@@ -7,10 +7,9 @@ cannot be read is a value, `Rejected`, never an exception: one bad record must n
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, TypeAlias
 
-import msgspec
 from msgspec import Meta, Struct, field
 
 #: Longest model name, source and id we keep; longer ones are a producer's mistake, and keys of state.
@@ -18,6 +17,10 @@ MAX_NAME = 512
 
 #: Where a record that was sent on under another key came from: `partition:offset`.
 ORIGIN_HEADER = "streamproc.origin"
+
+#: Of such a record: the topic and the key it had, where its meaning rests on them.
+TOPIC_HEADER = "streamproc.topic"
+KEY_HEADER = "streamproc.key"
 
 Header: TypeAlias = tuple[str, bytes | None]
 Scalar: TypeAlias = float | bool | str | None
@@ -117,6 +120,22 @@ class ErrorInfo(Struct, gc=False):
     message: str | None = None
 
 
+class LlmUsage(Struct, gc=False):
+    """What one call of a language model used; names follow OpenTelemetry's `gen_ai.*`, see `genai`."""
+
+    provider: str | None = None
+    operation: str | None = None
+    request_model: str | None = None
+    response_model: str | None = None
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    cache_read_tokens: int | None = None
+    reasoning_tokens: int | None = None
+    cost: float | None = None
+    time_to_first_token_s: float | None = None
+    finish_reasons: list[str] | None = None
+
+
 class Prediction(Struct, gc=False):
     """One prediction a serving system made, or failed to make.
 
@@ -141,6 +160,19 @@ class Prediction(Struct, gc=False):
     environment: str | None = field(name="deployment.environment.name", default=None)
     mlflow_model_uri: str | None = field(name="mlflow.model_uri", default=None)
     traceparent: str | None = None
+    llm: LlmUsage | None = None
+    # Any of these tells that a language model was called; `genai` reads what else such a record has.
+    gen_ai: Any = None
+    gen_ai_model: Any = field(name="gen_ai.request.model", default=None)
+    gen_ai_tokens: Any = field(name="gen_ai.usage.input_tokens", default=None)
+    llm_model_name: Any = field(name="llm.model_name", default=None)
+
+
+class Half(Prediction, gc=False):
+    """The request or the response of a prediction whose other half comes as a record of its own."""
+
+    side: Literal["request", "response"] = "request"
+    exchange: str = ""  # what both halves share, and no other prediction of the model
 
 
 class Telemetry(Struct, gc=False):
@@ -262,30 +294,6 @@ class Alert(Struct, frozen=True, gc=False, omit_defaults=True, kw_only=True):
     evidence: Span | None = None
 
 
-
-class _Envelope(Struct, gc=False):
-    """A structured CloudEvent, as far as it must be opened to reach its data."""
-
-    specversion: str = ""
-    id: str = ""
-    source: str = ""
-    type: str = ""
-    time: Time = None
-    data: msgspec.Raw = field(default_factory=msgspec.Raw)
-
-
-class Decoded(Struct, gc=False):
-    """The readable events of a batch and the unreadable: rows[i] is where events[i] stands in it."""
-
-    rows: list[int]
-    events: list[Any]
-    rejected: list[Rejected]
-
-
-#: Takes a record's value and headers; gives an event, or raises a msgspec error or ValueError.
-RecordDecoder: TypeAlias = Callable[[bytes, Sequence[Header]], Any]
-
-
 def time_us(value: dt.datetime | float | int) -> int:
     """Return a wire time as microseconds since the epoch.
 
@@ -345,140 +353,3 @@ def error_type(event: Prediction) -> str:
     if error is None:
         return event.flat_error_type or ""
     return error if isinstance(error, str) else error.type or "error"
-
-
-class Decoder:
-    """Decode one kind of event from bare JSON, CloudEvents structured and CloudEvents binary.
-
-    field_map renames: it gives, for a field of ours, the dotted path at which a producer has it.
-    """
-
-    def __init__(
-        self,
-        kind: type[Prediction] | type[Telemetry] | type[Label] | type[Feedback],
-        *,
-        field_map: dict[str, str] | None = None,
-        max_bytes: int = 4_000_000,
-    ) -> None:
-        self.kind = kind
-        self.field_map = {ours: path.removeprefix("$.").split(".") for ours, path in (field_map or {}).items()}
-        self.max_bytes = max_bytes
-        self._decode = msgspec.json.Decoder(kind, strict=True).decode
-        self._envelope = msgspec.json.Decoder(_Envelope).decode
-        self._any = msgspec.json.Decoder().decode
-
-    def decode(self, batch: RecordBatch, at: list[int] | None = None) -> Decoded:
-        """Decode every record of a batch, or those at some rows; what cannot be read is `Rejected`."""
-        every = range(len(batch)) if at is None else at
-        values = batch.values if at is None else [batch.values[i] for i in at]
-        headers_of = batch.headers if at is None else [batch.headers[i] for i in at]
-        if not self.field_map and not self._looks_structured(batch):
-            try:
-                events = list(map(self._decode, values))  # type: ignore[arg-type]
-                if any(headers_of):
-                    for event, headers in zip(events, headers_of, strict=True):
-                        _complete(event, headers)
-            except Exception:  # some record is bad: find out which, one by one
-                pass
-            else:
-                small = max(map(len, values), default=0) <= self.max_bytes  # type: ignore[arg-type]
-                if small and all(map(_answers[self.kind], events)):
-                    return Decoded(list(every), events, [])
-        rows, events, rejected = [], [], []
-        for row, value, headers in zip(every, values, headers_of, strict=True):
-            try:
-                event = self.decode_one(value, headers)
-            except _UnreadableError as e:
-                rejected.append(Rejected(row, batch.offsets[row], e.error_type, str(e)))
-            else:
-                rows.append(row)
-                events.append(event)
-        return Decoded(rows, events, rejected)
-
-    def decode_one(self, value: bytes | None, headers: Sequence[Header] = ()) -> Any:
-        """Decode one record, or raise a ValueError whose `error_type` names the kind of trouble."""
-        if value is None:
-            raise _UnreadableError("null_value", "the record has no value")
-        if len(value) > self.max_bytes:
-            raise _UnreadableError("too_large", f"{len(value)} bytes; at most {self.max_bytes} are read")
-        try:
-            event = self._read(value, headers)
-        except msgspec.ValidationError as e:
-            raise _UnreadableError("schema", str(e)) from None
-        except msgspec.DecodeError as e:
-            raise _UnreadableError("malformed", str(e)) from None
-        except UnicodeDecodeError as e:
-            raise _UnreadableError("malformed", f"not UTF-8 at byte {e.start}") from None
-        except RecursionError:
-            raise _UnreadableError("too_deep", "nested too deeply") from None
-        if not _answers[self.kind](event):
-            raise _UnreadableError("schema", _NO_ANSWER[self.kind])
-        return event
-
-    def _looks_structured(self, batch: RecordBatch) -> bool:
-        """Guess from the first record: a producer does not change its envelope from one to the next."""
-        first = batch.values[0] if batch.values else None
-        return first is not None and b'"specversion"' in first
-
-    def _read(self, value: bytes, headers: Sequence[Header]) -> Any:
-        if b'"specversion"' in value and not any(k[:3].lower() == "ce_" for k, _ in headers):
-            envelope = self._envelope(value)
-            if envelope.specversion and envelope.data:
-                event = self._plain(bytes(envelope.data))
-                event.id = getattr(event, "id", "") or envelope.id
-                event.source = getattr(event, "source", "") or envelope.source
-                if event.time is None:
-                    event.time = envelope.time
-                return event
-        event = self._plain(value)
-        _complete(event, headers)
-        return event
-
-    def _plain(self, value: bytes) -> Any:
-        if not self.field_map:
-            return self._decode(value)
-        tree = self._any(value)
-        if not isinstance(tree, dict):
-            raise msgspec.ValidationError(f"Expected `object`, got `{type(tree).__name__}`")
-        for ours, path in self.field_map.items():
-            found: Any = tree
-            for part in path:
-                found = found.get(part) if isinstance(found, dict) else None
-            if found is not None:
-                tree[ours] = found
-        return msgspec.convert(tree, self.kind)
-
-
-def _complete(event: Any, headers: Sequence[Header]) -> None:
-    """Fill from the headers of CloudEvents binary mode what the data itself left out."""
-    for key, value in headers:
-        if value is None or key[:3].lower() != "ce_":
-            continue
-        name = key[3:].lower()
-        if name == "time":
-            if event.time is None:
-                event.time = msgspec.convert(value.decode(), dt.datetime)
-        elif name in {"id", "source"} and not getattr(event, name, "-"):
-            setattr(event, name, value.decode())
-
-
-#: Whether an event says anything: a prediction without answer and error is nobody's event of ours.
-_answers: dict[type, Callable[[Any], bool]] = {
-    Prediction: lambda e: (
-        e.prediction is not None or e.error is not None or e.flat_error_type is not None
-    ),
-    Telemetry: lambda e: e.value is not None or (e.sum is not None and e.count is not None and e.count > 0),
-    Label: lambda e: e.value is not None or e.label is not None,
-    Feedback: lambda e: True,  # noqa: ARG005
-}
-_NO_ANSWER = {
-    Prediction: "neither `prediction` nor `error.type`",
-    Telemetry: "neither `value` nor `sum` and `count`",
-    Label: "neither `label` nor `value`",
-}
-
-
-class _UnreadableError(ValueError):
-    def __init__(self, error_type: str, message: str) -> None:
-        super().__init__(message)
-        self.error_type = error_type

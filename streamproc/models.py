@@ -18,6 +18,7 @@ from detectors.protocol import F64, I64
 from streamproc.budget import Fleet
 from streamproc.columns import Features, PredictionColumns, Versions
 from streamproc.events import Alert
+from streamproc.exchanges import Exchanges, Joined
 from streamproc.kernels import I32
 from streamproc.rules import ModelRules, RuleBook
 from streamproc.signals import FeatureSchema, Kind
@@ -126,11 +127,25 @@ class ModelState:
         if self.started_us is None:
             self.started_us = int(group.times[0])
             self.first_stamp_us = int(group.shared.stamps[0])
-        progress = self.windows.advance(group.times, arrivals, group.shared.before)
-        index, late, alike = self.windows.place(group.times, progress)
-        alerts += self._columns(group.what, progress, offsets, Placed(index, late, alike))
+        alerts += self._observe(self._joined(group))
         self.last_arrival_us = int(arrivals[-1])
         return alerts + self._close()
+
+    def _joined(self, group: Group) -> Group:
+        """Return what a group's records come to: predictions, where some are halves of one."""
+        return group
+
+    def _observe(self, group: Group) -> list[Alert]:
+        """Put events into their windows, and show them to the watches."""
+        if not len(group):
+            return []
+        progress = self.windows.advance(group.times, group.shared.arrivals, group.shared.before)
+        index, late, alike = self.windows.place(group.times, progress)
+        return self._columns(group.what, progress, group.shared.offsets, Placed(index, late, alike))
+
+    def losses(self) -> tuple[int, int, int, int]:
+        """Return how many events were late, unanswered, given up on for want of room, and repeated."""
+        return self.windows.late, 0, 0, 0
 
     def allot(self, fleet: Fleet, *, allowed_per_day: float) -> None:
         """Let each watch have its part of what all models of a partition are allowed together in a day."""
@@ -163,7 +178,7 @@ class ModelState:
         if (window := self.windows.due_us()) is not None:
             due.append(window)
         if self.windows.max_event_us is not None:
-            shift = self.last_arrival_us + self.windows.idle_us - self.windows.max_event_us
+            shift = self.windows.last_arrival_us + self.windows.idle_us - self.windows.max_event_us
             due += [d + shift for w in self.watches.values() if (d := w.life.due_us()) is not None]
         return min(due)
 
@@ -373,7 +388,36 @@ class PredictionState(ModelState):
         super().__init__(book, name, topic, partition)
         self.features = FeatureSchema(max_features=book.config.defaults.max_features)
         self.classes = Classes(book.config.defaults.max_classes)
+        serving = book.config.serving
+        self.exchanges = Exchanges(timeout_us=serving.response_timeout.us, limit=serving.max_outstanding)
         self._bind()
+
+    def _joined(self, group: Group) -> Group:
+        if group.what.halves is None and not self.exchanges:
+            return group
+        shared = group.shared
+        return self._put_together(self.exchanges.join(group.what, shared.arrivals, shared.before, shared.offsets))
+
+    def _put_together(self, joined: Joined) -> Group:
+        shared = Shared(joined.offsets, joined.arrivals, joined.arrivals, joined.before)
+        return Group(self.name, np.arange(len(joined.what)), joined.what.times, shared, joined.what)
+
+    def advance(self, clock_us: int) -> list[Alert]:
+        """Let the arrival clock pass without an event: requests without a response are given up on."""
+        expired = self.exchanges.expired(clock_us)
+        alerts = [] if expired is None else self._observe(self._put_together(expired)) + self._close()
+        return alerts + super().advance(clock_us)
+
+    def due_us(self, idle_ttl_us: int) -> int:
+        """Return the arrival clock at which `advance` would next do something."""
+        due = super().due_us(idle_ttl_us)
+        waiting = self.exchanges.due_us() if self.exchanges.waiting else None
+        return due if waiting is None else min(due, waiting)
+
+    def losses(self) -> tuple[int, int, int, int]:
+        """Return how many events were late, unanswered, given up on for want of room, and repeated."""
+        of = self.exchanges
+        return self.windows.late, of.unanswered, of.evicted, of.repeated
 
     def _bind(self) -> None:
         of = self.rules.of
@@ -387,6 +431,8 @@ class PredictionState(ModelState):
     def reconfigure(self, book: RuleBook) -> None:
         """Take another config."""
         super().reconfigure(book)
+        serving = book.config.serving
+        self.exchanges.timeout_us, self.exchanges.limit = serving.response_timeout.us, serving.max_outstanding
         self._bind()
 
     def _columns(
@@ -488,11 +534,16 @@ class PredictionState(ModelState):
                 yield "invalid_features", int(window.invalid.sum()) / cells, window.feature_rows
 
     def _own_state(self) -> dict[str, Any]:
-        return {"features": self.features.snapshot(), "classes": self.classes.snapshot()}
+        return {
+            "features": self.features.snapshot(),
+            "classes": self.classes.snapshot(),
+            "exchanges": self.exchanges.snapshot(),
+        }
 
     def _restore_own(self, own: dict[str, Any]) -> None:
         self.features.restore(own["features"])
         self.classes.restore(own["classes"])
+        self.exchanges.restore(own.get("exchanges"))  # states of before have none
 
 
 class TelemetryState(ModelState):

@@ -26,13 +26,12 @@ from streamproc.budget import Fleet
 from streamproc.columns import columns as read_columns
 from streamproc.columns import event_times
 from streamproc.config import Config
+from streamproc.decoding import Decoded, Decoder
 from streamproc.errors import SnapshotError
 from streamproc.events import (
     MAX_NAME,
     ORIGIN_HEADER,
     Alert,
-    Decoded,
-    Decoder,
     Label,
     ModelRef,
     Prediction,
@@ -82,6 +81,9 @@ class Output(Struct):
     fenced: int = 0
     refused: int = 0  # of models beyond max_series
     misplaced: int = 0  # whose record key is not their model
+    unanswered: int = 0  # requests that no response came to
+    outnumbered: int = 0  # halves given up on before their time, for want of room
+    repeated: int = 0  # halves that came once more, or after they were given up on
     evicted: list[str] = field(default_factory=list)
 
     def add(self, part: Output, start: int) -> None:
@@ -89,8 +91,17 @@ class Output(Struct):
         self.alerts += part.alerts
         self.rejected += [msgspec.structs.replace(r, row=r.row + start) for r in part.rejected]
         self.evicted += part.evicted
-        for name in ("events", "late", "fenced", "refused", "misplaced"):
+        for name in ("events", "late", "fenced", "refused", "misplaced", "unanswered", "outnumbered", "repeated"):
             setattr(self, name, getattr(self, name) + getattr(part, name))
+
+    def note(self, before: tuple[int, int, int, int], after: tuple[int, int, int, int]) -> None:
+        """Add what a model has lost between two of its `losses`."""
+        if before == after:
+            return
+        self.late += after[0] - before[0]
+        self.unanswered += after[1] - before[1]
+        self.outnumbered += after[2] - before[2]
+        self.repeated += after[3] - before[3]
 
 
 class Pipeline:
@@ -301,9 +312,9 @@ class Pipeline:
         out.events += len(group)
         if model.allotted != self.fleet.period:
             self._allot(model)
-        late = model.windows.late
+        before = model.losses()
         out.alerts += model.take(group)
-        out.late += model.windows.late - late
+        out.note(before, model.losses())
         model.next_offset = int(group.shared.offsets[-1]) + 1
         self.models.move_to_end(name)
         self.dirty.add(name)
@@ -351,7 +362,9 @@ class Pipeline:
             if self.clock_us - model.last_arrival_us >= ttl:
                 self._evict(name, out)
                 continue
+            before = model.losses()
             out.alerts += model.advance(self.clock_us)
+            out.note(before, model.losses())
             self.dirty.add(name)
             self._schedule(name, model)
 

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from msgspec import Struct
 
 from detectors.protocol import F64, I64
-from streamproc import kernels
+from streamproc import genai, kernels
 from streamproc.events import Header, Prediction, RecordBatch, model_name, model_version
 from streamproc.kernels import I32, U8
 
@@ -402,6 +402,7 @@ class Templates:
             if (
                 value is None
                 or len(value) > self.max_bytes
+                or type(event) is not Prediction  # a half is known by more than its bytes
                 or (batch.headers[row] and _is_cloudevent(batch.headers[row]))
             ):
                 continue
@@ -429,7 +430,7 @@ class Templates:
 
     def _template(self, key: bytes | None, value: bytes, event: Prediction) -> Template:
         name = model_name(event)
-        if not name or len(name) > 512 or b'"specversion"' in value:
+        if not name or len(name) > 512 or b'"specversion"' in value or genai.looks_genai(value):
             raise Unsuited("read by other rules")
         try:
             scan = _Scan(value)

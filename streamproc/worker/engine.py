@@ -295,6 +295,9 @@ class Engine:
         m.late.inc(out.late)
         m.fenced.inc(out.fenced)
         m.refused.inc(out.refused)
+        m.unanswered.inc(out.unanswered)
+        m.outnumbered.inc(out.outnumbered)
+        m.repeated.inc(out.repeated)
         if out.evicted:
             m.evicted.inc(len(out.evicted))
         if len(held.unawaited) > 5000:

@@ -4,6 +4,9 @@ A producer that keys by request, or not at all, spreads a model over partitions,
 it whole. Then a first agent reads the source, finds each record's model and sends the record on,
 unchanged, to an internal topic under the model's name; the pipelines read that topic.
 
+Both topics of a model of Seldon's, `….inputs` and `….outputs`, are sent on to one, where a request meets
+its response. What such a record means rests on its topic and its key, so it carries them along.
+
 A crash may send some records twice. Each copy carries where it came from, and the pipeline drops
 what a model has already had from that partition: order within a source partition is kept, so the
 greatest offset says all.
@@ -15,14 +18,26 @@ import asyncio
 from typing import Any
 
 from streamproc.config import Config
-from streamproc.events import ORIGIN_HEADER, Decoder, Label, Prediction, RecordBatch, Telemetry, model_name
+from streamproc.decoding import Decoder
+from streamproc.events import (
+    KEY_HEADER,
+    ORIGIN_HEADER,
+    TOPIC_HEADER,
+    Label,
+    Prediction,
+    RecordBatch,
+    Telemetry,
+    model_name,
+)
+from streamproc.serving import seldon_topic
 from streamproc.signals import SourceKind
 
 _KINDS: dict[SourceKind, Any] = {"predictions": Prediction, "telemetry": Telemetry, "labels": Label}
 
 def internal_topic(app_id: str, topic: str) -> str:
     """Return the name of the topic that holds a source's records keyed by model."""
-    return f"{app_id}-{topic}-by-model"
+    seldon = seldon_topic(topic)
+    return f"{app_id}-{topic if seldon is None else seldon.pair}-by-model"
 
 
 class Repartitioner:
@@ -31,6 +46,7 @@ class Repartitioner:
     def __init__(self, app: Any, config: Config, *, topic: str, kind: SourceKind) -> None:
         self.app = app
         self.target = internal_topic(config.kafka.app_id, topic)
+        self._seldon = seldon_topic(topic)
         self._decoder = Decoder(_KINDS[kind], field_map=config.fields.get(kind))
 
     async def forward(self, batch: RecordBatch) -> int:
@@ -47,7 +63,12 @@ class Repartitioner:
                 keys[row] = name.encode()
         sent = []
         for row in range(len(batch)):
-            origin = f"{batch.partition}:{batch.offsets[row]}".encode()
+            # The two topics of a pair have partitions of the same numbers, and offsets of their own.
+            apart = self._seldon is not None and not self._seldon.request
+            origin = f"{~batch.partition if apart else batch.partition}:{batch.offsets[row]}".encode()
+            headers = [*batch.headers[row], (ORIGIN_HEADER, origin)]
+            if self._seldon is not None:
+                headers += [(TOPIC_HEADER, batch.topic.encode()), (KEY_HEADER, batch.keys[row] or b"")]
             sent.append(
                 await self.app.producer.send(
                     self.target,
@@ -55,7 +76,7 @@ class Repartitioner:
                     value=batch.values[row],
                     partition=None,
                     timestamp=batch.timestamps_ms[row] / 1000.0,
-                    headers=[*batch.headers[row], (ORIGIN_HEADER, origin)],
+                    headers=headers,
                 )
             )
         await asyncio.gather(*sent)

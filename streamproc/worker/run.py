@@ -49,7 +49,8 @@ def topic_specs(config: Config) -> list[topics.TopicSpec]:
 
     sources = [spec(t, siblings="sources") for t in k.sources()]
     if k.repartition:
-        sources += [spec(internal_topic(k.app_id, t), siblings="internal") for t in k.sources()]
+        internal = dict.fromkeys(internal_topic(k.app_id, t) for t in k.sources())  # some share one
+        sources += [spec(name, siblings="internal") for name in internal]
     return [
         *sources,
         spec(k.alerts),

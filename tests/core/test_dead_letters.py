@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from streamproc.events import Decoder, Prediction, Rejected
+from streamproc.decoding import Decoder
+from streamproc.events import Prediction, Rejected
 from streamproc.worker.deadletters import dead_letter
 from tests.core.make import batch
 

@@ -10,7 +10,8 @@ import orjson
 import pytest
 
 from streamproc import events
-from streamproc.events import Decoder, Label, Prediction, Telemetry, time_us
+from streamproc.decoding import Decoder
+from streamproc.events import Label, Prediction, Telemetry, time_us
 from tests.core.make import BEGIN_US, batch, config, pipeline, prediction
 
 WHEN = dt.datetime(2026, 1, 5, 9, tzinfo=dt.UTC)
@@ -112,10 +113,10 @@ POISON: dict[str, tuple[Any, str]] = {
     "nothing": (None, "null_value"),
     "empty": (b"", "malformed"),
     "cut off": (b'{"model": "m", "predic', "malformed"),
-    "not JSON": (b"\x00\x01avro", "malformed"),
+    "not JSON": (b"\x00\x01avro", "unknown_format"),
     "not UTF-8": (b'{"model": "\xff", "prediction": 1}', "malformed"),
-    "a list": (b"[1, 2]", "schema"),
-    "a number": (b"5", "schema"),
+    "a list": (b"[1, 2]", "unknown_format"),
+    "a number": (b"5", "unknown_format"),
     "text for a number": (b'{"model": "m", "prediction": 1, "duration_s": "fast"}', "schema"),
     "a time that is none": (b'{"model": "m", "prediction": 1, "time": "yesterday"}', "schema"),
     "no answer": (b'{"model": "m"}', "schema"),

@@ -9,7 +9,8 @@ from pathlib import Path
 import orjson
 
 from streamproc import rules
-from streamproc.events import Decoder, Prediction
+from streamproc.decoding import Decoder
+from streamproc.events import Prediction
 from streamproc.replay import Replay
 from streamproc.rules import RuleBook
 from tests.core.make import batch

@@ -13,7 +13,8 @@ import pytest
 import yaml
 
 from streamproc import schema
-from streamproc.events import Decoder, Feedback, Label, Prediction, Telemetry
+from streamproc.decoding import Decoder
+from streamproc.events import Feedback, Label, Prediction, Telemetry
 from tests.core.make import batch
 
 ROOT = Path(__file__).parents[2]

@@ -82,7 +82,7 @@ def test_a_bad_record_goes_whole_to_the_dead_letters_and_the_good_ones_are_score
     assert headers["x"] == b"1"
     assert headers["__streams.errors.topic"] == b"bad-in"
     assert headers["__streams.errors.offset"] == b"5"
-    assert headers["error.type"] == b"malformed"
+    assert headers["error.type"] == b"unknown_format"
     assert by_value[None]["error.type"] == b"null_value"
 
 

@@ -1,0 +1,338 @@
+"""Requests and responses that come as records of their own, put together into predictions.
+
+The first half of a pair waits for the other. What waits is state: it is bounded, and what is given up
+on is given up on at a moment of the arrival clock that the log alone decides, so that neither the cut
+of a stream nor a restart changes what comes of it.
+
+- Both halves: a prediction at the time of the response, its latency the difference of their times.
+- A request that waited for the timeout: a failure, once the model has been seen to respond. Before, it
+  is a prediction without an answer: a logger may be set to log requests only.
+- A response that waited: an answer without a latency. Where responses waited in vain and no request was
+  ever seen they wait no more: a logger may be set to log responses only.
+- A copy of what came before, or of what was given up on, is dropped.
+
+What is given up on counts when it is given up on: it would else be late for every window.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+import numpy as np
+from msgspec import Struct
+
+from detectors.protocol import I64
+from streamproc.columns import AS_DICT, Features, PredictionColumns, Versions
+from streamproc.events import LlmUsage
+from streamproc.kernels import NO_LABEL
+from streamproc.windows import latency_buckets
+
+#: Bytes of features and labels that wait, at most: a model's state must stay small enough to be stored.
+MAX_HELD = 6_000_000
+
+
+class Waiting(Struct, gc=False):
+    """One half whose other has not come; arrival on the arrival clock, both times in microseconds."""
+
+    request: bool
+    time_us: int
+    arrival_us: int
+    value: float
+    label: Any
+    failed: bool
+    version: str | None
+    features: dict[str, Any] | None
+    llm: Any
+
+
+class Answered(Struct, gc=False):
+    """A prediction that was put together, or given up on, and where it stands in the log."""
+
+    time_us: int
+    arrival_us: int
+    before_us: int
+    offset: int
+    latency_s: float
+    value: float
+    label: Any
+    failed: bool
+    version: str | None
+    features: dict[str, Any] | None
+    llm: Any
+
+
+class Joined(Struct, gc=False):
+    """Predictions in the order in which they became known, with what the log says of each; all (n,)."""
+
+    what: PredictionColumns
+    arrivals: I64
+    before: I64
+    offsets: I64
+
+
+class Exchanges:
+    """What waits, and what is over, of one model."""
+
+    def __init__(self, *, timeout_us: int, limit: int) -> None:
+        self.timeout_us = timeout_us
+        self.limit = limit
+        # Both by a hash of what an exchange goes by: of ids as long as UUIDs a state would be mostly ids.
+        self.waiting: dict[int, Waiting] = {}  # in the order of arrival
+        self.over: dict[int, int] = {}  # when each came to its end, in that order
+        self.held = 0  # bytes of features and labels that wait
+        self.requests = self.responses = False  # whether any was ever seen
+        self.alone = False  # whether responses are known to come without requests
+        self.offset = -1  # of the last record
+        self.unanswered = 0
+        self.evicted = 0
+        self.repeated = 0
+
+    def __bool__(self) -> bool:
+        return bool(self.waiting or self.over)
+
+    def due_us(self) -> int | None:
+        """Return the arrival clock at which what waits longest is given up on, None where nothing waits."""
+        for waiting in self.waiting.values():
+            return waiting.arrival_us + self.timeout_us
+        return None
+
+    def join(self, what: PredictionColumns, arrivals: I64, before: I64, offsets: I64) -> Joined:
+        """Take records of the model in the order of the log; return the predictions that they complete."""
+        steps: list[int | Answered] = []
+        halves = [None] * len(what) if what.halves is None else what.halves.tolist()
+        rows = zip(halves, arrivals.tolist(), before.tolist(), offsets.tolist(), strict=True)
+        for i, (half, arrival, earlier, offset) in enumerate(rows):
+            self._expire(arrival, steps)
+            self._forget(arrival)
+            if half is None:
+                steps.append(i)
+                continue
+            self.offset = offset
+            found = self._take(key_of(half.exchange), _waiting(what, i, half, arrival), earlier, offset)
+            if found is not None:
+                steps.append(found)
+            while len(self.waiting) > self.limit:
+                self.evicted += 1
+                steps.append(self._give_up(next(iter(self.waiting)), arrival, earlier))
+        return _columns(what, arrivals, before, offsets, steps)
+
+    def expired(self, clock_us: int) -> Joined | None:
+        """Let the arrival clock pass without a record; return what is given up on by then, None for nothing."""
+        steps: list[int | Answered] = []
+        self._expire(clock_us, steps)
+        if not steps:
+            return None
+        none = np.empty(0, np.int64)
+        return _columns(_NOTHING, none, none, none, steps)
+
+    def _expire(self, clock_us: int, steps: list[int | Answered]) -> None:
+        while (due := self.due_us()) is not None and due <= clock_us:
+            self._forget(due)
+            steps.append(self._give_up(next(iter(self.waiting)), due, due))
+
+    def _forget(self, clock_us: int) -> None:
+        # Only at a record, or at an end: when else the clock is looked at depends on the cut.
+        while self.over:
+            key = next(iter(self.over))
+            if self.over[key] + self.timeout_us > clock_us:
+                return
+            del self.over[key]
+
+    def _take(self, key: int, half: Waiting, before_us: int, offset: int) -> Answered | None:
+        if half.request:
+            self.requests, self.alone = True, False
+        else:
+            self.responses = True
+        other = self.waiting.get(key)
+        if key in self.over or (other is not None and other.request == half.request):
+            self.repeated += 1
+            return None
+        if other is None:
+            if not half.request and self.alone:
+                self._end(key, half.arrival_us)
+                return _answered(half, None, half.time_us, half.arrival_us, before_us, offset)
+            if self.held + _weight(half) > MAX_HELD:
+                half.features = half.label = None
+            self.held += _weight(half)
+            self.waiting[key] = half
+            return None
+        del self.waiting[key]
+        self.held -= _weight(other)
+        self._end(key, half.arrival_us)
+        response, request = (other, half) if half.request else (half, other)
+        return _answered(response, request, response.time_us, half.arrival_us, before_us, offset)
+
+    def _give_up(self, key: int, at_us: int, before_us: int) -> Answered:
+        half = self.waiting.pop(key)
+        self.held -= _weight(half)
+        self._end(key, at_us)
+        if half.request and self.responses:
+            half.failed = True
+            self.unanswered += 1
+        if not half.request and not self.requests:
+            self.alone = True
+        time_us = half.time_us + at_us - half.arrival_us
+        return _answered(half, None, time_us, at_us, before_us, self.offset)
+
+    def _end(self, key: int, at_us: int) -> None:
+        self.over[key] = at_us
+        if len(self.over) > 2 * self.limit:
+            del self.over[next(iter(self.over))]
+
+    def snapshot(self) -> list[Any] | None:
+        """Return the state as a list, None where there never was any."""
+        if not (self.requests or self.responses):
+            return None
+        return [
+            [[k, *_plain(w)] for k, w in self.waiting.items()],
+            [[k, at] for k, at in self.over.items()],
+            [self.requests, self.responses, self.alone, self.offset, self.unanswered, self.evicted, self.repeated],
+        ]
+
+    def restore(self, state: list[Any] | None) -> None:
+        """Take up what `snapshot` gave."""
+        if state is None:
+            return
+        waiting, over, rest = state
+        self.waiting = {row[0]: _restored(row[1:]) for row in waiting}
+        self.held = sum(map(_weight, self.waiting.values()))
+        self.over = {k: int(at) for k, at in over}
+        self.requests, self.responses, self.alone, *counts = rest
+        self.offset, self.unanswered, self.evicted, self.repeated = counts
+
+
+def key_of(exchange: str) -> int:
+    """Return what an exchange is remembered by."""
+    return int.from_bytes(hashlib.blake2b(exchange.encode(), digest_size=8).digest(), "big", signed=True)
+
+
+def _weight(half: Waiting) -> int:
+    names = half.features or {}
+    return sum(len(n) + (len(v) if isinstance(v, str) else 9) for n, v in names.items()) + len(half.label or "")
+
+
+def _waiting(what: PredictionColumns, row: int, half: Any, arrival_us: int) -> Waiting:
+    code = int(what.labels[row])
+    return Waiting(
+        half.side == "request",
+        int(what.times[row]),
+        arrival_us,
+        float(what.values[row]),
+        what.names[code] if code >= 0 else None,
+        bool(what.failed[row]),
+        what.versions[row],
+        half.features,
+        half.llm,
+    )
+
+
+def _answered(
+    half: Waiting, request: Waiting | None, time_us: int, arrival_us: int, before_us: int, offset: int
+) -> Answered:
+    latency = float("nan") if request is None else (half.time_us - request.time_us) / 1e6
+    return Answered(
+        time_us,
+        arrival_us,
+        before_us,
+        offset,
+        latency if latency >= 0 else float("nan"),
+        half.value,
+        half.label,
+        half.failed,
+        half.version or (None if request is None else request.version),
+        half.features or (None if request is None else request.features),
+        half.llm or (None if request is None else request.llm),
+    )
+
+
+def _columns(
+    what: PredictionColumns, arrivals: I64, before: I64, offsets: I64, steps: Sequence[int | Answered]
+) -> Joined:
+    """Return steps as columns: rows of `what` as they are, and what was put together in its place among them."""
+    rows = np.array([s if isinstance(s, int) else -1 for s in steps], np.int64)
+    own = rows >= 0
+    new = [s for s in steps if isinstance(s, Answered)]
+
+    def merged(old: Any, values: list[Any]) -> Any:
+        column = np.empty((len(steps), *old.shape[1:]), old.dtype)
+        column[own] = old[rows[own]]
+        column[~own] = _objects(values) if old.dtype == object else np.array(values, old.dtype)
+        return column
+
+    names, versions = list(what.names), list(what.versions.names)
+    codes = {n: i for i, n in enumerate(names)}
+    labels = [NO_LABEL if s.label is None else _code(s.label, names, codes) for s in new]
+    version_codes = {v: i for i, v in enumerate(versions)}
+    latency = merged(what.latency, [s.latency_s for s in new])
+    features = what.features
+    cells = np.zeros((len(steps), features.cells.shape[1]))
+    kinds = np.zeros(cells.shape, np.uint8)
+    cells[own], kinds[own] = features.cells[rows[own]], features.kinds[rows[own]]
+    empty = np.empty(len(what), object)
+    dicts = merged(empty if features.dicts is None else features.dicts, [s.features for s in new])
+    llm = merged(empty if what.llm is None else what.llm, [s.llm for s in new])
+    found = PredictionColumns(
+        merged(what.times, [s.time_us for s in new]),
+        latency,
+        latency_buckets(latency),
+        merged(what.values, [s.value for s in new]),
+        merged(what.labels, labels),
+        merged(what.failed, [s.failed for s in new]),
+        Versions(merged(what.versions.codes, [_code(s.version, versions, version_codes) for s in new]), versions),
+        Features(
+            merged(features.layouts, [AS_DICT] * len(new)),
+            cells,
+            kinds,
+            dicts,
+            features.names,
+        ),
+        names,
+        None,
+        llm if any(x is not None for x in llm.tolist()) else None,
+    )
+    return Joined(
+        found,
+        merged(arrivals, [s.arrival_us for s in new]),
+        merged(before, [s.before_us for s in new]),
+        merged(offsets, [s.offset for s in new]),
+    )
+
+
+def _plain(half: Waiting) -> list[Any]:
+    return [getattr(half, n) for n in half.__struct_fields__[:-1]] + [msgspec.to_builtins(half.llm)]
+
+
+def _restored(row: Sequence[Any]) -> Waiting:
+    found = Waiting(*row)
+    found.llm = None if found.llm is None else LlmUsage(**found.llm)
+    return found
+
+
+_NOTHING = PredictionColumns(
+    np.empty(0, np.int64),
+    np.empty(0),
+    np.empty(0, np.int32),
+    np.empty(0),
+    np.empty(0, np.int32),
+    np.empty(0, bool),
+    Versions(np.empty(0, np.int32), []),
+    Features(np.empty(0, np.int32), np.empty((0, 0)), np.empty((0, 0), np.uint8), None, []),
+    [],
+)
+
+
+def _code(name: Any, names: list[Any], codes: dict[Any, int]) -> int:
+    code = codes.get(name)
+    if code is None:
+        code = codes[name] = len(names)
+        names.append(name)
+    return code
+
+
+def _objects(values: list[Any]) -> Any:
+    found = np.empty(len(values), object)
+    found[:] = values
+    return found

@@ -1,0 +1,241 @@
+"""Calls of language models: OpenTelemetry's `gen_ai.*` and OpenInference's `llm.*`, by one table.
+
+Both conventions are still moving. What is called how stands in `ALIASES` and nowhere else.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import math
+from typing import Any
+
+import msgspec
+
+from streamproc.events import ErrorInfo, LlmUsage, ModelRef, Outcome, Prediction, Time
+
+#: What a producer calls it, and what it is here. Where several are given, the one further up wins.
+ALIASES: dict[str, str] = {
+    # OpenTelemetry, the names of today
+    "gen_ai.provider.name": "provider",
+    "gen_ai.operation.name": "operation",
+    "gen_ai.request.model": "request_model",
+    "gen_ai.response.model": "response_model",
+    "gen_ai.usage.input_tokens": "input_tokens",
+    "gen_ai.usage.output_tokens": "output_tokens",
+    "gen_ai.usage.cache_read.input_tokens": "cache_read_tokens",
+    "gen_ai.usage.reasoning.output_tokens": "reasoning_tokens",
+    "gen_ai.response.finish_reasons": "finish_reasons",
+    "gen_ai.response.time_to_first_chunk": "time_to_first_token_s",
+    "gen_ai.response.id": "response_id",
+    "gen_ai.client.operation.duration": "duration_s",
+    # its metrics' names, where a producer puts them on the call
+    "gen_ai.server.time_to_first_token": "time_to_first_token_s",
+    "gen_ai.client.operation.time_to_first_chunk": "time_to_first_token_s",
+    "gen_ai.server.request.duration": "duration_s",
+    # OpenTelemetry, the names of before
+    "gen_ai.system": "provider",
+    "gen_ai.usage.prompt_tokens": "input_tokens",
+    "gen_ai.usage.completion_tokens": "output_tokens",
+    # OpenTelemetry has no cost: what others write
+    "gen_ai.usage.cost": "cost",
+    # OpenInference
+    "llm.model_name": "request_model",
+    "llm.provider": "provider",
+    "llm.system": "provider",
+    "llm.token_count.prompt": "input_tokens",
+    "llm.token_count.completion": "output_tokens",
+    "llm.token_count.prompt_details.cache_read": "cache_read_tokens",
+    "llm.token_count.completion_details.reasoning": "reasoning_tokens",
+    "llm.cost.total": "cost",
+    "llm.finish_reason": "finish_reasons",
+    "openinference.span.kind": "operation",
+    # our own, in a prediction's `llm`
+    **{f"llm.{name}": name for name in LlmUsage.__struct_fields__},
+}
+
+#: What a record of a language model has somewhere in its bytes, flat or nested; few others do.
+MARKS = (b'"gen_ai.', b'"gen_ai"', b'"llm.', b'"llm"')
+
+_TEXTS = frozenset({"provider", "operation", "request_model", "response_model", "response_id"})
+_COUNTS = frozenset({"input_tokens", "output_tokens", "cache_read_tokens", "reasoning_tokens"})
+
+#: More attributes, and deeper ones, than these are a producer's mistake.
+_MAX_ATTRIBUTES = 1024
+_MAX_DEPTH = 8
+
+_ERROR_CODES = frozenset({2, "2", "STATUS_CODE_ERROR", "ERROR", "Error", "error"})
+
+
+def looks_genai(value: bytes) -> bool:
+    """Whether a record may be of a language model."""
+    return any(mark in value for mark in MARKS)
+
+
+def canonical(attributes: dict[str, Any]) -> dict[str, Any]:
+    """Return what `ALIASES` knows of a call's attributes, by our names.
+
+    >>> canonical({"llm.token_count.prompt": "7", "gen_ai.request.model": "m"})
+    {'request_model': 'm', 'input_tokens': 7}
+    """
+    found: dict[str, Any] = {}
+    for theirs, ours in ALIASES.items():
+        if ours not in found and (value := _converted(ours, attributes.get(theirs))) is not None:
+            found[ours] = value
+    return found
+
+
+def usage(known: dict[str, Any]) -> LlmUsage | None:
+    """Return what `canonical` gave as the part of a prediction it is, None where it is nothing."""
+    own = {name: known[name] for name in LlmUsage.__struct_fields__ if name in known}
+    return LlmUsage(**own) if own else None
+
+
+def flat(tree: dict[str, Any]) -> dict[str, Any]:
+    """Return a record with nested names joined by dots; lists and OTLP's attributes become plain.
+
+    >>> flat({"gen_ai": {"usage": {"input_tokens": 3}}})
+    {'gen_ai.usage.input_tokens': 3}
+    """
+    found: dict[str, Any] = {}
+    pending: list[tuple[str, Any, int]] = [("", tree, 0)]
+    while pending and len(found) < _MAX_ATTRIBUTES:
+        prefix, node, depth = pending.pop()
+        for key, value in node.items():
+            name = f"{prefix}.{key}" if prefix else str(key)
+            if isinstance(value, dict):
+                if depth < _MAX_DEPTH:
+                    pending.append((name, value, depth + 1))
+            else:
+                found[name] = value
+    return found
+
+
+def call(tree: dict[str, Any]) -> Prediction | None:
+    """Return the call of a language model that a record tells of, None where it tells of none.
+
+    Takes attributes flat or nested, at the top or under `attributes`, a span as OTLP writes it in JSON,
+    and a whole OTLP request of one span. Raise ValueError where it tells of one and cannot be read.
+    """
+    if isinstance(tree.get("resourceSpans"), list):
+        tree = _only_span(tree["resourceSpans"])
+    own = tree.get("attributes")
+    attributes = _otlp(own) if isinstance(own, list) else flat(own) if isinstance(own, dict) else {}
+    if not attributes:
+        attributes = flat(tree)
+    known = canonical(attributes)
+    if not known:
+        return None
+    name = known.get("request_model") or known.get("response_model")
+    if name is None:
+        raise ValueError("a call without `gen_ai.request.model` or `llm.model_name`")
+    began, ended = _moment(tree, "startTimeUnixNano", "start_time"), _moment(tree, "endTimeUnixNano", "end_time")
+    duration = known.get("duration_s", _number(tree.get("duration_s")))
+    if duration is None and began is not None and ended is not None:
+        duration = (ended - began).total_seconds()
+    context = tree.get("context")
+    ids = [tree.get("id"), tree.get("spanId"), tree.get("span_id"), known.get("response_id")]
+    ids += [context.get("span_id")] if isinstance(context, dict) else []
+    error = _error(tree, attributes)
+    return Prediction(
+        model=ModelRef(name, known.get("response_model") if known.get("response_model") != name else None),
+        prediction=Outcome() if error is None else None,
+        duration_s=duration,
+        time=ended if ended is not None else msgspec.convert(tree.get("time"), Time),
+        id=next((i for i in ids if isinstance(i, str) and i), ""),
+        source=str(attributes.get("service.name") or tree.get("source") or ""),
+        error=error,
+        service_name=_text(attributes.get("service.name")),
+        environment=_text(attributes.get("deployment.environment.name")),
+        llm=usage(known),
+    )
+
+
+def _only_span(resources: list[Any]) -> dict[str, Any]:
+    """Return the one span of an OTLP request, its resource's attributes added to its own."""
+    try:
+        spans = [(r, s) for r in resources for scope in r["scopeSpans"] for s in scope["spans"]]
+    except (KeyError, TypeError):
+        raise ValueError("`resourceSpans` is not as OTLP has it") from None
+    if len(spans) != 1 or not isinstance(spans[0][1], dict):
+        raise ValueError(f"{len(spans)} spans in one record; send one a record")
+    resource, span = spans[0]
+    shared = resource.get("resource")
+    of_all = shared.get("attributes") if isinstance(shared, dict) else None
+    own = span.get("attributes")
+    if isinstance(of_all, list) and isinstance(own, list):
+        return {**span, "attributes": [*of_all, *own]}
+    return dict(span)
+
+
+def _otlp(attributes: list[Any]) -> dict[str, Any]:
+    """Return OTLP's list of keys and values as a dict."""
+    found = {}
+    for pair in attributes[:_MAX_ATTRIBUTES]:
+        if not isinstance(pair, dict) or not isinstance(pair.get("key"), str):
+            raise ValueError("`attributes` is a list, and not of OTLP's keys and values")
+        found[pair["key"]] = _otlp_value(pair.get("value"))
+    return found
+
+
+def _otlp_value(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return None
+    for kind, content in value.items():
+        if kind == "arrayValue" and isinstance(content, dict) and isinstance(content.get("values"), list):
+            return [_otlp_value(v) for v in content["values"][:_MAX_ATTRIBUTES]]
+        if kind in ("stringValue", "intValue", "doubleValue", "boolValue"):
+            return content
+    return None
+
+
+def _error(tree: dict[str, Any], attributes: dict[str, Any]) -> ErrorInfo | None:
+    kind = attributes.get("error.type") or tree.get("error.type")
+    if isinstance(kind, str):
+        return ErrorInfo(kind)
+    status = tree.get("status")
+    code = (status.get("code") or status.get("status_code")) if isinstance(status, dict) else None
+    if isinstance(code, str | int) and code in _ERROR_CODES:
+        return ErrorInfo(_text(attributes.get("exception.type")) or "_OTHER")
+    return None
+
+
+def _moment(tree: dict[str, Any], nanos: str, text: str) -> dt.datetime | None:
+    if nanos in tree:
+        written = str(tree[nanos])
+        # Digits, not a float: of that the microseconds would be lost.
+        if not (written.isascii() and written.isdigit()) or len(written) > 20:
+            raise ValueError(f"`{nanos}` is no time")
+        return dt.datetime(1970, 1, 1, tzinfo=dt.UTC) + dt.timedelta(microseconds=int(written) // 1000)
+    if isinstance(tree.get(text), str):
+        moment: dt.datetime = msgspec.convert(tree[text], dt.datetime)
+        return moment if moment.tzinfo is not None else moment.replace(tzinfo=dt.UTC)
+    return None
+
+
+def _converted(name: str, value: Any) -> Any:
+    """Return a value as our field has it, None where it cannot be: a moving convention is no reason to reject."""
+    if value is None:
+        return None
+    if name in _TEXTS:
+        return _text(value)
+    if name == "finish_reasons":
+        items = value if isinstance(value, list) else [value]
+        return [v for v in items if isinstance(v, str)][:16] or None
+    number = _number(value)
+    if number is None or number < 0:
+        return None
+    return (int(number) if number < 1e15 else None) if name in _COUNTS else number
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) and value else None
+
+
+def _number(value: Any) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        return None
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) and abs(number) < 1e300 else None
