@@ -76,7 +76,7 @@ EXPECTED: dict[str, dict[str, Any]] = {
     "genai_flat": {**CALL, "id": "chatcmpl-123"},
     "genai_nested": {**CALL, "id": "a1"},
     "otlp_span": {**CALL, "id": "eee19b7ec3c1b174"},
-    "otlp_request": {**CALL, "prediction": None, "error": "timeout", "service_name": "assistant"},
+    "otlp_request": {**CALL, "prediction": None, "error": "timeout", "service_name": "support-chat"},
     "openinference_span": {
         "model": "gpt-4o",
         "id": "0xeee19b7ec3c1b174",
