@@ -15,6 +15,7 @@ from msgspec import Struct
 
 from detectors.protocol import F64, I64
 from streamproc import kernels
+from streamproc.reference import Bins
 
 #: Latencies are counted in buckets of ratio GAMMA from FLOOR_S: a quantile is within 1% of the truth
 #: (a DDSketch of fixed range; Masson, Rim, Lee 2019).
@@ -53,6 +54,17 @@ class Accumulator(Struct):
     classes: dict[str, int] = {}
     missing: npt.NDArray[np.int64] | None = None
     invalid: npt.NDArray[np.int64] | None = None
+    confident: int = 0  # answers that tell how sure they are
+    spread: int = 0  # answers with scores by class
+    certainty: F64 | None = None  # sums over those of confidence and of entropy
+    identified: int = 0
+    repeated: int = 0
+    errors_by: dict[str, int] = {}
+    answers: Bins | None = None
+    features: Bins | None = None
+    words: I64 | None = None  # categorical values, column by column, and those never learned
+    unseen: I64 | None = None
+    judged: bool = False  # has a class that came after classes were learned
 
     def tally(
         self,
@@ -75,6 +87,15 @@ class Accumulator(Struct):
         self.value_n += value_n
         if latency_n:
             self.latency = latency
+
+    def add_certainty(self, index: I64, late: npt.NDArray[np.bool_], certainty: F64) -> None:
+        """Add the confidence and entropy, (n, 2), of what is this window's, in order."""
+        sums = np.zeros(2) if self.certainty is None else self.certainty
+        confident, spread = kernels.add_certainty(index, late, self.index, certainty, sums)
+        self.confident += confident
+        self.spread += spread
+        if confident or spread:
+            self.certainty = sums
 
     def add_values(self, values: F64) -> None:
         """Add numbers to the mean: what `tally` does, for a whole array and without a compiled loop."""
@@ -120,6 +141,13 @@ class Accumulator(Struct):
                 self.feature_rows,
                 self.version,
             ],
+            "more": [self.confident, self.spread, self.identified, self.repeated, self.judged],
+            "certainty": None if self.certainty is None else self.certainty.tolist(),
+            "errors_by": dict(self.errors_by),
+            "answers": None if self.answers is None else self.answers.snapshot(),
+            "features": None if self.features is None else self.features.snapshot(),
+            "words": self.words,
+            "unseen": self.unseen,
             "latency": buckets,
             "classes": dict(self.classes),
             "missing": self.missing,
@@ -136,6 +164,12 @@ class Accumulator(Struct):
             self.latency[at] = counts
         self.classes = dict(state["classes"])
         self.missing, self.invalid = state["missing"], state["invalid"]
+        self.confident, self.spread, self.identified, self.repeated, self.judged = state["more"]
+        self.certainty = None if state["certainty"] is None else np.array(state["certainty"])
+        self.errors_by = dict(state["errors_by"])
+        self.answers = None if state["answers"] is None else Bins.restored(state["answers"])
+        self.features = None if state["features"] is None else Bins.restored(state["features"])
+        self.words, self.unseen = state["words"], state["unseen"]
         return self
 
 
