@@ -38,6 +38,8 @@ MAX_ERRORS = 20
 #: Features an alert names at most, and the windows that a feature's usual part is the mean of.
 _MAX_SHARES = 5
 _USUAL_OF = 30
+#: Windows remembered to have been without an error that comes for the first time.
+_COUNTED = 60
 
 _DAY_US = 86_400_000_000
 
@@ -404,6 +406,7 @@ class PredictionState(ModelState):
         self.features = FeatureSchema(max_features=book.config.defaults.max_features)
         self.classes = Classes(book.config.defaults.max_classes)
         self.errors = Classes(MAX_ERRORS)
+        self.counted = 0  # windows closed, up to a bound
         self.answers = Reference(1)
         self.answers_period = Period()
         self.learned_classes: dict[str, int] = {}  # how often each came while learning
@@ -522,10 +525,9 @@ class PredictionState(ModelState):
                 return
             taken = self.answers_period.take(progress[rows], self.windows.size_us)
             self.answers.learn(values[rows[:taken], None])
-            if not self.answers_period.over:
-                return
-            self.answers.settle()
             given[rows[:taken]] = False
+            if taken < len(rows):
+                self.answers.settle()
         if not given.any():
             return
         for index, own in _windows_of(placed, given):
@@ -588,11 +590,12 @@ class PredictionState(ModelState):
         if not len(rows):
             return None
         taken = rows[: self.features_period.take(progress[rows], self.windows.size_us)]
+        over = len(taken) < len(rows)
         if len(taken) and self.reference is not None:
             self.reference.learn(matrix.values[taken])
         if len(taken) and self.vocabulary is not None:
             self.vocabulary.learn(matrix.words[taken])
-        if not self.features_period.over:
+        if not over:
             return None
         if self.reference is not None:
             self.reference.settle()
@@ -642,8 +645,14 @@ class PredictionState(ModelState):
             return
         yield Aggregate("error_rate", window.errors / n, n)
         if self._wants_errors:
-            for name in self.errors.met(window.errors_by):
+            before = len(self.errors.reported)
+            for k, name in enumerate(self.errors.met(window.errors_by)):
+                if k >= before:
+                    # Of an error never seen the share is known of every window before: none.
+                    for _ in range(self.counted):
+                        yield Aggregate(f"error_share:{name}", 0.0, n)
                 yield Aggregate(f"error_share:{name}", window.errors_by.get(name, 0) / n, n)
+            self.counted = min(self.counted + 1, _COUNTED)
         if window.identified:
             yield Aggregate("duplicates", window.repeated / window.identified, window.identified)
         yield from self._answers_of(window)
@@ -722,7 +731,7 @@ class PredictionState(ModelState):
         return {
             "features": self.features.snapshot(),
             "classes": self.classes.snapshot(),
-            "errors": self.errors.snapshot(),
+            "errors": [*self.errors.snapshot(), self.counted],
             "periods": [p.snapshot() for p in (self.answers_period, self.classes_period, self.features_period)],
             "answers": self.answers.snapshot(),
             "learned_classes": dict(self.learned_classes),
@@ -736,7 +745,8 @@ class PredictionState(ModelState):
     def _restore_own(self, own: dict[str, Any]) -> None:
         self.features.restore(own["features"])
         self.classes.restore(own["classes"])
-        self.errors.restore(own["errors"])
+        *errors, self.counted = own["errors"]
+        self.errors.restore(errors)
         periods = (self.answers_period, self.classes_period, self.features_period)
         for period, state in zip(periods, own["periods"], strict=True):
             period.restore(state)

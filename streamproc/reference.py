@@ -159,7 +159,8 @@ class Reference:
     def constant(self, bins: Bins) -> Bools:
         """Return which columns had one value only, though that is no chance."""
         n = bins.counts.sum(axis=1)
-        return (bins.lows == bins.highs) & (self.commonest**n < _ONCE_IN)
+        found: Bools = (bins.lows == bins.highs) & (self.commonest**n < _ONCE_IN)
+        return found
 
     def psi(self, bins: Bins) -> F64:
         """Return (d,) population stability indices of a window, less what chance alone brings."""
@@ -252,7 +253,8 @@ def _middle_of_largest(columns: int) -> F64:
     degrees = np.maximum(np.arange(-1.0, 1100.0), 0.0)
     z = NormalDist().inv_cdf(0.5 ** (1.0 / max(columns, 1)))
     part = 2.0 / (9.0 * np.maximum(degrees, 1.0))
-    return degrees * np.maximum(1.0 - part + z * np.sqrt(part), 0.0) ** 3
+    found: F64 = degrees * np.maximum(1.0 - part + z * np.sqrt(part), 0.0) ** 3
+    return found
 
 
 class Vocabulary:
