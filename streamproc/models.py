@@ -682,7 +682,7 @@ class PredictionState(ModelState):
             reference = np.array([[learned.get(name, 0) for name in names]])
             counts = np.array([[window.classes.get(name, 0) for name in names]])
         for signal, differ in (("prediction_psi", psi), ("prediction_jsd", jsd)):
-            if not self.rules.of(signal):
+            if not self._heard(signal, max(labelled, window.value_n)):
                 continue
             found = []
             if window.answers is not None and (numbers := int(window.answers.counts.sum())):
@@ -696,28 +696,31 @@ class PredictionState(ModelState):
         numeric, categorical = self.features.numeric, self.features.categorical
         rows = window.feature_rows
         if window.missing is not None and window.invalid is not None and rows * len(window.missing):
-            cells = rows * len(window.missing)
+            names, cells = numeric + categorical, rows * len(window.missing)
             for signal, counts in (("missing_features", window.missing), ("invalid_features", window.invalid)):
-                yield self._of_features(
-                    signal, int(counts.sum()) / cells, rows, numeric + categorical, counts / cells
-                )
+                if self._heard(signal, rows):
+                    yield self._of_features(signal, int(counts.sum()) / cells, rows, names, counts / cells)
         if (bins := window.features) is not None and self.reference is not None:
             had = bins.counts.sum(axis=1)
             most, total = int(had.max()), int(had.sum())
-            if total:
-                outside = bins.outside / total
-                yield self._of_features("feature_range", int(bins.outside.sum()) / total, most, numeric, outside)
-                constant = self.reference.constant(bins) / len(numeric)
-                yield self._of_features("constant_features", float(constant.sum()), most, numeric, constant)
-                if self.rules.of("feature_drift"):
-                    drift = self.reference.psi(bins)
-                    yield self._of_features("feature_drift", float(drift.max()), most, numeric, drift)
+            if total and self._heard("feature_range", most):
+                share = int(bins.outside.sum()) / total
+                yield self._of_features("feature_range", share, most, numeric, bins.outside / total)
+            if total and self._heard("constant_features", most):
+                constant = self.reference.constant(bins)
+                share = int(constant.sum()) / len(numeric)
+                yield self._of_features("constant_features", share, most, numeric, constant / len(numeric))
+            if total and self._heard("feature_drift", most):
+                drift = self.reference.psi(bins)
+                yield self._of_features("feature_drift", float(drift.max()), most, numeric, drift)
         if window.words is not None and window.unseen is not None and (words := int(window.words.sum())):
-            unseen = window.unseen / words
-            most = int(window.words.max())
-            yield self._of_features(
-                "unseen_category", int(window.unseen.sum()) / words, most, categorical, unseen
-            )
+            share, most = int(window.unseen.sum()) / words, int(window.words.max())
+            if self._heard("unseen_category", most):
+                yield self._of_features("unseen_category", share, most, categorical, window.unseen / words)
+
+    def _heard(self, signal: str, n: int) -> bool:
+        """Whether any rule of a signal takes a value of so many events: else it need not be worked out."""
+        return any(n >= rule.min_samples for rule in self.rules.of(signal))
 
     def _of_features(self, signal: str, value: float, n: int, names: tuple[str, ...], parts: F64) -> Aggregate:
         """Return a value with what each feature adds beyond its usual part: one always null is no news."""
