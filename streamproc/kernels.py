@@ -1022,15 +1022,16 @@ def recall(
         if used >= room:
             return i, used
         again[i] = old[_place16(old, h)] != 0
-        young[place] = (h >> _U48) | _U1
+        young[place] = max(h >> _U48, _U1)
         used += 1
     return ids.size, used
 
 
 @kernel
 def _place16(table: U16, h: np.uint64) -> int:
+    """Return which place of a table of 16-bit marks has that of h, or is free for it."""
     mask = np.int64(table.size - 1)
-    mark = (h >> _U48) | _U1
+    mark = max(h >> _U48, _U1)
     place = np.int64(h & _LOW32) & mask
     while table[place] != 0 and np.uint64(table[place]) != mark:
         place = (place + 1) & mask
