@@ -3,8 +3,8 @@
 The same records go through a pipeline with the default signals, and through one more for each signal: without
 it where it is on by default, with it where it is off. Contenders take turns batch by batch, so that a machine
 that slows down slows all of them; a signal's cost is the median of what it makes of the default's in each turn.
-Predictions have an id, a class with scores by class, a latency, and as many numeric features as told; a tenth of
-the features more are categorical in the records that signals of categories and types of errors are measured on.
+Predictions have an id, a value, a class, a latency and as many numeric features as told. Those that single signals
+are measured on have scores by class, a tenth more features that are categorical, usage and errors as well.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _NAMED = {"failures": "rate", "prediction_drift": "drift", "latency": "spike", "
 
 
 def batches(n: int, *, features: int, mixed: bool, seed: int = 1) -> Iterator[RecordBatch]:
-    """Yield n batches of one model's predictions; mixed: with scores by class, categories and errors too."""
+    """Yield n batches of one model's predictions; mixed: with scores by class, categories, usage and errors too."""
     rng = random.Random(seed)
     names = [f"feature_{k}" for k in range(features)]
     categories = [f"category_{k}" for k in range(max(1, features // 10))] if mixed else []
@@ -69,6 +69,8 @@ def batches(n: int, *, features: int, mixed: bool, seed: int = 1) -> Iterator[Re
                 "features": {name: rng.gauss(0.0, 1.0) for name in names}
                 | {name: f"value-{rng.randrange(20)}" for name in categories},
             }
+            if mixed:
+                event["usage"] = {"input_tokens": rng.randrange(500), "output_tokens": rng.randrange(200), "cost": 0.002}
             if mixed and rng.random() < 0.02:
                 event["error"] = {"type": rng.choice(["timeout", "rate_limit"])}
             values.append(orjson.dumps(event))

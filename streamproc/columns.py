@@ -118,7 +118,8 @@ class PredictionColumns(Struct, gc=False):
     times in microseconds; latency in seconds and values, nan for none; buckets of latency, -1 for none;
     labels, codes of names, NO_LABEL for none; failed, whether it has an error's type; versions; features;
     certainty (n, 2), confidence and entropy, nan for none; ids, hashes, 0 for none; errors, codes of
-    error_names, -1 for none. These last three are None where no row has any.
+    error_names, -1 for none; usage (n, 3), tokens in and out and cost, nan for none. These last four are
+    None where no row has any.
     """
 
     times: I64
@@ -134,6 +135,7 @@ class PredictionColumns(Struct, gc=False):
     ids: U64 | None
     errors: I32 | None
     error_names: list[Any]
+    usage: F64 | None
 
     def __len__(self) -> int:
         return len(self.times)
@@ -154,6 +156,7 @@ class PredictionColumns(Struct, gc=False):
             None if self.ids is None else self.ids[rows],
             None if self.errors is None else self.errors[rows],
             self.error_names,
+            None if self.usage is None else self.usage[rows],
         )
 
 
@@ -187,6 +190,10 @@ def columns(
             errors[at] = [code(t) if t else -1 for t in types]
         walked.certainty[at] = certainty(events)
         walked.ids[at] = identities(events)
+        walked.usage[at] = np.nan
+        for row, event in zip(rows, events, strict=True):
+            if (usage := event.usage) is not None:
+                walked.usage[row] = np.array([usage.input_tokens, usage.output_tokens, usage.cost], np.float64)
         raw = [m.version if type(m := e.model) is ModelRef else model_version(e) for e in events]
         versions[at] = [templates.versions.code(v if v is None or type(v) is str else str(v)) for v in raw]
         layouts[at] = AS_DICT
@@ -194,6 +201,7 @@ def columns(
         dicts[at] = _objects([e.features for e in events])
     with np.errstate(invalid="ignore"):
         latency[latency < 0] = np.nan
+        walked.usage[walked.usage < 0] = np.nan
     return PredictionColumns(
         times,
         latency,
@@ -208,6 +216,7 @@ def columns(
         walked.ids if walked.ids.any() else None,
         errors,
         templates.errors.names,
+        None if np.isnan(walked.usage).all() else walked.usage,
     )
 
 

@@ -45,6 +45,9 @@ ID: Final = 14
 SOURCE: Final = 15
 CLASS_SCORE: Final = 16
 ERROR_NAME: Final = 17  # the type inside an error object
+TOKENS_IN: Final = 18
+TOKENS_OUT: Final = 19
+COST: Final = 20
 
 # Flags of a template.
 ANSWERED: Final = 1  # whatever its slots hold, it says something
@@ -570,6 +573,7 @@ def _walk(
     certainty: F64,
     ids: U64,
     error_spans: I32,
+    usage: F64,
 ) -> bool:
     """Read one record by one template into its row of the columns; False where it does not fit."""
     value = score = duration = np.nan
@@ -582,6 +586,7 @@ def _walk(
     own_id = source = _U0
     best = total = spread = 0.0
     scored = False
+    usage[row, 0] = usage[row, 1] = usage[row, 2] = np.nan
     error_at = error_end = flat_at = flat_end = np.int64(0)
     at = start
     for s in range(segments.shape[0]):
@@ -654,6 +659,8 @@ def _walk(
                 duration = number
             elif target == SCORE:
                 score = number
+            elif TOKENS_IN <= target <= COST:
+                usage[row, target - TOKENS_IN] = number
             elif target == CLASS_SCORE:
                 scored = True
                 best = max(best, number)
@@ -752,6 +759,7 @@ def match(
     certainty: F64,
     ids: U64,
     error_spans: I32,
+    usage: F64,
 ) -> int:
     """Read each record by the first template of its chain that it fits; return how many fit one.
 
@@ -763,7 +771,8 @@ def match(
     Writes chosen (n,), the template or -1, and row by row the columns: times (n,) in microseconds,
     latency and values (n,), nan for none; labels (n,) codes; failed (n,); cells and kinds (n, w); spans
     (n, 2) of bytes that hold the label; certainty (n, 2), confidence and entropy, nan for none; ids (n,)
-    hashes, 0 for none; error_spans (n, 2) of the bytes that name an error, where there is one.
+    hashes, 0 for none; error_spans (n, 2) of the bytes that name an error, where there is one; usage (n, 3),
+    tokens in and out and cost, nan for none.
     """
     start = 0
     count = 0
@@ -794,6 +803,7 @@ def match(
                 certainty,
                 ids,
                 error_spans,
+                usage,
             ):
                 templates[t, 4] = batch
                 count += 1
@@ -879,21 +889,17 @@ def tally(
 
 
 @kernel
-def add_certainty(
-    index: I64, late: npt.NDArray[np.bool_], window: int, certainty: F64, sums: F64
-) -> tuple[int, int]:
-    """Add one window's confidence and entropy, (n, 2), to their sums, in order; return how many of each."""
-    confident = spread = 0
+def add_columns(
+    index: I64, late: npt.NDArray[np.bool_], window: int, columns: F64, counts: I64, sums: F64
+) -> None:
+    """Add one window's numbers of each column, (n, k) with nan for none, to their counts and sums, in order."""
     for i in range(index.size):
         if index[i] != window or late[i]:
             continue
-        if not np.isnan(certainty[i, 0]):
-            confident += 1
-            sums[0] += certainty[i, 0]
-        if not np.isnan(certainty[i, 1]):
-            spread += 1
-            sums[1] += certainty[i, 1]
-    return confident, spread
+        for k in range(columns.shape[1]):
+            if not np.isnan(columns[i, k]):
+                counts[k] += 1
+                sums[k] += min(columns[i, k], LARGEST)
 
 
 @kernel
@@ -1045,7 +1051,7 @@ def warm_windows() -> None:
     place(times, times, 1, 0, times, flags)
     tally(times, flags, 0, np.zeros(2), codes, flags, times, 0.0)
     numbers, grid, counts = np.zeros(2), np.zeros((2, 1)), np.zeros((1, 3), np.int64)
-    add_certainty(times, flags, 0, np.zeros((2, 2)), numbers)
+    add_columns(times, flags, 0, np.zeros((2, 2)), times, numbers)
     disorder(times, times, 1, 0, np.zeros((2, 3), np.int64))
     tally_bins(grid, flags, np.zeros((1, 2)), numbers, numbers, counts, times, numbers, numbers)
     keys, given = np.zeros((2, 1), np.uint64), np.zeros((2, 1), np.bool_)

@@ -429,6 +429,7 @@ class PredictionState(ModelState):
         self._wants_certainty = bool(of("confidence") or of("prediction_entropy"))
         self._wants_answers = bool(of("prediction_psi") or of("prediction_jsd"))
         self._wants_classes = self._wants_answers or bool(of("new_class"))
+        self._wants_usage = any(of(s) for s in ("tokens_in", "tokens_out", "cost_per_request", "cost_per_hour"))
         self._wants_errors = bool(of("error_share"))
         self._wants_ids = bool(of("duplicates"))
         self._wants_order = bool(of("out_of_order"))
@@ -475,6 +476,8 @@ class PredictionState(ModelState):
                 window.judged = bool(judged[rows].any())
             if self._wants_certainty and what.certainty is not None:
                 window.add_certainty(placed.index, placed.late, what.certainty)
+            if self._wants_usage and what.usage is not None:
+                window.add_usage(placed.index, placed.late, what.usage)
             if again is not None and what.ids is not None:
                 window.identified += int(np.count_nonzero(what.ids[rows]))
                 window.repeated += int(np.count_nonzero(again[rows]))
@@ -656,6 +659,10 @@ class PredictionState(ModelState):
         if window.identified:
             yield Aggregate("duplicates", window.repeated / window.identified, window.identified)
         yield from self._answers_of(window)
+        yield from _means(("tokens_in", "tokens_out", "cost_per_request"), window.usage_n, window.usage)
+        if whole and window.usage is not None and window.usage_n is not None and window.usage_n[2]:
+            hours = self.windows.size_us / 3.6e9
+            yield Aggregate("cost_per_hour", min(float(window.usage[2]), 1e290) / hours, int(window.usage_n[2]))
         if (latencies := window.latency_n()) > 0:
             for q in (50, 95, 99):
                 yield Aggregate(f"latency_p{q}", window.latency_quantile(q / 100), latencies)
@@ -665,11 +672,7 @@ class PredictionState(ModelState):
     def _answers_of(self, window: Accumulator) -> Iterator[Aggregate]:
         if window.value_n:
             yield Aggregate("prediction_value", window.value_sum / window.value_n, window.value_n)
-        if window.certainty is not None:
-            if window.confident:
-                yield Aggregate("confidence", float(window.certainty[0]) / window.confident, window.confident)
-            if window.spread:
-                yield Aggregate("prediction_entropy", float(window.certainty[1]) / window.spread, window.spread)
+        yield from _means(("confidence", "prediction_entropy"), window.certain_n, window.certainty)
         labelled = sum(window.classes.values())
         for label, share, _ in self.classes.shares(window):
             yield Aggregate(f"class_share:{label}", share, labelled)
@@ -760,6 +763,14 @@ class PredictionState(ModelState):
         self.lately.restore(own["lately"])
         self.arrived = {index: [n, older] for index, n, older in own["arrived"]}
         self.usual = {signal: (windows, parts) for signal, windows, parts in own["usual"]}
+
+
+def _means(signals: tuple[str, ...], counts: I64 | None, sums: F64 | None) -> Iterator[Aggregate]:
+    """Yield the mean of each signal that anything was counted of."""
+    if counts is not None and sums is not None:
+        for signal, n, total in zip(signals, counts.tolist(), sums.tolist(), strict=False):
+            if n:
+                yield Aggregate(signal, total / n, n)
 
 
 def _windows_of(placed: Placed, given: npt.NDArray[np.bool_]) -> list[tuple[int, npt.NDArray[np.bool_]]]:

@@ -297,7 +297,7 @@ def _bits(words: F64) -> U64:
 class Lately:
     """The ids that came last, 16 bits of a hash of each: between one generation's worth and two.
 
-    Takes one id in some four thousand for another. Tables grow with the model's traffic.
+    Takes one id in some seven thousand for another. Tables grow with the model's traffic.
     """
 
     def __init__(self) -> None:

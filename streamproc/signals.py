@@ -67,6 +67,13 @@ _TWICE = (2, 3)
 #: An hour of the default windows: what lies near 0 while all is well needs no long past, and memory counts.
 _SHORT = {"window": 60}
 
+_USAGE: tuple[tuple[str, str, Literal["up", "both"], float, bool], ...] = (
+    ("tokens_in", "mean input tokens a request in a window", "both", 0.25, True),
+    ("tokens_out", "mean output tokens a request in a window", "both", 0.25, True),
+    ("cost_per_request", "mean cost of a request in a window, in the producer's currency", "up", 0.25, True),
+    ("cost_per_hour", "cost of a window's requests an hour, in the producer's currency", "up", 0.5, False),
+)
+
 SIGNALS: dict[str, SignalSpec] = {
     s.name: s
     for s in (
@@ -233,6 +240,21 @@ SIGNALS: dict[str, SignalSpec] = {
             min_effect=0.02,
             breaches=_TWICE,
             category="traffic",
+        ),
+        *(
+            SignalSpec(
+                name=name,
+                summary=summary,
+                sources=("predictions",),
+                shape="window",
+                params=_SHORT,
+                direction=direction,
+                relative_effect=effect,
+                breaches=_TWICE,
+                category="traffic",
+                sampled=sampled,
+            )
+            for name, summary, direction, effect, sampled in _USAGE
         ),
         SignalSpec(
             name="throughput",

@@ -77,6 +77,9 @@ _TARGETS: dict[Path, int] = {
     ("error", "type"): kernels.ERROR_NAME,
     ("error", "message"): kernels.TEXT_OR_NULL,
     ("error.type",): kernels.ERROR_TYPE,
+    ("usage", "input_tokens"): kernels.TOKENS_IN,
+    ("usage", "output_tokens"): kernels.TOKENS_OUT,
+    ("usage", "cost"): kernels.COST,
     ("request_id",): kernels.TEXT_OR_NULL,
     ("service.name",): kernels.TEXT_OR_NULL,
     ("deployment.environment.name",): kernels.TEXT_OR_NULL,
@@ -201,7 +204,7 @@ class _Scan:
 
     def _target(self, path: Path) -> tuple[int | None, int]:
         """Return what a scalar means, None where it must stay as it is."""
-        if path in _LITERAL or path in {("features",), ("segment",), ("prediction", "scores")}:
+        if path in _LITERAL or path in {("features",), ("segment",), ("usage",), ("prediction", "scores")}:
             return None, 0
         if path[:2] == ("prediction", "scores"):
             if isinstance(path[2], str):
@@ -234,6 +237,7 @@ class Walked(Struct, gc=False):
     certainty: F64
     ids: U64
     errors: I32 | None
+    usage: F64
 
 
 class Names:
@@ -315,7 +319,7 @@ class Templates:
         floats = np.empty((2, n))
         cells, kinds = np.empty((n, self._width)), np.zeros((n, self._width), np.uint8)
         times, failed = np.empty(n, np.int64), np.empty(n, np.uint8)
-        certainty, ids, errors = np.empty((n, 2)), np.empty(n, np.uint64), None
+        certainty, usage, ids, errors = np.empty((n, 2)), np.empty((n, 3)), np.empty(n, np.uint64), None
         fitted = 0
         heads = self._first_tries(batch) if self._heads else None
         if heads is not None:
@@ -353,6 +357,7 @@ class Templates:
                 certainty,
                 ids,
                 error_spans,
+                usage,
             )
         self._credit = min(_CREDIT, self._credit + 1.0 + fitted * _EARNED)
         if fitted:
@@ -377,6 +382,7 @@ class Templates:
             certainty,
             ids,
             errors,
+            usage,
         )
 
     def _error_types(self, data: U8, chosen: I32, failed: U8, spans: I32) -> I32 | None:

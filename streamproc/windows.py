@@ -54,9 +54,10 @@ class Accumulator(Struct):
     classes: dict[str, int] = {}
     missing: npt.NDArray[np.int64] | None = None
     invalid: npt.NDArray[np.int64] | None = None
-    confident: int = 0  # answers that tell how sure they are
-    spread: int = 0  # answers with scores by class
+    certain_n: I64 | None = None  # answers that tell how sure they are, and those with scores by class
     certainty: F64 | None = None  # sums over those of confidence and of entropy
+    usage_n: I64 | None = None  # requests that tell tokens in, tokens out and cost
+    usage: F64 | None = None  # sums over those
     identified: int = 0
     repeated: int = 0
     errors_by: dict[str, int] = {}
@@ -89,13 +90,16 @@ class Accumulator(Struct):
             self.latency = latency
 
     def add_certainty(self, index: I64, late: npt.NDArray[np.bool_], certainty: F64) -> None:
-        """Add the confidence and entropy, (n, 2), of what is this window's, in order."""
-        sums = np.zeros(2) if self.certainty is None else self.certainty
-        confident, spread = kernels.add_certainty(index, late, self.index, certainty, sums)
-        self.confident += confident
-        self.spread += spread
-        if confident or spread:
-            self.certainty = sums
+        """Add confidence and entropy, (n, 2) with nan for none, of what is this window's, in order."""
+        if self.certain_n is None or self.certainty is None:
+            self.certain_n, self.certainty = np.zeros(2, np.int64), np.zeros(2)
+        kernels.add_columns(index, late, self.index, certainty, self.certain_n, self.certainty)
+
+    def add_usage(self, index: I64, late: npt.NDArray[np.bool_], usage: F64) -> None:
+        """Add tokens in, tokens out and cost, (n, 3), likewise."""
+        if self.usage_n is None or self.usage is None:
+            self.usage_n, self.usage = np.zeros(3, np.int64), np.zeros(3)
+        kernels.add_columns(index, late, self.index, usage, self.usage_n, self.usage)
 
     def add_values(self, values: F64) -> None:
         """Add numbers to the mean: what `tally` does, for a whole array and without a compiled loop."""
@@ -141,8 +145,9 @@ class Accumulator(Struct):
                 self.feature_rows,
                 self.version,
             ],
-            "more": [self.confident, self.spread, self.identified, self.repeated, self.judged],
-            "certainty": None if self.certainty is None else self.certainty.tolist(),
+            "more": [self.identified, self.repeated, self.judged],
+            "certainty": _counted(self.certain_n, self.certainty),
+            "usage": _counted(self.usage_n, self.usage),
             "errors_by": dict(self.errors_by),
             "answers": None if self.answers is None else self.answers.snapshot(),
             "features": None if self.features is None else self.features.snapshot(),
@@ -164,13 +169,21 @@ class Accumulator(Struct):
             self.latency[at] = counts
         self.classes = dict(state["classes"])
         self.missing, self.invalid = state["missing"], state["invalid"]
-        self.confident, self.spread, self.identified, self.repeated, self.judged = state["more"]
-        self.certainty = None if state["certainty"] is None else np.array(state["certainty"])
+        self.identified, self.repeated, self.judged = state["more"]
+        if state["certainty"] is not None:
+            self.certain_n, self.certainty = np.array(state["certainty"][0], np.int64), np.array(state["certainty"][1])
+        if state["usage"] is not None:
+            self.usage_n, self.usage = np.array(state["usage"][0], np.int64), np.array(state["usage"][1])
         self.errors_by = dict(state["errors_by"])
         self.answers = None if state["answers"] is None else Bins.restored(state["answers"])
         self.features = None if state["features"] is None else Bins.restored(state["features"])
         self.words, self.unseen = state["words"], state["unseen"]
         return self
+
+
+def _counted(counts: I64 | None, sums: F64 | None) -> list[list[Any]] | None:
+    """Return counts and sums as lists; None where nothing was counted, whether or not there are arrays."""
+    return None if counts is None or sums is None or not counts.any() else [counts.tolist(), sums.tolist()]
 
 
 class Windows:

@@ -36,7 +36,8 @@ def quick(**signals: dict[str, Any]) -> str:
             name: {"params": {"warm_up": 5, "window": 20}}
             for name in (
                 "confidence", "prediction_entropy", "new_class", "prediction_psi", "error_share",
-                "duplicates", "out_of_order", "feature_range", "unseen_category", "constant_features", "feature_drift",
+                "duplicates", "out_of_order", "tokens_out", "cost_per_hour",
+                "feature_range", "unseen_category", "constant_features", "feature_drift",
             )
         },
         "prediction_jsd": {"detector": "robust_z", "params": {"warm_up": 5, "window": 20}},
@@ -142,6 +143,8 @@ def story(seed: int, *, n: int = 900, models: int = 2, rate: float = 20.0) -> Re
         share = float(more.uniform(0.4, 0.6) if bad else more.uniform(0.9, 1.0))
         event["prediction"]["scores"] = {"a": share, "b": 1.0 - share}
         event["id"] = f"{i - 20 if bad and more.random() < 0.5 else i}"
+        tokens = int(more.integers(50, 60) * (3 if bad else 1))
+        event["usage"] = {"input_tokens": 100, "output_tokens": tokens, "cost": tokens * 1e-5}
         event["features"]["z"] = 7.0 if bad else float(more.lognormal())
         if more.random() < 0.9:  # else it has only numbers, in the order they were learned
             event["features"]["c"] = f"{'new' if bad and more.random() < 0.5 else 'old'}-{more.integers(3)}"

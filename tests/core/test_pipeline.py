@@ -66,7 +66,7 @@ def test_the_story_of_these_tests_has_alerts_of_many_signals() -> None:
     signals = {a.signal for seed in range(4) for a in undisturbed(seed)[0]}
     assert {"latency_p95", "error_rate", "missing_features", "silence", "prediction_value"} <= signals
     assert {"confidence", "prediction_entropy", "new_class", "prediction_psi", "prediction_jsd"} <= signals
-    assert {"duplicates", "out_of_order", "error_share:timeout"} <= signals
+    assert {"duplicates", "out_of_order", "error_share:timeout", "tokens_out", "cost_per_hour"} <= signals
     assert {"unseen_category", "constant_features", "feature_drift"} <= signals
     assert any(a.action == "resolved" for a in undisturbed(0)[0])
 

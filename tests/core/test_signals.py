@@ -60,6 +60,9 @@ def calm(i: int, rng: np.random.Generator) -> dict[str, Any]:
             "note": None if rng.random() < 0.2 else "x",
         },
     )
+    event["usage"] = {
+        "input_tokens": int(rng.integers(400, 600)), "output_tokens": int(rng.integers(100, 300)), "cost": 0.002
+    }  # fmt: skip
     if rng.random() < 0.02:
         event["error"] = {"type": str(rng.choice(["timeout", "quota"]))}
     return event
@@ -126,6 +129,10 @@ def one_error_type(event: dict[str, Any], i: int, rng: np.random.Generator) -> N
         event["error"] = {"type": "rate_limit"}
 
 
+def long_answers(event: dict[str, Any], i: int, rng: np.random.Generator) -> None:
+    event["usage"] = {"input_tokens": 500, "output_tokens": 400, "cost": 0.004}
+
+
 LATENCIES = {"latency_p50", "latency_p95", "latency_p99"}
 
 #: The fault, the signals that must fire, and those that may.
@@ -144,6 +151,7 @@ FAULTS: dict[Fault, tuple[set[str], set[str]]] = {
     out_of_order_feed: ({"out_of_order"}, {"throughput"}),
     latency_step: (LATENCIES, set()),
     one_error_type: ({"error_rate", "error_share:rate_limit"}, set()),
+    long_answers: ({"tokens_out", "cost_per_request", "cost_per_hour"}, set()),
 }
 
 #: What an alert says carries it.
