@@ -14,18 +14,17 @@ import numpy.typing as npt
 from msgspec import Struct
 
 from detectors.protocol import F64, I64
+from streamproc import kernels
 from streamproc.cells import IS_NULL, IS_TEXT
 from streamproc.events import Half, ModelRef, Outcome, Prediction, error_type, model_version, time_us
-from streamproc.kernels import I32, NO_LABEL, NO_TIME, U8
-from streamproc.signals import FeatureSchema, outcome
-from streamproc.templates import Templates, Walked
+from streamproc.kernels import I32, NO_LABEL, NO_TIME, U8, U64
+from streamproc.signals import FeatureSchema, Matrix, certainty, outcome
+from streamproc.templates import MAX_ERROR, Templates, Walked
 from streamproc.windows import latency_buckets
 
 #: Layouts of rows whose features are not in cells: none at all, or a dict of them.
 NO_FEATURES = -1
 AS_DICT = -2
-
-_Matrix = tuple[F64, npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.bool_]]
 
 
 class Versions(Sequence[str | None]):
@@ -95,32 +94,33 @@ class Features(Struct, gc=False):
                     for name, value, kind in zip(names, values, kinds, strict=False)
                 }
 
-    def matrix(self, schema: FeatureSchema) -> _Matrix:
+    def matrix(self, schema: FeatureSchema) -> Matrix:
         """Return the rows as `schema.matrix` would, had it been given dicts."""
         layout = self._one_layout()
         if layout is not None:
             if layout >= 0:
                 return schema.arrange(self.names[layout], self.cells, self.kinds)
             return schema.matrix([None] * len(self) if self.dicts is None else self.dicts.tolist())
-        n, d, width = len(self), len(schema.numeric), len(schema.numeric) + len(schema.categorical)
-        values = np.full((n, d), np.nan)
-        missing, invalid = np.zeros((n, width), np.int64), np.zeros((n, width), np.int64)
-        given = np.zeros(n, bool)
+        whole = schema.empty(len(self))
         for layout in np.unique(self.layouts).tolist():
             if layout == NO_FEATURES:
                 continue
             rows = np.nonzero(self.layouts == layout)[0]
-            values[rows], missing[rows], invalid[rows], given[rows] = self.at(rows).matrix(schema)
-        return values, missing, invalid, given
+            part = self.at(rows).matrix(schema)
+            whole.values[rows], whole.missing[rows], whole.invalid[rows] = part.values, part.missing, part.invalid
+            whole.given[rows], whole.words[rows] = part.given, part.words
+        return whole
 
 
 class PredictionColumns(Struct, gc=False):
     """n predictions, of a batch or of one model: all arrays (n,).
 
     times in microseconds; latency in seconds and values, nan for none; buckets of latency, -1 for none;
-    labels, codes of names, NO_LABEL for none; failed, whether it has an error's type; versions; features.
-    halves: the `Half` at each row, None where it is a whole prediction; llm: its `LlmUsage` or None. Both
-    are None where no row has one.
+    labels, codes of names, NO_LABEL for none; failed, whether it has an error's type; versions; features;
+    certainty (n, 2), confidence and entropy, nan for none; ids, hashes, 0 for none; errors, codes of
+    error_names, -1 for none; usage (n, 3), tokens in and out and cost, nan for none. These last four are
+    None where no row has any. halves: the `Half` at each row, None where it is a whole prediction; llm: its
+    `LlmUsage` or None. Both are None where no row has one.
     """
 
     times: I64
@@ -132,6 +132,11 @@ class PredictionColumns(Struct, gc=False):
     versions: Versions
     features: Features
     names: list[Any]  # of labels
+    certainty: F64 | None
+    ids: U64 | None
+    errors: I32 | None
+    error_names: list[Any]
+    usage: F64 | None
     halves: npt.NDArray[np.object_] | None = None
     llm: npt.NDArray[np.object_] | None = None
 
@@ -150,6 +155,11 @@ class PredictionColumns(Struct, gc=False):
             self.versions[rows],
             self.features.at(rows),
             self.names,
+            None if self.certainty is None else self.certainty[rows],
+            None if self.ids is None else self.ids[rows],
+            None if self.errors is None else self.errors[rows],
+            self.error_names,
+            None if self.usage is None else self.usage[rows],
             None if self.halves is None else self.halves[rows],
             None if self.llm is None else self.llm[rows],
         )
@@ -165,6 +175,7 @@ def columns(
     """
     times, latency, values = walked.times, walked.latency, walked.values
     labels, versions, layouts = walked.labels, walked.versions, walked.layouts
+    errors = walked.errors
     np.copyto(times, stamps, where=times == NO_TIME)
     dicts: npt.NDArray[np.object_] | None = None
     halves: npt.NDArray[np.object_] | None = None
@@ -179,6 +190,17 @@ def columns(
         labels[at] = NO_LABEL if classes is None else [NO_LABEL if c is None else code(c) for c in classes]
         failed = [e for e in events if e.error is not None or e.flat_error_type is not None]
         walked.failed[at] = [bool(error_type(e)) for e in events] if failed else 0
+        if failed:
+            errors = np.full(len(times), -1, np.int32) if errors is None else errors
+            code = templates.errors.code
+            types = [error_type(e)[:MAX_ERROR] for e in events]
+            errors[at] = [code(t) if t else -1 for t in types]
+        walked.certainty[at] = certainty(events)
+        walked.ids[at] = identities(events)
+        walked.usage[at] = np.nan
+        for row, event in zip(rows, events, strict=True):
+            if (usage := event.usage or event.llm) is not None:
+                walked.usage[row] = np.array([usage.input_tokens, usage.output_tokens, usage.cost], np.float64)
         raw = [m.version if type(m := e.model) is ModelRef else model_version(e) for e in events]
         versions[at] = [templates.versions.code(v if v is None or type(v) is str else str(v)) for v in raw]
         layouts[at] = AS_DICT
@@ -193,6 +215,7 @@ def columns(
             llm[at] = _objects(used)
     with np.errstate(invalid="ignore"):
         latency[latency < 0] = np.nan
+        walked.usage[walked.usage < 0] = np.nan
     return PredictionColumns(
         times,
         latency,
@@ -203,9 +226,23 @@ def columns(
         Versions(versions, templates.versions.names),
         Features(layouts, walked.cells, walked.kinds, dicts, templates.layouts.names),
         templates.labels.names,
+        None if np.isnan(walked.certainty).all() else walked.certainty,
+        walked.ids if walked.ids.any() else None,
+        errors,
+        templates.errors.names,
+        None if np.isnan(walked.usage).all() else walked.usage,
         halves,
         llm,
     )
+
+
+def identities(events: Sequence[Prediction]) -> U64:
+    """Return a hash of each event's id within its source, 0 where it has none."""
+    texts = [t.encode("utf-8", "surrogatepass") for e in events for t in (e.id, e.source)]
+    ends = np.fromiter(map(len, texts), np.int64, len(texts)).cumsum()
+    found = np.empty(len(events), np.uint64)
+    kernels.hash_identities(np.frombuffer(bytearray(b"".join(texts) + bytes(8)), np.uint8), ends, found)
+    return found
 
 
 def _objects(items: list[Any]) -> npt.NDArray[np.object_]:

@@ -136,6 +136,14 @@ class LlmUsage(Struct, gc=False):
     finish_reasons: list[str] | None = None
 
 
+class Usage(Struct, gc=False):
+    """What a request to a language model used: tokens, and its cost in the producer's currency."""
+
+    input_tokens: float | None = None
+    output_tokens: float | None = None
+    cost: float | None = None
+
+
 class Prediction(Struct, gc=False):
     """One prediction a serving system made, or failed to make.
 
@@ -152,6 +160,7 @@ class Prediction(Struct, gc=False):
     source: str = ""
     error: ErrorInfo | str | None = None
     segment: dict[str, Scalar] | None = None
+    usage: Usage | None = None
     request_id: str | None = None
     flat_model_name: str | None = field(name="model.name", default=None)
     flat_model_version: str | int | None = field(name="model.version", default=None)

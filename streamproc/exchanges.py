@@ -259,7 +259,11 @@ def _columns(
     def merged(old: Any, values: list[Any]) -> Any:
         column = np.empty((len(steps), *old.shape[1:]), old.dtype)
         column[own] = old[rows[own]]
-        column[~own] = _objects(values) if old.dtype == object else np.array(values, old.dtype)
+        column[~own] = (
+            _objects(values)
+            if old.dtype == object
+            else np.array(values, old.dtype).reshape(-1, *old.shape[1:])
+        )
         return column
 
     names, versions = list(what.names), list(what.versions.names)
@@ -274,6 +278,8 @@ def _columns(
     empty = np.empty(len(what), object)
     dicts = merged(empty if features.dicts is None else features.dicts, [s.features for s in new])
     llm = merged(empty if what.llm is None else what.llm, [s.llm for s in new])
+    none = np.full((len(what), 3), np.nan)
+    usage = merged(none if what.usage is None else what.usage, [_usage(s.llm) for s in new])
     found = PredictionColumns(
         merged(what.times, [s.time_us for s in new]),
         latency,
@@ -290,6 +296,11 @@ def _columns(
             features.names,
         ),
         names,
+        None if what.certainty is None else merged(what.certainty, [(np.nan, np.nan)] * len(new)),
+        None if what.ids is None else merged(what.ids, [0] * len(new)),  # copies were dropped in joining
+        None if what.errors is None else merged(what.errors, [-1] * len(new)),
+        what.error_names,
+        usage if np.isfinite(usage).any() else None,
         None,
         llm if any(x is not None for x in llm.tolist()) else None,
     )
@@ -299,6 +310,12 @@ def _columns(
         merged(before, [s.before_us for s in new]),
         merged(offsets, [s.offset for s in new]),
     )
+
+
+def _usage(llm: LlmUsage | None) -> tuple[float, float, float]:
+    """Return tokens in and out and cost, nan for what is not told."""
+    told = (None, None, None) if llm is None else (llm.input_tokens, llm.output_tokens, llm.cost)
+    return tuple(np.nan if x is None else float(x) for x in told)  # type: ignore[return-value]
 
 
 def _plain(half: Waiting) -> list[Any]:
@@ -321,6 +338,11 @@ _NOTHING = PredictionColumns(
     Versions(np.empty(0, np.int32), []),
     Features(np.empty(0, np.int32), np.empty((0, 0)), np.empty((0, 0), np.uint8), None, []),
     [],
+    None,
+    None,
+    None,
+    [],
+    None,
 )
 
 

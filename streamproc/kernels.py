@@ -6,6 +6,7 @@ stricter than JSON: whatever it is not sure of is a mismatch, and the record is 
 
 from __future__ import annotations
 
+import math
 import sys
 from typing import Any, Final, TypeAlias
 
@@ -22,6 +23,8 @@ from streamproc.cells import IS_NULL, IS_NUMBER, IS_TEXT
 U8: TypeAlias = npt.NDArray[np.uint8]
 U64: TypeAlias = npt.NDArray[np.uint64]
 I32: TypeAlias = npt.NDArray[np.int32]
+U16: TypeAlias = npt.NDArray[np.uint16]
+U32: TypeAlias = npt.NDArray[np.uint32]
 
 # What a slot of a template holds.
 END: Final = 0
@@ -38,6 +41,13 @@ PREDICTION: Final = 10
 ERROR: Final = 11
 ERROR_TYPE: Final = 12
 FEATURE: Final = 13
+ID: Final = 14
+SOURCE: Final = 15
+CLASS_SCORE: Final = 16
+ERROR_NAME: Final = 17  # the type inside an error object
+TOKENS_IN: Final = 18
+TOKENS_OUT: Final = 19
+COST: Final = 20
 
 # Flags of a template.
 ANSWERED: Final = 1  # whatever its slots hold, it says something
@@ -73,8 +83,15 @@ _U1: Final = np.uint64(1)
 _U3: Final = np.uint64(3)
 _U10: Final = np.uint64(10)
 _U32: Final = np.uint64(32)
+_U48: Final = np.uint64(48)
 _U63: Final = np.uint64(63)
 _LOW32: Final = np.uint64(0xFFFFFFFF)
+_U11: Final = np.uint64(11)
+_U33: Final = np.uint64(33)
+# Odd numbers without pattern: the golden ratio's, and the two of MurmurHash3's last step.
+_STIR: Final = np.uint64(0x9E3779B97F4A7C15)
+_STIR_1: Final = np.uint64(0xFF51AFD7ED558CCD)
+_STIR_2: Final = np.uint64(0xC4CEB9FE1A85EC53)
 _ONES: Final = np.uint64(0x0101010101010101)
 _TOPS: Final = np.uint64(0x8080808080808080)
 _TENS_OF: Final = np.uint64(0xF0F0F0F0F0F0F0F0)
@@ -183,6 +200,91 @@ def _string_end(data: U8, at: int, end: int) -> int:
             return min(end, at + (_trailing_zeros(found) >> 3))
         at += 8
     return end
+
+
+@kernel
+def _stirred(h: np.uint64) -> np.uint64:
+    """Spread a word's bits over all of it."""
+    h = (h ^ (h >> _U33)) * _STIR_1
+    h = (h ^ (h >> _U33)) * _STIR_2
+    return h ^ (h >> _U33)
+
+
+@kernel
+def hash_text(data: U8, at: int, end: int) -> np.uint64:
+    """Return a hash of data[at:end], 0 of nothing and of nothing else. The array has eight bytes to spare."""
+    if end <= at:
+        return _U0
+    h = np.uint64(end - at) * _STIR
+    while at + 8 <= end:
+        h = (h ^ _word(data, at)) * _STIR
+        h ^= h >> _U32
+        at += 8
+    if at < end:
+        h = (h ^ (_word(data, at) << np.uint64(8 * (8 - (end - at))))) * _STIR
+    h = _stirred(h)
+    return h if h != _U0 else _U1
+
+
+@kernel
+def _identity(own: np.uint64, source: np.uint64) -> np.uint64:
+    """Return the hash of an id within its source, 0 where there is no id."""
+    return own ^ (source * _STIR) if own != _U0 else _U0
+
+
+@kernel
+def _as_cell(h: np.uint64) -> float:
+    """Return a hash as a number that a cell can hold: a whole one below 2**53."""
+    return np.float64(h >> _U11)
+
+
+@kernel
+def hash_cells(data: U8, ends: I64, out: F64) -> None:
+    """Write what the cells of texts hold; data: the texts one after another and eight bytes more."""
+    start = 0
+    for i in range(ends.size):
+        out[i] = _as_cell(hash_text(data, start, ends[i]))
+        start = ends[i]
+
+
+@kernel
+def hash_identities(data: U8, ends: I64, out: U64) -> None:
+    """Write the hash of each id within its source; data: id, source, id, source, and eight bytes more."""
+    start = 0
+    for i in range(out.size):
+        middle = ends[2 * i]
+        out[i] = _identity(hash_text(data, start, middle), hash_text(data, middle, ends[2 * i + 1]))
+        start = ends[2 * i + 1]
+
+
+@kernel
+def _weigh(score: float, total: float, spread: float) -> tuple[float, float]:
+    """Add the score of one class to their sum and to that of score * log(score); nan for what is no share."""
+    if not 0.0 <= score <= 1.000001:
+        return np.nan, np.nan
+    return total + score, (spread + score * math.log(score) if score > 0.0 else spread)
+
+
+@kernel
+def _certainty(best: float, total: float, spread: float) -> tuple[float, float]:
+    """Return the largest score and the entropy in nats of the scores as shares of their sum; nan for neither."""
+    if not total > 0.0:
+        return np.nan, np.nan
+    return best, max(0.0, math.log(total) - spread / total)
+
+
+@kernel
+def certainties(scores: F64, ends: I64, out: F64) -> None:
+    """Write confidence and entropy, (n, 2), of rows of scores that stand one after another; none: left alone."""
+    start = 0
+    for i in range(ends.size):
+        best = total = spread = 0.0
+        for k in range(start, ends[i]):
+            best = max(best, scores[k])
+            total, spread = _weigh(scores[k], total, spread)
+        if ends[i] > start:
+            out[i, 0], out[i, 1] = _certainty(best, total, spread)
+        start = ends[i]
 
 
 @kernel
@@ -468,6 +570,10 @@ def _walk(
     label_spans: I32,
     label_codes: I32,
     label_pool: U8,
+    certainty: F64,
+    ids: U64,
+    error_spans: I32,
+    usage: F64,
 ) -> bool:
     """Read one record by one template into its row of the columns; False where it does not fit."""
     value = score = duration = np.nan
@@ -477,6 +583,11 @@ def _walk(
     answered = flags & ANSWERED != 0
     has_failed = has_error
     flat_failed = False
+    own_id = source = _U0
+    best = total = spread = 0.0
+    scored = False
+    usage[row, 0] = usage[row, 1] = usage[row, 2] = np.nan
+    error_at = error_end = flat_at = flat_end = np.int64(0)
     at = start
     for s in range(segments.shape[0]):
         first, length = np.int64(segments[s, 0]), np.int64(segments[s, 1])
@@ -515,15 +626,23 @@ def _walk(
                 found = label_table[find_label(data, head, at, label_table, label_spans, label_pool)]
                 label = label_codes[found] if found >= 0 else NEW_LABEL
                 spans[row, 0], spans[row, 1] = head, at
+            elif target == ID:
+                own_id = hash_text(data, head + 1, at - 1)
+            elif target == SOURCE:
+                source = hash_text(data, head + 1, at - 1)
             elif target == FEATURE:
-                cells[row, index] = np.nan
+                cells[row, index] = _as_cell(hash_text(data, head + 1, at - 1))
                 kinds[row, index] = IS_TEXT
             elif target == ERROR:
                 has_error = answered = True
                 has_failed = at - head > 2
+                error_at, error_end = head + 1, at - 1
+            elif target == ERROR_NAME:
+                error_at, error_end = head + 1, at - 1
             elif target == ERROR_TYPE:
                 answered = True
                 flat_failed = at - head > 2
+                flat_at, flat_end = head + 1, at - 1
             elif target != ANY and target != TEXT and target != TEXT_OR_NULL:
                 return False
         elif c == _MINUS or (_ZERO <= c <= _NINE):
@@ -540,6 +659,12 @@ def _walk(
                 duration = number
             elif target == SCORE:
                 score = number
+            elif TOKENS_IN <= target <= COST:
+                usage[row, target - TOKENS_IN] = number
+            elif target == CLASS_SCORE:
+                scored = True
+                best = max(best, number)
+                total, spread = _weigh(number, total, spread)
             elif target == PREDICTION:
                 value = number
                 answered = True
@@ -562,7 +687,7 @@ def _walk(
             if target == FEATURE:
                 cells[row, index] = np.nan
                 kinds[row, index] = IS_NULL
-            elif target in (TEXT, NUMBER):
+            elif target in (TEXT, NUMBER, ID, SOURCE, ERROR_NAME, CLASS_SCORE):
                 return False
         elif c == 0x74 or c == 0x66:  # true, false
             head = at
@@ -595,6 +720,17 @@ def _walk(
     values[row] = score if np.isnan(value) else value
     labels[row] = label
     failed[row] = has_failed if has_error else flat_failed
+    ids[row] = _identity(own_id, source)
+    if scored:
+        certainty[row, 0], certainty[row, 1] = _certainty(best, total, spread)
+    else:
+        # A score beside a label or a value says how sure the model is of it; alone it is the answer itself.
+        beside = 0.0 <= score <= 1.0 and (label != NO_LABEL or not np.isnan(value))
+        certainty[row, 0], certainty[row, 1] = (score if beside else np.nan), np.nan
+    if has_error:
+        error_spans[row, 0], error_spans[row, 1] = error_at, error_end
+    else:
+        error_spans[row, 0], error_spans[row, 1] = flat_at, flat_end
     return True
 
 
@@ -620,6 +756,10 @@ def match(
     label_spans: I32,
     label_codes: I32,
     label_pool: U8,
+    certainty: F64,
+    ids: U64,
+    error_spans: I32,
+    usage: F64,
 ) -> int:
     """Read each record by the first template of its chain that it fits; return how many fit one.
 
@@ -630,7 +770,9 @@ def match(
 
     Writes chosen (n,), the template or -1, and row by row the columns: times (n,) in microseconds,
     latency and values (n,), nan for none; labels (n,) codes; failed (n,); cells and kinds (n, w); spans
-    (n, 2) of bytes that hold the label.
+    (n, 2) of bytes that hold the label; certainty (n, 2), confidence and entropy, nan for none; ids (n,)
+    hashes, 0 for none; error_spans (n, 2) of the bytes that name an error, where there is one; usage (n, 3),
+    tokens in and out and cost, nan for none.
     """
     start = 0
     count = 0
@@ -658,6 +800,10 @@ def match(
                 label_spans,
                 label_codes,
                 label_pool,
+                certainty,
+                ids,
+                error_spans,
+                usage,
             ):
                 templates[t, 4] = batch
                 count += 1
@@ -742,9 +888,178 @@ def tally(
     return errors, value_n, value_sum, latency_n
 
 
+@kernel
+def add_columns(
+    index: I64, late: npt.NDArray[np.bool_], window: int, columns: F64, counts: I64, sums: F64
+) -> None:
+    """Add one window's numbers of each column, (n, k) with nan for none, to their counts and sums, in order."""
+    for i in range(index.size):
+        if index[i] != window or late[i]:
+            continue
+        for k in range(columns.shape[1]):
+            if not np.isnan(columns[i, k]):
+                counts[k] += 1
+                sums[k] += min(columns[i, k], LARGEST)
+
+
+@kernel
+def disorder(times: I64, progress: I64, size_us: int, lateness_us: int, runs: I64) -> int:
+    """Write, for each window the progress passes, its index, its arrivals and those older than the watermark.
+
+    runs (n, 3). Progress never falls, so each window's arrivals stand together; returns how many windows.
+    """
+    count = 0
+    for i in range(times.size):
+        at = progress[i] // size_us
+        if count == 0 or runs[count - 1, 0] != at:
+            runs[count, 0], runs[count, 1], runs[count, 2] = at, 0, 0
+            count += 1
+        runs[count - 1, 1] += 1
+        runs[count - 1, 2] += times[i] < progress[i] - lateness_us
+    return count
+
+
+@kernel
+def tally_bins(
+    values: F64,
+    own: npt.NDArray[np.bool_],
+    edges: F64,
+    low: F64,
+    high: F64,
+    counts: I64,
+    outside: I64,
+    lows: F64,
+    highs: F64,
+) -> None:
+    """Count rows' values, (n, d), nan for none, into bins, column by column; only rows that are `own`.
+
+    edges (d, b) ascending, a value on one belongs above it; counts (d, b + 1). outside (d,): of values
+    below low or above high. lows and highs (d,): the least and the greatest value.
+    """
+    for i in range(values.shape[0]):
+        if not own[i]:
+            continue
+        for j in range(values.shape[1]):
+            x = values[i, j]
+            if np.isnan(x):
+                continue
+            b = 0
+            for k in range(edges.shape[1]):
+                b += x >= edges[j, k]
+            counts[j, b] += 1
+            outside[j] += (x < low[j]) | (x > high[j])
+            lows[j] = min(lows[j], x)
+            highs[j] = max(highs[j], x)
+
+
+@kernel
+def _find(table: U32, h: np.uint64) -> int:
+    """Return which place of a hash table of marks has that of h, or is free for it."""
+    mask = np.int64(table.size - 1)
+    mark = (h >> _U32) | _U1
+    place = np.int64(h & _LOW32) & mask
+    while table[place] != 0 and np.uint64(table[place]) != mark:
+        place = (place + 1) & mask
+    return place
+
+
+@kernel
+def learn_words(keys: U64, given: npt.NDArray[np.bool_], table: U32, known: I64, limit: int, room: int) -> int:
+    """Learn the values of categorical columns; keys and given (n, c), known (c,): how many of each column.
+
+    A column with more than limit, or one that comes when the table has no room, is given up: limit + 1.
+    Returns the room left.
+    """
+    for i in range(keys.shape[0]):
+        for j in range(keys.shape[1]):
+            if not given[i, j] or known[j] > limit:
+                continue
+            h = _stirred(keys[i, j] ^ (np.uint64(j + 1) * _STIR))
+            place = _find(table, h)
+            if table[place] != 0:
+                continue
+            if known[j] == limit or room == 0:
+                known[j] = limit + 1
+                continue
+            table[place] = (h >> _U32) | _U1
+            known[j] += 1
+            room -= 1
+    return room
+
+
+@kernel
+def count_words(
+    keys: U64,
+    given: npt.NDArray[np.bool_],
+    own: npt.NDArray[np.bool_],
+    table: U32,
+    known: I64,
+    limit: int,
+    words: I64,
+    unseen: I64,
+) -> None:
+    """Count, column by column, values and those never learned, of rows that are `own`."""
+    for i in range(keys.shape[0]):
+        if not own[i]:
+            continue
+        for j in range(keys.shape[1]):
+            if given[i, j] and known[j] <= limit:
+                words[j] += 1
+                unseen[j] += table[_find(table, _stirred(keys[i, j] ^ (np.uint64(j + 1) * _STIR)))] == 0
+
+
+@kernel
+def recall(
+    ids: U64, start: int, young: U16, old: U16, used: int, room: int, again: npt.NDArray[np.bool_]
+) -> tuple[int, int]:
+    """Mark ids that were seen lately and remember the others, from row `start` until `young` has no room.
+
+    Returns the row it came to, and how many ids `young` has. Tables hold 16 bits of an id, at a place
+    that others of its bits say.
+    """
+    for i in range(start, ids.size):
+        if ids[i] == _U0:
+            continue
+        h = _stirred(ids[i])
+        place = _place16(young, h)
+        if young[place] != 0:
+            again[i] = True
+            continue
+        if used >= room:
+            return i, used
+        again[i] = old[_place16(old, h)] != 0
+        young[place] = max(h >> _U48, _U1)
+        used += 1
+    return ids.size, used
+
+
+@kernel
+def _place16(table: U16, h: np.uint64) -> int:
+    """Return which place of a table of 16-bit marks has that of h, or is free for it."""
+    mask = np.int64(table.size - 1)
+    mark = max(h >> _U48, _U1)
+    place = np.int64(h & _LOW32) & mask
+    while table[place] != 0 and np.uint64(table[place]) != mark:
+        place = (place + 1) & mask
+    return place
+
+
 def warm_windows() -> None:
     """Run the loops of windows once, so that they are compiled."""
     times, flags, codes = np.zeros(2, np.int64), np.zeros(2, np.bool_), np.zeros(2, np.int32)
     follow(times, times, times, NO_TIME, NO_TIME, 0, 1, times)
     place(times, times, 1, 0, times, flags)
     tally(times, flags, 0, np.zeros(2), codes, flags, times, 0.0)
+    numbers, grid, counts = np.zeros(2), np.zeros((2, 1)), np.zeros((1, 3), np.int64)
+    add_columns(times, flags, 0, np.zeros((2, 2)), times, numbers)
+    disorder(times, times, 1, 0, np.zeros((2, 3), np.int64))
+    tally_bins(grid, flags, np.zeros((1, 2)), numbers, numbers, counts, times, numbers, numbers)
+    keys, given = np.zeros((2, 1), np.uint64), np.zeros((2, 1), np.bool_)
+    learn_words(keys, given, np.zeros(4, np.uint32), times, 1, 1)
+    count_words(keys, given, flags, np.zeros(4, np.uint32), times, 1, times, times)
+    ids = np.zeros(2, np.uint64)
+    recall(ids, 0, np.zeros(4, np.uint16), np.zeros(4, np.uint16), 0, 1, flags)
+    octets = np.zeros(16, np.uint8)
+    hash_cells(octets, times, numbers)
+    hash_identities(octets, np.zeros(4, np.int64), ids)
+    certainties(numbers, times, np.zeros((2, 2)))

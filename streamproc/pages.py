@@ -22,7 +22,8 @@ import msgspec
 from msgspec import Struct
 
 from streamproc.alerts import identity
-from streamproc.events import Alert, Decoded, DetectorRef, ModelRef, RecordBatch, Rejected, rfc3339
+from streamproc.decoding import Decoded
+from streamproc.events import Alert, DetectorRef, ModelRef, RecordBatch, Rejected, rfc3339
 from streamproc.models import Group, ModelState
 from streamproc.rules import RuleBook
 from streamproc.signals import Kind

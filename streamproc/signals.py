@@ -18,6 +18,7 @@ import numpy.typing as npt
 from msgspec import Struct
 
 from detectors.protocol import F64
+from streamproc import kernels
 from streamproc.cells import IS_NULL, IS_TEXT
 from streamproc.events import Outcome, Prediction
 
@@ -64,6 +65,16 @@ _ALL: tuple[Kind, ...] = ("predictions", "telemetry", "labels")
 #: Two windows in a row: a single odd window is noise more often than news.
 _TWICE = (2, 3)
 
+#: An hour of the default windows: what lies near 0 while all is well needs no long past, and memory counts.
+_SHORT = {"window": 60}
+
+_USAGE: tuple[tuple[str, str, Literal["up", "both"], float, bool], ...] = (
+    ("tokens_in", "mean input tokens a request in a window", "both", 0.25, True),
+    ("tokens_out", "mean output tokens a request in a window", "both", 0.25, True),
+    ("cost_per_request", "mean cost of a request in a window, in the producer's currency", "up", 0.25, True),
+    ("cost_per_hour", "cost of a window's requests an hour, in the producer's currency", "up", 0.5, False),
+)
+
 SIGNALS: dict[str, SignalSpec] = {
     s.name: s
     for s in (
@@ -94,6 +105,62 @@ SIGNALS: dict[str, SignalSpec] = {
             breaches=_TWICE,
             category="model",
             family=True,
+        ),
+        SignalSpec(
+            name="confidence",
+            summary="mean confidence of a window: the largest of an answer's scores, or its score",
+            sources=("predictions",),
+            shape="window",
+            params=_SHORT,
+            direction="down",
+            min_effect=0.02,
+            breaches=_TWICE,
+            category="model",
+        ),
+        SignalSpec(
+            name="prediction_entropy",
+            summary="mean entropy of an answer's scores in a window, in nats",
+            sources=("predictions",),
+            shape="window",
+            params=_SHORT,
+            direction="up",
+            min_effect=0.05,
+            breaches=_TWICE,
+            category="model",
+        ),
+        SignalSpec(
+            name="new_class",
+            summary="share of predictions with a class not seen while learning",
+            sources=("predictions",),
+            shape="window",
+            params=_SHORT,
+            direction="up",
+            min_effect=0.01,
+            breaches=_TWICE,
+            category="model",
+        ),
+        SignalSpec(
+            name="prediction_psi",
+            summary="population stability index of a window's predicted values or classes, beyond chance",
+            sources=("predictions",),
+            shape="window",
+            params=_SHORT,
+            direction="up",
+            min_effect=0.2,
+            breaches=_TWICE,
+            category="model",
+        ),
+        SignalSpec(
+            name="prediction_jsd",
+            summary="Jensen-Shannon divergence of a window's predicted values or classes, in bits",
+            sources=("predictions",),
+            shape="window",
+            params=_SHORT,
+            direction="up",
+            min_effect=0.05,
+            breaches=_TWICE,
+            category="model",
+            on=False,
         ),
         *(
             SignalSpec(
@@ -142,6 +209,55 @@ SIGNALS: dict[str, SignalSpec] = {
             category="infra",
         ),
         SignalSpec(
+            name="error_share",
+            summary="share of requests that failed with an error of one type in a window",
+            sources=("predictions",),
+            shape="window",
+            params=_SHORT,
+            direction="up",
+            min_effect=0.02,
+            breaches=_TWICE,
+            category="infra",
+            family=True,
+        ),
+        SignalSpec(
+            name="duplicates",
+            summary="share of events in a window whose id was seen lately",
+            sources=("predictions",),
+            shape="window",
+            params=_SHORT,
+            direction="up",
+            min_effect=0.02,
+            breaches=_TWICE,
+            category="traffic",
+        ),
+        SignalSpec(
+            name="out_of_order",
+            summary="share of events that came in a window and were older than the watermark",
+            sources=("predictions",),
+            shape="window",
+            params=_SHORT,
+            direction="up",
+            min_effect=0.02,
+            breaches=_TWICE,
+            category="traffic",
+        ),
+        *(
+            SignalSpec(
+                name=name,
+                summary=summary,
+                sources=("predictions",),
+                shape="window",
+                params=_SHORT,
+                direction=direction,
+                relative_effect=effect,
+                breaches=_TWICE,
+                category="traffic",
+                sampled=sampled,
+            )
+            for name, summary, direction, effect, sampled in _USAGE
+        ),
+        SignalSpec(
             name="throughput",
             summary="events a second in a window",
             sources=("predictions", "labels"),
@@ -168,6 +284,50 @@ SIGNALS: dict[str, SignalSpec] = {
             shape="window",
             direction="up",
             min_effect=0.01,
+            category="data",
+        ),
+        SignalSpec(
+            name="feature_range",
+            summary="share of numeric features outside the range learned, and half of it on each side",
+            sources=("predictions",),
+            shape="window",
+            params=_SHORT,
+            direction="up",
+            min_effect=0.01,
+            breaches=_TWICE,
+            category="data",
+        ),
+        SignalSpec(
+            name="unseen_category",
+            summary="share of categorical values not seen while learning",
+            sources=("predictions",),
+            shape="window",
+            params=_SHORT,
+            direction="up",
+            min_effect=0.01,
+            breaches=_TWICE,
+            category="data",
+        ),
+        SignalSpec(
+            name="constant_features",
+            summary="share of numeric features that used to vary and had one value for a whole window",
+            sources=("predictions",),
+            shape="window",
+            params=_SHORT,
+            direction="up",
+            min_effect=0.001,
+            breaches=_TWICE,
+            category="data",
+        ),
+        SignalSpec(
+            name="feature_drift",
+            summary="largest population stability index of a numeric feature in a window, beyond chance",
+            sources=("predictions",),
+            shape="window",
+            params=_SHORT,
+            direction="up",
+            min_effect=0.2,
+            breaches=_TWICE,
             category="data",
         ),
         SignalSpec(
@@ -235,10 +395,30 @@ def find(name: str) -> SignalSpec | None:
 _LARGEST = int(np.finfo(np.float64).max)
 
 
+class Matrix(Struct, gc=False):
+    """The features of n rows, by a schema of d numeric ones and c categorical.
+
+    values (n, d) with nan where there is no number; missing and invalid (n, d + c) as 0 and 1, numeric
+    features first; given (n,), False where an event carried no features at all; words (n, c), a number or
+    the hash of a text, nan for none.
+    """
+
+    values: F64
+    missing: npt.NDArray[np.int64]
+    invalid: npt.NDArray[np.int64]
+    given: npt.NDArray[np.bool_]
+    words: F64
+
+    @property
+    def flawless(self) -> bool:
+        """Whether every number is known to be there."""
+        return not self.missing.flags.writeable
+
+
 class FeatureSchema:
     """The feature names of one model, learned from its first events and then kept.
 
-    Numbers and booleans are numeric; anything else is categorical, watched for absence only.
+    Numbers and booleans are numeric; anything else is categorical.
     """
 
     def __init__(self, *, max_features: int) -> None:
@@ -280,16 +460,14 @@ class FeatureSchema:
             self._bind()
         return used
 
-    def matrix(
-        self, rows: Sequence[dict[str, Any] | None]
-    ) -> tuple[F64, npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
-        """Return rows as numbers, with what is wrong with them.
+    def empty(self, n: int) -> Matrix:
+        """Return n rows that carry nothing."""
+        d, c = len(self.numeric), len(self.categorical)
+        missing, invalid = np.zeros((2, n, d + c), np.int64)
+        return Matrix(np.full((n, d), np.nan), missing, invalid, np.zeros(n, bool), np.full((n, c), np.nan))
 
-        Returns
-        -------
-        values (n, d) with nan where there is no number; missing and invalid (n, d + c) as 0 and 1,
-        numeric features first; given (n,), False where an event carried no features at all.
-        """
+    def matrix(self, rows: Sequence[dict[str, Any] | None]) -> Matrix:
+        """Return rows as numbers, with what is wrong with them."""
         d, width = len(self.numeric), len(self.numeric) + len(self.categorical)
         order = self._in_order
         if order:
@@ -297,13 +475,15 @@ class FeatureSchema:
                 if all([tuple(f) == order for f in rows]):  # type: ignore[arg-type]  # noqa: C419 - twice as fast
                     flat = array("d", chain.from_iterable([f.values() for f in rows]))  # type: ignore[union-attr]
                     values = np.frombuffer(flat, np.float64).reshape(len(rows), d)
-                    return values, _none(len(rows), width), _none(len(rows), width), np.ones(len(rows), bool)
+                    return _flawless(values, width)
             except (TypeError, OverflowError):
                 pass  # a null, a text or an integer beyond all doubles among the numbers: find out where
-        values = np.full((len(rows), d), np.nan)
-        missing = np.zeros((len(rows), width), np.int64)
-        invalid = np.zeros((len(rows), width), np.int64)
-        given = np.zeros(len(rows), bool)
+        found = self.empty(len(rows))
+        values, missing, invalid, given, words = (
+            found.values, found.missing, found.invalid, found.given, found.words
+        )  # fmt: skip
+        texts: list[bytes] = []
+        cells: list[tuple[int, int]] = []
         for i, features in enumerate(rows):
             if not features:
                 continue
@@ -316,38 +496,50 @@ class FeatureSchema:
                     values[i, j] = value
                 else:
                     invalid[i, j] = 1
-            for j, name in enumerate(self.categorical, start=d):
+            for j, name in enumerate(self.categorical):
                 value = features.get(name)
                 if value is None:
-                    missing[i, j] = 1
+                    missing[i, d + j] = 1
                 elif isinstance(value, dict | list):
-                    invalid[i, j] = 1
-        return values, missing, invalid, given
+                    invalid[i, d + j] = 1
+                elif isinstance(value, str):
+                    texts.append(value.encode("utf-8", "surrogatepass"))
+                    cells.append((i, j))
+                elif abs(value) <= _LARGEST:
+                    words[i, j] = value
+        if texts:
+            ends = np.fromiter(map(len, texts), np.int64, len(texts)).cumsum()
+            hashes = np.empty(len(texts))
+            kernels.hash_cells(np.frombuffer(bytearray(b"".join(texts) + bytes(8)), np.uint8), ends, hashes)
+            words[tuple(np.array(cells).T)] = hashes
+        return found
 
-    def arrange(
-        self, names: tuple[str, ...], cells: F64, kinds: npt.NDArray[np.uint8]
-    ) -> tuple[F64, npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+    def arrange(self, names: tuple[str, ...], cells: F64, kinds: npt.NDArray[np.uint8]) -> Matrix:
         """Return what `matrix` returns, for n rows that all have features of these names.
 
         cells and kinds (n, at least as many as names): the values, and whether each is a number, a null
-        or a text, as `cells.IS_NUMBER` and its siblings say.
+        or a text, as `cells.IS_NUMBER` and its siblings say. Of a text the cell has a hash.
         """
         n, d, width = len(cells), len(self.numeric), len(self.numeric) + len(self.categorical)
         if names == self._in_order and not kinds[:, :d].any():
             # A copy, contiguous and our own: a detector may keep what it is shown.
-            return np.array(cells[:, :d]), _none(n, width), _none(n, width), np.ones(n, bool)
-        values = np.full((n, d), np.nan)
-        missing, invalid = np.zeros((n, width), np.int64), np.zeros((n, width), np.int64)
+            return _flawless(np.array(cells[:, :d]), width)
+        found = self.empty(n)
+        found.given[:] = True
         for j, name in enumerate((*self.numeric, *self.categorical)):
             if name not in names:
-                missing[:, j] = 1
+                found.missing[:, j] = 1
                 continue
             at = names.index(name)
-            missing[:, j] = kinds[:, at] == IS_NULL
+            found.missing[:, j] = kinds[:, at] == IS_NULL
             if j < d:
-                values[:, j] = cells[:, at]
-                invalid[:, j] = kinds[:, at] == IS_TEXT
-        return values, missing, invalid, np.ones(n, bool)
+                texts = kinds[:, at] == IS_TEXT
+                found.values[:, j] = cells[:, at]
+                found.values[texts, j] = np.nan
+                found.invalid[:, j] = texts
+            else:
+                found.words[:, j - d] = cells[:, at]
+        return found
 
     def snapshot(self) -> dict[str, Any]:
         """Return the state as a tree."""
@@ -376,6 +568,34 @@ def _none(n: int, width: int) -> npt.NDArray[np.int64]:
         zeros = _NONE[width] = np.zeros((max(n, 1024), width), np.int64)
         zeros.flags.writeable = False
     return zeros[:n]
+
+
+def _flawless(values: F64, width: int) -> Matrix:
+    n = len(values)
+    return Matrix(values, _none(n, width), _none(n, width), np.ones(n, bool), np.empty((n, 0)))
+
+
+def certainty(events: Sequence[Prediction]) -> F64:
+    """Return confidence and entropy of each answer, (n, 2), nan for what it does not tell."""
+    answers = [e.prediction for e in events]
+    found = np.full((len(answers), 2), np.nan)
+    scores: list[float] = []
+    ends: list[int] = []
+    for i, answer in enumerate(answers):
+        if type(answer) is Outcome:
+            if answer.scores:
+                scores += answer.scores.values() if isinstance(answer.scores, dict) else answer.scores
+            # A score beside a label or a value says how sure the model is of it; alone it is the answer itself.
+            elif (
+                answer.score is not None
+                and 0.0 <= answer.score <= 1.0
+                and (answer.label is not None or answer.value is not None)
+            ):
+                found[i, 0] = answer.score
+        ends.append(len(scores))
+    if scores:
+        kernels.certainties(np.array(scores, np.float64), np.array(ends), found)
+    return found
 
 
 def outcome(event: Prediction) -> tuple[float | None, str | None]:

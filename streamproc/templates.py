@@ -23,7 +23,7 @@ from msgspec import Struct
 from detectors.protocol import F64, I64
 from streamproc import genai, kernels
 from streamproc.events import Header, Prediction, RecordBatch, model_name, model_version
-from streamproc.kernels import I32, U8
+from streamproc.kernels import I32, U8, U64
 
 #: Templates kept: some megabytes, enough for as many models as a partition is apt to hold.
 MAX_TEMPLATES = 4096
@@ -41,6 +41,8 @@ _EARNED = 1 / 256
 #: Batches after which a template nobody used makes room for another.
 _STALE = 256
 _MAX_LABELS = 2048
+#: Longest name of an error's type, in characters: beyond, it is more likely a message.
+MAX_ERROR = 64
 
 #: The compiled loops read eight bytes at once, so their arrays end with eight more than they hold.
 _SPARE = bytes(8)
@@ -63,8 +65,8 @@ _LITERAL: set[Path] = {
 }
 
 _TARGETS: dict[Path, int] = {
-    ("id",): kernels.TEXT,
-    ("source",): kernels.TEXT,
+    ("id",): kernels.ID,
+    ("source",): kernels.SOURCE,
     ("time",): kernels.TIME,
     ("duration_s",): kernels.DURATION,
     ("prediction",): kernels.PREDICTION,
@@ -72,9 +74,12 @@ _TARGETS: dict[Path, int] = {
     ("prediction", "score"): kernels.SCORE,
     ("prediction", "label"): kernels.LABEL,
     ("error",): kernels.ERROR,
-    ("error", "type"): kernels.TEXT,
+    ("error", "type"): kernels.ERROR_NAME,
     ("error", "message"): kernels.TEXT_OR_NULL,
     ("error.type",): kernels.ERROR_TYPE,
+    ("usage", "input_tokens"): kernels.TOKENS_IN,
+    ("usage", "output_tokens"): kernels.TOKENS_OUT,
+    ("usage", "cost"): kernels.COST,
     ("request_id",): kernels.TEXT_OR_NULL,
     ("service.name",): kernels.TEXT_OR_NULL,
     ("deployment.environment.name",): kernels.TEXT_OR_NULL,
@@ -199,12 +204,12 @@ class _Scan:
 
     def _target(self, path: Path) -> tuple[int | None, int]:
         """Return what a scalar means, None where it must stay as it is."""
-        if path in _LITERAL or path in {("features",), ("segment",), ("prediction", "scores")}:
+        if path in _LITERAL or path in {("features",), ("segment",), ("usage",), ("prediction", "scores")}:
             return None, 0
         if path[:2] == ("prediction", "scores"):
             if isinstance(path[2], str):
                 self.flags |= kernels.SCORED
-            return kernels.NUMBER, 0
+            return kernels.CLASS_SCORE, 0
         if path[0] == "features":
             self.features.append(str(path[1]))
             return kernels.FEATURE, len(self.features) - 1
@@ -214,7 +219,8 @@ class _Scan:
 class Walked(Struct, gc=False):
     """What the templates read of a batch of n records, row by row; see `kernels.match`.
 
-    chosen (n,): the template or -1, in which case the row's other columns mean nothing yet.
+    chosen (n,): the template or -1, in which case the row's other columns mean nothing yet. errors: codes
+    of the types of what failed, None where nothing did.
     """
 
     chosen: I32
@@ -228,6 +234,10 @@ class Walked(Struct, gc=False):
     models: I32
     versions: I32
     layouts: I32
+    certainty: F64
+    ids: U64
+    errors: I32 | None
+    usage: F64
 
 
 class Names:
@@ -270,6 +280,8 @@ class Templates:
         self._batch = 0
         self._dead = 0
         self._width = 0
+        self.errors = Names()
+        self._error_codes: dict[bytes, int] = {}
         self._clear_tables()
         self._clear_labels()
 
@@ -299,12 +311,15 @@ class Templates:
         self._batch += 1
         if self._labels_used == _MAX_LABELS or len(self.labels) > 4 * _MAX_LABELS:
             self._clear_labels()
+        if len(self.errors) > _MAX_LABELS:
+            self.errors, self._error_codes = Names(), {}
         if max(len(self.models), len(self.versions), len(self.layouts)) > 16 * MAX_TEMPLATES:
             self.reset()
         chosen, labels = np.empty(n, np.int32), np.empty(n, np.int32)
         floats = np.empty((2, n))
         cells, kinds = np.empty((n, self._width)), np.zeros((n, self._width), np.uint8)
         times, failed = np.empty(n, np.int64), np.empty(n, np.uint8)
+        certainty, usage, ids, errors = np.empty((n, 2)), np.empty((n, 3)), np.empty(n, np.uint64), None
         fitted = 0
         heads = self._first_tries(batch) if self._heads else None
         if heads is not None:
@@ -317,7 +332,7 @@ class Templates:
             ends = np.fromiter(map(len, values), np.int64, n).cumsum()  # type: ignore[arg-type]
             data += _SPARE
             octets = np.frombuffer(data, np.uint8)
-            spans = np.zeros((n, 2), np.int32)
+            spans, error_spans = np.zeros((2, n, 2), np.int32)
             fitted = kernels.match(
                 octets,
                 ends,
@@ -339,17 +354,51 @@ class Templates:
                 self._label_spans,
                 self._label_codes,
                 self._label_pool,
+                certainty,
+                ids,
+                error_spans,
+                usage,
             )
         self._credit = min(_CREDIT, self._credit + 1.0 + fitted * _EARNED)
         if fitted:
             codes = self._codes[chosen].T.copy()  # of the last row for -1, to be overwritten
             self._new_labels(octets, chosen, labels, spans)
+            errors = self._error_types(octets, chosen, failed, error_spans)
         else:
             chosen[:] = -1
             codes = np.full((3, n), -1, np.int32)
         return Walked(
-            chosen, times, floats[0], floats[1], labels, failed, cells, kinds, codes[0], codes[1], codes[2]
+            chosen,
+            times,
+            floats[0],
+            floats[1],
+            labels,
+            failed,
+            cells,
+            kinds,
+            codes[0],
+            codes[1],
+            codes[2],
+            certainty,
+            ids,
+            errors,
+            usage,
         )
+
+    def _error_types(self, data: U8, chosen: I32, failed: U8, spans: I32) -> I32 | None:
+        """Return the codes of errors' types, -1 for none; None where nothing failed."""
+        rows = np.nonzero((failed != 0) & (chosen >= 0))[0]
+        if not len(rows):
+            return None
+        errors = np.full(len(chosen), -1, np.int32)
+        known = self._error_codes
+        for row, (at, end) in zip(rows.tolist(), spans[rows].tolist(), strict=True):
+            token = data[at : min(end, at + MAX_ERROR)].tobytes()
+            code = known.get(token)
+            if code is None:
+                code = known[token] = self.errors.code(token.decode() or "error")
+            errors[row] = code
+        return errors
 
     def _first_tries(self, batch: RecordBatch) -> I32 | None:
         """Return the first template to try for each record, None where there is none for any."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import msgspec
@@ -60,11 +60,13 @@ class Watch:
         versions: Sequence[str | None] = (),
         n: int | None = None,
         last_offset: int | None = None,
+        carried: Callable[[], list[Share]] | None = None,
     ) -> list[Alert]:
         """Score values in order and return what came of it.
 
         values (n,) or (n, d) in the signal's unit, times and offsets (n,); versions: the model's at
         each. n and last_offset: how many events a window's value rests on, and the last of them.
+        carried: tells which features carry a window's value; asked only for an alert that opens.
         """
         scores = self.detector.score(values, times)
         breach = scores >= 1.0  # nan, while warming up, is not
@@ -81,7 +83,9 @@ class Watch:
         for step in steps:
             if step.action == "opened":
                 self.version = versions[step.row] if versions else None
-            alerts.append(self._alert(subject, step, values, scores, n=n, last_offset=last_offset))
+            alerts.append(
+                self._alert(subject, step, values, scores, n=n, last_offset=last_offset, carried=carried)
+            )
         return alerts
 
     def allot(self, *, observations_per_day: float, allowed_per_day: float) -> None:
@@ -145,6 +149,7 @@ class Watch:
         *,
         n: int | None = None,
         last_offset: int | None = None,
+        carried: Callable[[], list[Share]] | None = None,
     ) -> Alert:
         opened = step.action == "opened"
         evidence, value = Evidence(), None
@@ -161,6 +166,7 @@ class Watch:
             n=n if opened else None,
             evidence=evidence,
             columns=self.columns,
+            carried=carried() if opened and carried is not None else [],
             last_offset=last_offset,
             version=self.version,
         )
@@ -280,13 +286,17 @@ def build_alert(
     n: int | None,
     evidence: Evidence,
     columns: tuple[str, ...] = (),
+    carried: Sequence[Share] = (),
     last_offset: int | None = None,
     version: str | None = None,
 ) -> Alert:
     """Return the alert that one transition is published as."""
     fingerprint = identity(subject.model, rule.signal, rule.detector)
     episode = identity(fingerprint, subject.topic, subject.partition, step.opening)
-    attribution = [Share(columns[i], min(1.0, s)) for i, s in evidence.shares if i < len(columns)]
+    attribution = [
+        *(Share(columns[i], min(1.0, s)) for i, s in evidence.shares if i < len(columns)),
+        *carried,
+    ]
     summary = _summary(rule, subject, step, value=value, evidence=evidence, attribution=attribution)
     opened = step.action == "opened"
     labels = {

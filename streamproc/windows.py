@@ -15,6 +15,7 @@ from msgspec import Struct
 
 from detectors.protocol import F64, I64
 from streamproc import kernels
+from streamproc.reference import Bins
 
 #: Latencies are counted in buckets of ratio GAMMA from FLOOR_S: a quantile is within 1% of the truth
 #: (a DDSketch of fixed range; Masson, Rim, Lee 2019).
@@ -53,6 +54,18 @@ class Accumulator(Struct):
     classes: dict[str, int] = {}
     missing: npt.NDArray[np.int64] | None = None
     invalid: npt.NDArray[np.int64] | None = None
+    certain_n: I64 | None = None  # answers that tell how sure they are, and those with scores by class
+    certainty: F64 | None = None  # sums over those of confidence and of entropy
+    usage_n: I64 | None = None  # requests that tell tokens in, tokens out and cost
+    usage: F64 | None = None  # sums over those
+    identified: int = 0
+    repeated: int = 0
+    errors_by: dict[str, int] = {}
+    answers: Bins | None = None
+    features: Bins | None = None
+    words: I64 | None = None  # categorical values, column by column, and those never learned
+    unseen: I64 | None = None
+    judged: bool = False  # has a class that came after classes were learned
 
     def tally(
         self,
@@ -75,6 +88,18 @@ class Accumulator(Struct):
         self.value_n += value_n
         if latency_n:
             self.latency = latency
+
+    def add_certainty(self, index: I64, late: npt.NDArray[np.bool_], certainty: F64) -> None:
+        """Add confidence and entropy, (n, 2) with nan for none, of what is this window's, in order."""
+        if self.certain_n is None or self.certainty is None:
+            self.certain_n, self.certainty = np.zeros(2, np.int64), np.zeros(2)
+        kernels.add_columns(index, late, self.index, certainty, self.certain_n, self.certainty)
+
+    def add_usage(self, index: I64, late: npt.NDArray[np.bool_], usage: F64) -> None:
+        """Add tokens in, tokens out and cost, (n, 3), likewise."""
+        if self.usage_n is None or self.usage is None:
+            self.usage_n, self.usage = np.zeros(3, np.int64), np.zeros(3)
+        kernels.add_columns(index, late, self.index, usage, self.usage_n, self.usage)
 
     def add_values(self, values: F64) -> None:
         """Add numbers to the mean: what `tally` does, for a whole array and without a compiled loop."""
@@ -120,6 +145,14 @@ class Accumulator(Struct):
                 self.feature_rows,
                 self.version,
             ],
+            "more": [self.identified, self.repeated, self.judged],
+            "certainty": _counted(self.certain_n, self.certainty),
+            "usage": _counted(self.usage_n, self.usage),
+            "errors_by": dict(self.errors_by),
+            "answers": None if self.answers is None else self.answers.snapshot(),
+            "features": None if self.features is None else self.features.snapshot(),
+            "words": self.words,
+            "unseen": self.unseen,
             "latency": buckets,
             "classes": dict(self.classes),
             "missing": self.missing,
@@ -136,7 +169,21 @@ class Accumulator(Struct):
             self.latency[at] = counts
         self.classes = dict(state["classes"])
         self.missing, self.invalid = state["missing"], state["invalid"]
+        self.identified, self.repeated, self.judged = state["more"]
+        if state["certainty"] is not None:
+            self.certain_n, self.certainty = np.array(state["certainty"][0], np.int64), np.array(state["certainty"][1])
+        if state["usage"] is not None:
+            self.usage_n, self.usage = np.array(state["usage"][0], np.int64), np.array(state["usage"][1])
+        self.errors_by = dict(state["errors_by"])
+        self.answers = None if state["answers"] is None else Bins.restored(state["answers"])
+        self.features = None if state["features"] is None else Bins.restored(state["features"])
+        self.words, self.unseen = state["words"], state["unseen"]
         return self
+
+
+def _counted(counts: I64 | None, sums: F64 | None) -> list[list[Any]] | None:
+    """Return counts and sums as lists; None where nothing was counted, whether or not there are arrays."""
+    return None if counts is None or sums is None or not counts.any() else [counts.tolist(), sums.tolist()]
 
 
 class Windows:

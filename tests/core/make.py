@@ -32,6 +32,15 @@ def config(extra: str = "", **env: str) -> Config:
 def quick(**signals: dict[str, Any]) -> str:
     """Windows of a second and detectors that warm up in few values."""
     said = {
+        **{
+            name: {"params": {"warm_up": 5, "window": 20}}
+            for name in (
+                "confidence", "prediction_entropy", "new_class", "prediction_psi", "error_share",
+                "duplicates", "out_of_order", "tokens_out", "cost_per_hour",
+                "feature_range", "unseen_category", "constant_features", "feature_drift",
+            )
+        },
+        "prediction_jsd": {"detector": "robust_z", "params": {"warm_up": 5, "window": 20}},
         "throughput": {"params": {"warm_up": 5, "window": 20}},
         "error_rate": {"params": {"warm_up": 5, "window": 20}},
         "latency_p95": {"params": {"warm_up": 5, "window": 20}},
@@ -108,7 +117,7 @@ def state(p: Pipeline) -> dict[str, bytes]:
 
 def story(seed: int, *, n: int = 900, models: int = 2, rate: float = 20.0) -> RecordBatch:
     """Return a stream in which everything happens: latency steps, errors, nulls, a pause, late events."""
-    rng = np.random.default_rng(seed)
+    rng, more = np.random.default_rng(seed), np.random.default_rng(seed + 1000)
     events, stamps = [], []
     now = BEGIN_US
     for i in range(n):
@@ -131,6 +140,16 @@ def story(seed: int, *, n: int = 900, models: int = 2, rate: float = 20.0) -> Re
         )
         if bad and rng.random() < 0.3:
             event["error"] = {"type": "timeout"}
+        share = float(more.uniform(0.4, 0.6) if bad else more.uniform(0.9, 1.0))
+        event["prediction"]["scores"] = {"a": share, "b": 1.0 - share}
+        event["id"] = f"{i - 20 if bad and more.random() < 0.5 else i}"
+        tokens = int(more.integers(50, 60) * (3 if bad else 1))
+        event["usage"] = {"input_tokens": 100, "output_tokens": tokens, "cost": tokens * 1e-5}
+        event["features"]["z"] = 7.0 if bad else float(more.lognormal())
+        if more.random() < 0.9:  # else it has only numbers, in the order they were learned
+            event["features"]["c"] = f"{'new' if bad and more.random() < 0.5 else 'old'}-{more.integers(3)}"
+        if bad and more.random() < 0.2:
+            event["prediction"]["label"] = "c"
         events.append(event)
         stamps.append(now)
     return batch(events, stamps_us=stamps)

@@ -32,7 +32,9 @@ def test_the_generators_history_has_the_demos_fault_and_no_other(tmp_path: Path)
     assert not Decoder(Prediction).decode(batch(lines)).rejected
     run = Replay(RuleBook(rules.load(ROOT / "examples/demo.yaml", env={})), kind="predictions")
     opened = [a for a in run.run(lines) if a.action == "opened"]
-    assert {a.signal for a in opened} == {"missing_features", "class_share:window"}
+    assert {a.signal for a in opened} == {
+        "missing_features", "feature_drift", "class_share:window", "prediction_psi"
+    }  # fmt: skip
     fault = orjson.loads(lines[4800])["time"][:23]  # at 60% of 40 s
     assert all(a.lastReceived[:23] > fault for a in opened)
     assert min(a.lastReceived for a in opened)[17:19] == "24"

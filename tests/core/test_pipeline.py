@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from streamproc import reference
 from streamproc.errors import SnapshotError
 from streamproc.events import Alert, RecordBatch
 from streamproc.pipeline import Pipeline
@@ -28,6 +30,16 @@ from tests.core.make import (
 )
 
 QUICK = quick()
+
+@pytest.fixture(autouse=True, scope="module")
+def learns_from_few() -> Iterator[None]:
+    """Let what is learned from a model's first events be settled early in the story."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reference, "LEARN_EVENTS", 100)
+        patch.setattr(reference, "LEARN_WINDOWS", 5)
+        patch.setattr(reference, "SAMPLE", 40)
+        yield
+
 
 #: Each example runs a stream of hundreds of events twice.
 few = settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
@@ -53,6 +65,9 @@ def in_any_order(alerts: Any) -> list[str]:
 def test_the_story_of_these_tests_has_alerts_of_many_signals() -> None:
     signals = {a.signal for seed in range(4) for a in undisturbed(seed)[0]}
     assert {"latency_p95", "error_rate", "missing_features", "silence", "prediction_value"} <= signals
+    assert {"confidence", "prediction_entropy", "new_class", "prediction_psi", "prediction_jsd"} <= signals
+    assert {"duplicates", "out_of_order", "error_share:timeout", "tokens_out", "cost_per_hour"} <= signals
+    assert {"unseen_category", "constant_features", "feature_drift"} <= signals
     assert any(a.action == "resolved" for a in undisturbed(0)[0])
 
 

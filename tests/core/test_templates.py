@@ -137,6 +137,7 @@ def _event(rng: random.Random, i: int, model: str, shape: int) -> dict[str, Any]
                 "error": rng.choice([None, None, "late", ""]),
                 "segment": {"country": "de", "age": 7, "new": True},
                 "batch": {"trace": [1, 2.5, {"k": "v"}], "note": "n"},
+                "usage": {"input_tokens": i, "output_tokens": rng.choice([None, 3.5, -1]), "cost": rng.random()},
             }
         case _:
             event |= {"prediction": rng.random() < 0.5, "features": {"b": 1, "a": rng.randint(-5, 5)}}
