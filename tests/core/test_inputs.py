@@ -143,9 +143,9 @@ def told(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, str, float
     seen: list[tuple[str, str, float, int]] = []
     observe = ModelState._observe_window
 
-    def spy(self: ModelState, signal: str, value: float, n: int, *rest: Any) -> Any:
-        seen.append((self.name, signal, value, n))
-        return observe(self, signal, value, n, *rest)
+    def spy(self: ModelState, aggregate: Any, *rest: Any) -> Any:
+        seen.append((self.name, aggregate.signal, aggregate.value, aggregate.n))
+        return observe(self, aggregate, *rest)
 
     monkeypatch.setattr(ModelState, "_observe_window", spy)
     return seen
@@ -154,7 +154,7 @@ def told(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, str, float
 @pytest.mark.parametrize("names", SIGNALS)
 def test_samples_become_signals(names: tuple[str, ...], told: list[tuple[str, str, float, int]]) -> None:
     latency, failures, model = SIGNALS[names]
-    p = pipeline(config(quick()))
+    p = pipeline(config(quick().replace("min_samples: 3", "min_samples: 1")))
     samples = [Sample(n) for n in names]
     for sample in samples:
         sample.headers.append((TOPIC_HEADER, sample.topic.encode()))
