@@ -10,7 +10,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -165,7 +165,9 @@ async def _watch(
                 for record in records:
                     _show(console, tally, orjson.loads(record.value), time.time(), began)
     finally:
-        await consumer.stop()
+        # A consumer that waits for its broker must not keep an interrupted demo from ending.
+        with suppress(TimeoutError):
+            await asyncio.wait_for(consumer.stop(), 5.0)
         child.stop(feed, grace_s=2.0)
     return tally
 
