@@ -89,7 +89,7 @@ async def run(bootstrap: str, args: argparse.Namespace, directory: Path) -> dict
         await asyncio.to_thread(workload.publish, bootstrap, "predictions", stream)
         await reached(port, "streamproc_events_total", events, 240.0)
         count = metric(port, "streamproc_snapshot_seconds_count")
-        await reached(port, "streamproc_snapshot_seconds_count", count + 1, 120.0)
+        await reached(port, "streamproc_snapshot_seconds_count", count + 1, 300.0)
         # One more round in which every model has changed, and nothing else happens.
         before = [metric(port, f"streamproc_snapshot_seconds_{x}") for x in ("sum", "count")]
         size = metric(port, "streamproc_snapshot_bytes_total")
@@ -106,7 +106,7 @@ async def run(bootstrap: str, args: argparse.Namespace, directory: Path) -> dict
         print("restarting", flush=True)
         fleet.stop()
         fleet.add()
-        await reached(port, "streamproc_series_active", series, 120.0)
+        await reached(port, "streamproc_series_active", series, 300.0)
         restore_s = metric(port, "streamproc_restore_seconds_sum")
         print("flooding", flush=True)
         pid, calm = fleet.alive[0].pid, rss(fleet.alive[0].pid)

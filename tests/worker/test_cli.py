@@ -25,6 +25,8 @@ def started(*args: str | Path, scratch: Path, **env: str) -> subprocess.Popen[by
         stderr=subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(scratch), **env},
         cwd=ROOT,
+        # A shell lets what it runs in the background ignore Ctrl-C, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
