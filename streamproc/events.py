@@ -10,6 +10,7 @@ import datetime as dt
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, TypeAlias
 
+import msgspec
 from msgspec import Meta, Struct, field
 
 #: Longest model name, source and id we keep; longer ones are a producer's mistake, and keys of state.
@@ -72,17 +73,8 @@ class RecordBatch(Struct, frozen=True, gc=False):
         if not self.offsets or self.offsets[0] >= offset:
             return self
         first = next((i for i, o in enumerate(self.offsets) if o >= offset), len(self.offsets))
-        return RecordBatch(
-            self.topic,
-            self.partition,
-            self.offsets[first:],
-            self.timestamps_ms[first:],
-            self.keys[first:],
-            self.values[first:],
-            self.headers[first:],
-            offset,
-            offset - 1,
-        )
+        rest: RecordBatch = msgspec.structs.replace(self.rows(first, len(self)), position=offset, previous=offset - 1)
+        return rest
 
 
 class Rejected(Struct, frozen=True, gc=False):

@@ -87,19 +87,7 @@ def batch(
 def cut(whole: RecordBatch, at: Iterable[int]) -> list[RecordBatch]:
     """Return the batch in pieces that begin at the rows `at`."""
     edges = [0, *sorted({i for i in at if 0 < i < len(whole)}), len(whole)]
-    return [
-        RecordBatch(
-            whole.topic,
-            whole.partition,
-            whole.offsets[a:b],
-            whole.timestamps_ms[a:b],
-            whole.keys[a:b],
-            whole.values[a:b],
-            whole.headers[a:b],
-        )
-        for a, b in itertools.pairwise(edges)
-        if a < b
-    ]
+    return [whole.rows(a, b) for a, b in itertools.pairwise(edges) if a < b]
 
 
 def pipeline(cfg: Config, kind: str = "predictions", **more: Any) -> Pipeline:
