@@ -196,7 +196,11 @@ class RuleBook:
                 clear=_CLEAR if found.budget == "limit" else 1.0,
             ),
             # What is critical is never held back, and what an operator says of a limit holds.
-            budget=None if defaults.budget is None or severity == "critical" or "limit" in params else found.budget,
+            budget=(
+                None
+                if defaults.budget is None or severity == "critical" or params.keys() & {"limit", found.budget}
+                else found.budget
+            ),
             owner=last("owner", ""),
             runbook=last("runbook", ""),
             environment=last("env", ""),

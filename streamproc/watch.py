@@ -116,7 +116,7 @@ class Watch:
 
     def adopt(self, rule: Rule) -> None:
         """Take a changed rule of equal structure, keeping what was learned."""
-        if rule.params != self.rule.params or rule.sensitivity != self.rule.sensitivity:
+        if any(getattr(rule, name) != getattr(self.rule, name) for name in ("params", "sensitivity", "budget")):
             state = self.detector.snapshot()
             self.detector = rule.build(columns=max(1, len(self.columns)), seed=0)
             self.detector.restore(state)

@@ -121,6 +121,24 @@ def test_what_an_operator_says_of_a_limit_holds_and_critical_is_outside_the_budg
     assert limits["latency_p50", "drift"] is not None
 
 
+def test_a_share_that_an_operator_names_holds_as_a_limit_does() -> None:
+    p = pipeline(config("defaults: {signals: {latency_p95: {detector: spike, params: {alpha: 0.01}}}}"))
+    p.process(_day(3))
+    assert _limits(p, "m1")["latency_p95", "spike"] is None
+
+
+def test_a_reload_that_takes_the_budget_away_gives_limits_back_to_sensitivity() -> None:
+    p = pipeline(config())
+    p.process(_day(3))
+    watch = p.models["m1"].watches["prediction_value", "drift"]
+    budgeted: Any = watch.detector
+    assert budgeted.params.limit == watch.budgeted
+    p.reconfigure(RuleBook(config("defaults: {budget: null}")))
+    freed: Any = watch.detector
+    assert freed.params.limit is None
+    assert dumps(freed.snapshot()) == dumps(budgeted.snapshot())
+
+
 def test_a_budget_of_nothing_is_refused() -> None:
     with pytest.raises(ConfigError, match="false_alerts_per_day"):
         config("defaults: {budget: {false_alerts_per_day: 0}}")
