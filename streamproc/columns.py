@@ -18,6 +18,7 @@ from streamproc import kernels
 from streamproc.cells import IS_NULL, IS_TEXT
 from streamproc.events import Half, ModelRef, Outcome, Prediction, error_type, model_version, time_us
 from streamproc.kernels import I32, NO_LABEL, NO_TIME, U8, U64
+from streamproc.segments import VERSION
 from streamproc.signals import FeatureSchema, Matrix, certainty, outcome
 from streamproc.templates import MAX_ERROR, Templates, Walked
 from streamproc.windows import latency_buckets
@@ -25,6 +26,9 @@ from streamproc.windows import latency_buckets
 #: Layouts of rows whose features are not in cells: none at all, or a dict of them.
 NO_FEATURES = -1
 AS_DICT = -2
+
+#: Longest value of a segment, in characters.
+MAX_SEGMENT = 128
 
 
 class Versions(Sequence[str | None]):
@@ -41,6 +45,9 @@ class Versions(Sequence[str | None]):
         if isinstance(at, slice | np.ndarray):
             return Versions(self.codes[at], self.names)
         return self.names[self.codes[at]]
+
+    def __iter__(self) -> Iterator[str | None]:
+        return map(self.names.__getitem__, self.codes.tolist())
 
 
 class Features(Struct, gc=False):
@@ -120,7 +127,7 @@ class PredictionColumns(Struct, gc=False):
     certainty (n, 2), confidence and entropy, nan for none; ids, hashes, 0 for none; errors, codes of
     error_names, -1 for none; usage (n, 3), tokens in and out and cost, nan for none. These last four are
     None where no row has any. halves: the `Half` at each row, None where it is a whole prediction; llm: its
-    `LlmUsage` or None. Both are None where no row has one.
+    `LlmUsage` or None; segments: its segment, a dict, or None. All are None where no row has one.
     """
 
     times: I64
@@ -139,9 +146,22 @@ class PredictionColumns(Struct, gc=False):
     usage: F64 | None
     halves: npt.NDArray[np.object_] | None = None
     llm: npt.NDArray[np.object_] | None = None
+    segments: npt.NDArray[np.object_] | None = None
 
     def __len__(self) -> int:
         return len(self.times)
+
+    def dimension(self, name: str) -> list[str | None]:
+        """Return each row's value of a dimension: of its segment, or else a feature of that name."""
+        if name == VERSION:
+            return list(self.versions)
+        found: list[Any] = [None] * len(self)
+        for many in (self.features.dicts, self.segments):  # a segment's own value goes over a feature's
+            if many is not None:
+                for i, one in enumerate(many.tolist()):
+                    if one and (value := one.get(name)) is not None:
+                        found[i] = value
+        return [v if v is None else _segment_name(v) for v in found]
 
     def at(self, rows: Any) -> PredictionColumns:
         """Return some of the rows: a slice, indices or a mask."""
@@ -162,6 +182,7 @@ class PredictionColumns(Struct, gc=False):
             None if self.usage is None else self.usage[rows],
             None if self.halves is None else self.halves[rows],
             None if self.llm is None else self.llm[rows],
+            None if self.segments is None else self.segments[rows],
         )
 
 
@@ -180,6 +201,7 @@ def columns(
     dicts: npt.NDArray[np.object_] | None = None
     halves: npt.NDArray[np.object_] | None = None
     llm: npt.NDArray[np.object_] | None = None
+    segments: npt.NDArray[np.object_] | None = None
     if rows:
         at = np.array(rows)
         times[at] = event_times(events, stamps[at])
@@ -213,6 +235,10 @@ def columns(
         if any(used):
             llm = np.empty(len(times), object)
             llm[at] = _objects(used)
+        parts = [e.segment for e in events]
+        if any(parts):
+            segments = np.empty(len(times), object)
+            segments[at] = _objects(parts)
     with np.errstate(invalid="ignore"):
         latency[latency < 0] = np.nan
         walked.usage[walked.usage < 0] = np.nan
@@ -233,7 +259,13 @@ def columns(
         None if np.isnan(walked.usage).all() else walked.usage,
         halves,
         llm,
+        segments,
     )
+
+
+def _segment_name(value: Any) -> str:
+    text = value if type(value) is str else str(value)
+    return text if len(text) <= MAX_SEGMENT else text[:MAX_SEGMENT]
 
 
 def identities(events: Sequence[Prediction]) -> U64:
@@ -261,10 +293,7 @@ def event_times(events: Sequence[Any], stamps: I64) -> I64:
     except AttributeError:
         pass  # some are numbers
     return np.array(
-        [
-            int(s) if t is None else time_us(t)
-            for t, s in zip(times, stamps, strict=True)
-        ],
+        [int(s) if t is None else time_us(t) for t, s in zip(times, stamps, strict=True)],
         np.int64,
     )
 

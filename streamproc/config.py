@@ -241,6 +241,9 @@ class ModelBlock(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     lateness: Duration | None = None
     silence_after: Duration | None = None
     sensitivity: Sensitivity | None = None
+    segments: list[Annotated[str, Meta(min_length=1, max_length=128)]] | None = None
+    max_segments: Annotated[int, Meta(ge=1, le=1000)] | None = None
+    segment_signals: list[str] | None = None
     signals: dict[str, SignalRule] = field(default_factory=dict)
 
 

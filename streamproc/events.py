@@ -248,6 +248,15 @@ class Span(Struct, frozen=True, gc=False):
     offset_last: int
 
 
+class Changed(Struct, frozen=True, gc=False):
+    """Something that changed shortly before: what, to what, from what, and when (event time, RFC 3339)."""
+
+    what: Literal["version"]
+    to: str
+    before: str | None
+    at: str
+
+
 class DetectorRef(Struct, frozen=True, gc=False):
     """Which detector spoke, and a hash of its parameters."""
 
@@ -292,6 +301,7 @@ class Alert(Struct, frozen=True, gc=False, omit_defaults=True, kw_only=True):
     n: int | None = None
     category: Literal["data", "model", "infra", "traffic", "unknown"] = "unknown"
     attribution: list[Share] = field(default_factory=list)
+    changes: list[Changed] = field(default_factory=list)
     evidence: Span | None = None
 
 

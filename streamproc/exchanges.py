@@ -303,6 +303,7 @@ def _columns(
         usage if np.isfinite(usage).any() else None,
         None,
         llm if any(x is not None for x in llm.tolist()) else None,
+        None if what.segments is None else merged(what.segments, [None] * len(new)),
     )
     return Joined(
         found,

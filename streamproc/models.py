@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 from msgspec import Struct
@@ -23,6 +24,7 @@ from streamproc.exchanges import Exchanges, Joined
 from streamproc.kernels import I32
 from streamproc.reference import Bins, Lately, Period, Reference, Vocabulary, jsd, psi
 from streamproc.rules import ModelRules, RuleBook
+from streamproc.segments import VERSION, HeavyHitters, History
 from streamproc.signals import FeatureSchema, Kind, Matrix
 from streamproc.watch import SilenceWatch, Subject, Watch
 from streamproc.windows import Accumulator, Windows
@@ -123,11 +125,13 @@ class ModelState:
 
     kind: Kind
 
-    def __init__(self, book: RuleBook, name: str, topic: str, partition: int) -> None:
+    def __init__(self, book: RuleBook, name: str, topic: str, partition: int, *, segment: str = "") -> None:
         self.name = name
         self.book = book
-        self.rules: ModelRules = book.for_model(self.kind, name)
-        self.subject = Subject(topic, partition, name)
+        self.segment = segment  # dimension=value; empty for the whole model
+        self.rules: ModelRules = self._rules(book)
+        self.history = History()
+        self.subject = Subject(topic, partition, name, segment, self.history)
         self.next_offset = 0
         self.last_arrival_us = 0
         self.first_stamp_us = -1  # record time of its first record
@@ -143,6 +147,10 @@ class ModelState:
         self.silence = [SilenceWatch(r) for r in self.rules.of("silence")]
         self.started_us: int | None = None
         self.origins: dict[int, int] = {}  # greatest offset had from each partition before a re-keying
+
+    def _rules(self, book: RuleBook) -> ModelRules:
+        rules = book.for_model(self.kind, self.name)
+        return rules.of_segment or rules if self.segment else rules
 
     # -- records in
 
@@ -178,7 +186,14 @@ class ModelState:
     def allot(self, fleet: Fleet, *, allowed_per_day: float) -> None:
         """Let each watch have its part of what all models of a partition are allowed together in a day."""
         self.allotted = fleet.period
-        self.allowed_per_day = allowed_per_day / max(fleet.size, 1.0) / max(len(self.watches), self.rules.count(), 1)
+        self._share(fleet, allowed_per_day / max(fleet.size, 1.0) / max(self._watching(), 1))
+
+    def _watching(self) -> int:
+        """Return how many watches there are, or will be."""
+        return max(len(self.watches), self.rules.count())
+
+    def _share(self, fleet: Fleet, allowed_per_day: float) -> None:
+        self.allowed_per_day = allowed_per_day
         for watch in self.watches.values():
             self._allot(watch, fleet.days(self.first_stamp_us))
 
@@ -313,7 +328,7 @@ class ModelState:
         """Take another config; a watch whose rule kept its structure keeps what it learned."""
         old = self.rules
         self.allotted, self.allowed_per_day = -1, 0.0
-        self.book, self.rules = book, book.for_model(self.kind, self.name)
+        self.book, self.rules = book, self._rules(book)
         self.windows.lateness_us = self.rules.lateness_us
         if self.rules.window_us != old.window_us:
             self.windows = Windows(
@@ -416,8 +431,10 @@ class PredictionState(ModelState):
 
     kind: Kind = "predictions"
 
-    def __init__(self, book: RuleBook, name: str, topic: str, partition: int) -> None:
-        super().__init__(book, name, topic, partition)
+    def __init__(self, book: RuleBook, name: str, topic: str, partition: int, *, segment: str = "") -> None:
+        super().__init__(book, name, topic, partition, segment=segment)
+        self.common: dict[str, HeavyHitters] = {}  # by dimension
+        self.parts: dict[str, PredictionState] = {}  # segments watched, by `dimension=value`
         self.features = FeatureSchema(max_features=book.config.defaults.max_features)
         self.classes = Classes(book.config.defaults.max_classes)
         serving = book.config.serving
@@ -446,17 +463,93 @@ class PredictionState(ModelState):
         shared = Shared(joined.offsets, joined.arrivals, joined.arrivals, joined.before)
         return Group(self.name, np.arange(len(joined.what)), joined.what.times, shared, joined.what)
 
+    def _observe(self, group: Group) -> list[Alert]:
+        if not len(group):
+            return []
+        if not self.segment:
+            self.history.note(group.what.versions, group.what.versions.codes, group.times)
+        alerts = super()._observe(group)
+        for dimension in self.rules.segments if not self.segment else ():
+            alerts += self._observe_parts(dimension, group)
+        return alerts
+
+    def _observe_parts(self, dimension: str, group: Group) -> list[Alert]:
+        """Show each segment of a dimension that is watched its own events."""
+        common = self.common.get(dimension)
+        if common is None:
+            common = self.common[dimension] = HeavyHitters(self.rules.max_segments)
+        names, given_up = common.take(group.what.dimension(dimension))
+        alerts: list[Alert] = []
+        start = 0
+        for row, least in given_up:
+            alerts += self._show_parts(dimension, names, group, start, row)
+            part = self.parts.pop(f"{dimension}={least}", None)
+            alerts += part.retire() if part is not None else []
+            start = row
+        return alerts + self._show_parts(dimension, names, group, start, len(names))
+
+    def _show_parts(
+        self, dimension: str, names: Sequence[str | None], group: Group, start: int, end: int
+    ) -> list[Alert]:
+        rows: dict[str, list[int]] = {}
+        for row in range(start, end):
+            if (name := names[row]) is not None:
+                rows.setdefault(f"{dimension}={name}", []).append(row)
+        alerts: list[Alert] = []
+        for segment, at in rows.items():
+            part = self.parts.get(segment)
+            if part is None:
+                older = [p for s, p in self.parts.items() if s.startswith(f"{dimension}=")]
+                part = self._add_part(segment)
+                if dimension == VERSION and older:
+                    part.inherit(older[-1])
+            alerts += part.take(group if len(at) == len(group) else group.at(np.array(at)))
+        return alerts
+
+    def _add_part(self, segment: str) -> PredictionState:
+        part = PredictionState(self.book, self.name, self.subject.topic, self.subject.partition, segment=segment)
+        part.history = self.history
+        part.subject = msgspec.structs.replace(part.subject, history=self.history)
+        part.allowed_per_day = self.allowed_per_day
+        self.parts[segment] = part
+        return part
+
+    def inherit(self, before: PredictionState) -> None:
+        """Take what another has learned as what is normal: of a new version, its predecessor's."""
+        self.features.restore(before.features.snapshot())
+        self.classes.restore(before.classes.snapshot())
+        for (signal, detector), theirs in before.watches.items():
+            watch = self.watches[signal, detector] = Watch(theirs.rule, columns=theirs.columns)
+            watch.detector.restore(theirs.detector.snapshot())
+            if self.allowed_per_day > 0.0:
+                self._allot(watch, 1.0)
+
+    def _watching(self) -> int:
+        return super()._watching() + sum(p._watching() for p in self.parts.values())
+
+    def _share(self, fleet: Fleet, allowed_per_day: float) -> None:
+        super()._share(fleet, allowed_per_day)
+        for part in self.parts.values():
+            part._share(fleet, allowed_per_day)
+
     def advance(self, clock_us: int) -> list[Alert]:
         """Let the arrival clock pass without an event: requests without a response are given up on."""
         expired = self.exchanges.expired(clock_us)
         alerts = [] if expired is None else self._observe(self._put_together(expired)) + self._close()
+        for part in self.parts.values():
+            alerts += part.advance(clock_us)
         return alerts + super().advance(clock_us)
 
     def due_us(self, idle_ttl_us: int) -> int:
         """Return the arrival clock at which `advance` would next do something."""
-        due = super().due_us(idle_ttl_us)
-        waiting = self.exchanges.due_us() if self.exchanges.waiting else None
-        return due if waiting is None else min(due, waiting)
+        due = [super().due_us(idle_ttl_us), *(p.due_us(idle_ttl_us) for p in self.parts.values())]
+        if self.exchanges.waiting and (waiting := self.exchanges.due_us()) is not None:
+            due.append(waiting)
+        return min(due)
+
+    def retire(self) -> list[Alert]:
+        """Resolve whatever still fires, before the model is forgotten."""
+        return super().retire() + [a for p in self.parts.values() for a in p.retire()]
 
     def losses(self) -> tuple[int, int, int, int]:
         """Return how many events were late, unanswered, given up on for want of room, and repeated."""
@@ -495,10 +588,19 @@ class PredictionState(ModelState):
         if self.windows.size_us != size_us:
             self.arrived = {}
         self._bind()
+        if not self.segment:
+            self._reconfigure_parts(book)
 
-    def _columns(
-        self, what: PredictionColumns, progress: I64, offsets: I64, placed: Placed
-    ) -> list[Alert]:
+    def _reconfigure_parts(self, book: RuleBook) -> None:
+        """Keep of the segments those that are still asked for."""
+        rules = self.rules
+        self.common = {d: c for d, c in self.common.items() if d in rules.segments and c.limit == rules.max_segments}
+        kept = {f"{d}={name}" for d, c in self.common.items() for name in c.watched}
+        self.parts = {segment: part for segment, part in self.parts.items() if segment in kept}
+        for part in self.parts.values():
+            part.reconfigure(book)
+
+    def _columns(self, what: PredictionColumns, progress: I64, offsets: I64, placed: Placed) -> list[Alert]:
         alerts: list[Alert] = []
         versions, values, latency, failed = what.versions, what.values, what.latency, what.failed
         buckets = what.buckets if self._wants_latency else np.full(len(what), -1, np.int32)
@@ -540,9 +642,7 @@ class PredictionState(ModelState):
                 "latency", latency, progress, offsets, versions=versions, rows=~np.isnan(latency)
             )
         if self._wants_failures:
-            alerts += self._observe_events(
-                "failures", failed.astype(np.float64), progress, offsets, versions=versions
-            )
+            alerts += self._observe_events("failures", failed.astype(np.float64), progress, offsets, versions=versions)
         if self._wants_features:
             alerts += self._take_features(what.features, progress, offsets, placed, versions)
         return alerts
@@ -781,6 +881,9 @@ class PredictionState(ModelState):
 
     def _own_state(self) -> dict[str, Any]:
         return {
+            "history": None if self.segment else self.history.snapshot(),
+            "segments": [[d, c.limit, c.snapshot()] for d, c in self.common.items()],
+            "parts": [[segment, part.snapshot()] for segment, part in self.parts.items()],
             "features": self.features.snapshot(),
             "classes": self.classes.snapshot(),
             "exchanges": self.exchanges.snapshot(),
@@ -796,6 +899,16 @@ class PredictionState(ModelState):
         }
 
     def _restore_own(self, own: dict[str, Any]) -> None:
+        if own.get("history") is not None:  # states of before have none, nor segments
+            self.history.restore(own["history"])
+        for dimension, limit, state in own.get("segments", ()):
+            if dimension in self.rules.segments and limit == self.rules.max_segments:
+                self.common[dimension] = HeavyHitters(limit)
+                self.common[dimension].restore(state)
+        for segment, state in own.get("parts", ()):
+            dimension, _, name = segment.partition("=")
+            if dimension in self.common and name in self.common[dimension].watched:
+                self._add_part(segment).restore(state)
         self.features.restore(own["features"])
         self.classes.restore(own["classes"])
         self.exchanges.restore(own.get("exchanges"))  # states of before have none

@@ -143,7 +143,10 @@ class Pipeline:
         field_map = book.config.fields.get(self.kind)
         self._decoder = Decoder(_KINDS[self.kind], field_map=field_map)
         if self.kind == "predictions":
-            self._templates = Templates(max_bytes=self._decoder.max_bytes)
+            self._templates = Templates(
+                max_bytes=self._decoder.max_bytes,
+                whole=lambda name: bool(book.for_model("predictions", name).segments),
+            )
             self._templates.learning = not field_map
 
     def process(self, batch: RecordBatch) -> Output:

@@ -19,8 +19,16 @@ from detectors.protocol import Detector
 from streamproc import config as config_module
 from streamproc import signals
 from streamproc.alerts import Policy
-from streamproc.config import Config, Report, Sensitivity, SignalRule
+from streamproc.config import Config, ModelBlock, Report, Sensitivity, SignalRule
 from streamproc.signals import Kind, SignalSpec
+
+#: What is watched of each segment where the config does not say.
+SEGMENT_SIGNALS = frozenset(
+    {"throughput", "error_rate", "latency_p95", "prediction_value", "class_share", "confidence", "missing_features"}
+)
+
+#: Segments of one dimension watched at most, where the config does not say.
+MAX_SEGMENTS = 50
 
 #: Alerts on evidence last until it is down to the root of the limit, where the score is a half.
 _CLEAR = 0.5
@@ -49,9 +57,7 @@ class Rule(Struct, frozen=True, kw_only=True):
 
     def build(self, *, columns: int, seed: int) -> Detector:
         """Make this rule's detector, knowing nothing yet."""
-        return registry.create(
-            self.detector, self.params, columns=columns, sensitivity=self.sensitivity, seed=seed
-        )
+        return registry.create(self.detector, self.params, columns=columns, sensitivity=self.sensitivity, seed=seed)
 
 
 class ModelRules(Struct, frozen=True, kw_only=True):
@@ -60,6 +66,9 @@ class ModelRules(Struct, frozen=True, kw_only=True):
     window_us: int
     lateness_us: int
     rules: dict[str, list[Rule]]  # by signal; a family under its base name, its members under theirs
+    segments: tuple[str, ...] = ()  # dimensions
+    max_segments: int = 0  # watched of each
+    of_segment: ModelRules | None = None  # what holds for each of them
 
     def of(self, signal: str) -> list[Rule]:
         """Return the rules of a signal; a member of a family takes its own or the family's."""
@@ -136,10 +145,21 @@ class RuleBook:
                 rules[name] += [self._rule(name, spec, merged, channel, {}, last) for channel in spec.channels]
             if _has_limits(merged):
                 rules[name].append(self._limits(name, spec, merged, last))
-        return ModelRules(
+        found = ModelRules(
             window_us=last("window", defaults.window).us,
             lateness_us=last("lateness", defaults.lateness).us,
             rules=rules,
+        )
+        dimensions = tuple(dict.fromkeys(last("segments", ()))) if kind == "predictions" else ()
+        if not dimensions:
+            return found
+        asked = frozenset(n.removesuffix(":*") for n in last("segment_signals", SEGMENT_SIGNALS))
+        own = {n: r for n, r in rules.items() if n in asked or n.partition(":")[0] in asked}
+        return msgspec.structs.replace(
+            found,
+            segments=dimensions,
+            max_segments=last("max_segments", MAX_SEGMENTS),
+            of_segment=msgspec.structs.replace(found, rules=own),
         )
 
     def _limits(self, name: str, spec: SignalSpec, merged: SignalRule, last: Any) -> Rule:
@@ -270,6 +290,8 @@ def check(config: Config, report: Report) -> None:
     ]
     if not isinstance(config.defaults.signals, str):
         blocks.append(("defaults.signals", config.defaults.signals))
+    for i, block in enumerate(config.models):
+        _check_segments(f"models[{i}]", block, report)
     for path, rules in blocks:
         for name, rule in rules.items():
             spec = signals.find(name)
@@ -279,6 +301,17 @@ def check(config: Config, report: Report) -> None:
                 report(f"{path}.{name}", "E030", f"there is no signal `{name}`; {hint}")
             else:
                 _check_rule(f"{path}.{name}", rule, spec, report)
+
+
+def _check_segments(path: str, block: ModelBlock, report: Report) -> None:
+    for i, name in enumerate(block.segment_signals or ()):
+        spec = signals.find(name.removesuffix(":*"))
+        if spec is None or "predictions" not in spec.sources:
+            near = difflib.get_close_matches(name, signals.names(), n=1)
+            hint = f"did you mean `{near[0]}`?" if spec is None and near else "write the name of one of predictions"
+            report(f"{path}.segment_signals[{i}]", "E030", f"there is no signal `{name}` of segments; {hint}")
+    if block.segment_signals is not None and not block.segments:
+        report(f"{path}.segment_signals", "E034", "says what to watch of segments, and there is no `segments`")
 
 
 def _check_rule(path: str, rule: SignalRule, spec: SignalSpec, report: Report) -> None:

@@ -12,7 +12,7 @@ nothing but speed: they are no state, and are not saved.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -262,11 +262,13 @@ class Names:
 class Templates:
     """The templates of one source partition, and the codes of the names their columns hold.
 
-    Codes hold within a batch: what has grown too large is forgotten between two.
+    Codes hold within a batch: what has grown too large is forgotten between two. whole: tells of a model
+    whether more is asked of its events than the columns have, so that they are decoded whole.
     """
 
-    def __init__(self, *, max_bytes: int = 4_000_000) -> None:
+    def __init__(self, *, max_bytes: int = 4_000_000, whole: Callable[[str], bool] = lambda _: False) -> None:
         self.max_bytes = min(max_bytes, _MAX_BYTES)
+        self._whole = whole
         self.learning = True
         self.reset()
 
@@ -479,7 +481,7 @@ class Templates:
 
     def _template(self, key: bytes | None, value: bytes, event: Prediction) -> Template:
         name = model_name(event)
-        if not name or len(name) > 512 or b'"specversion"' in value or genai.looks_genai(value):
+        if not name or len(name) > 512 or b'"specversion"' in value or genai.looks_genai(value) or self._whole(name):
             raise Unsuited("read by other rules")
         try:
             scan = _Scan(value)

@@ -13,19 +13,26 @@ from detectors.protocol import F64, I64, Detector, Evidence
 from streamproc import budget
 from streamproc.alerts import Lifecycle, Step, identity
 from streamproc.config import Sensitivity
-from streamproc.events import Alert, DetectorRef, Expected, Share, Span, rfc3339
+from streamproc.events import Alert, Changed, DetectorRef, Expected, Share, Span, rfc3339
 from streamproc.rules import Rule
+from streamproc.segments import Change, History
 
 #: What of its share of the budget a sensitivity allows a watch.
 _SHARES: dict[Sensitivity, float] = {"low": 0.1, "medium": 1.0, "high": 10.0}
 
 
 class Subject(Struct, frozen=True, gc=False):
-    """What an alert is about: a model as its records in one partition show it."""
+    """What an alert is about: a model, or a segment of it, as its records in one partition show it."""
 
     topic: str
     partition: int
     model: str
+    segment: str = ""  # dimension=value
+    history: History | None = None  # of the model's versions
+
+    def change(self, step: Step) -> Change | None:
+        """Return the change of version that came shortly before an episode, or while it built up."""
+        return None if self.history is None else self.history.near(step.started_us, until_us=step.at_us)
 
 
 class _Silence(Protocol):
@@ -83,9 +90,7 @@ class Watch:
         for step in steps:
             if step.action == "opened":
                 self.version = versions[step.row] if versions else None
-            alerts.append(
-                self._alert(subject, step, values, scores, n=n, last_offset=last_offset, carried=carried)
-            )
+            alerts.append(self._alert(subject, step, values, scores, n=n, last_offset=last_offset, carried=carried))
         return alerts
 
     def allot(self, *, observations_per_day: float, allowed_per_day: float) -> None:
@@ -254,9 +259,7 @@ class SilenceWatch:
     def _alert(self, subject: Subject, action: Any, at_us: int) -> Alert:
         timeout_s = (self.opened_us - self.last_us) / 1e6
         waited_s = (at_us - self.last_us) / 1e6
-        step = Step(
-            action, -1, at_us, self.last_us, self.last_offset, self.last_offset, self.last_offset, 1.0
-        )
+        step = Step(action, -1, at_us, self.last_us, self.last_offset, self.last_offset, self.last_offset, 1.0)
         evidence = Evidence(upper=timeout_s, note=f"nothing for {_amount(waited_s, 's')}")
         score = max(1.0, waited_s / timeout_s) if timeout_s > 0 else 1.0
         return build_alert(self.rule, subject, step, score=score, value=waited_s, n=None, evidence=evidence)
@@ -291,14 +294,16 @@ def build_alert(
     version: str | None = None,
 ) -> Alert:
     """Return the alert that one transition is published as."""
-    fingerprint = identity(subject.model, rule.signal, rule.detector)
+    whole = (subject.model, rule.signal, rule.detector)
+    fingerprint = identity(*whole, subject.segment) if subject.segment else identity(*whole)
     episode = identity(fingerprint, subject.topic, subject.partition, step.opening)
     attribution = [
         *(Share(columns[i], min(1.0, s)) for i, s in evidence.shares if i < len(columns)),
         *carried,
     ]
-    summary = _summary(rule, subject, step, value=value, evidence=evidence, attribution=attribution)
     opened = step.action == "opened"
+    change = subject.change(step) if opened else None
+    summary = _summary(rule, subject, step, value=value, evidence=evidence, attribution=attribution, change=change)
     labels = {
         "alertname": rule.signal,
         "model": subject.model,
@@ -306,6 +311,8 @@ def build_alert(
         "signal": rule.signal,
         "detector": rule.detector,
     }
+    if subject.segment:
+        labels["segment"] = subject.segment
     if version is not None:
         labels["model_version"] = version
     if rule.environment:
@@ -314,9 +321,7 @@ def build_alert(
         labels["team"] = rule.owner
     annotations = {"summary": summary, "description": rule.spec.summary}
     if rule.runbook:
-        annotations["runbook_url"] = rule.runbook.replace("{model}", subject.model).replace(
-            "{signal}", rule.signal
-        )
+        annotations["runbook_url"] = rule.runbook.replace("{model}", subject.model).replace("{signal}", rule.signal)
     expected = None
     if evidence.expected is not None or evidence.upper is not None or evidence.lower is not None:
         expected = Expected(evidence.expected, evidence.lower, evidence.upper)
@@ -324,7 +329,7 @@ def build_alert(
         id=identity(episode, step.action),
         fingerprint=fingerprint,
         episode_id=episode,
-        name=f"{subject.model} {rule.signal}",
+        name=" ".join(filter(None, (subject.model, subject.segment, rule.signal))),
         status="firing" if opened else "resolved",
         severity=rule.severity,
         summary=summary[:1024],
@@ -348,6 +353,7 @@ def build_alert(
         n=n,
         category=rule.spec.category,
         attribution=attribution,
+        changes=[] if change is None else [Changed("version", change.version, change.before, rfc3339(change.at_us))],
         evidence=Span(
             subject.topic,
             subject.partition,
@@ -365,8 +371,27 @@ def _summary(
     value: float | None,
     evidence: Evidence,
     attribution: list[Share],
+    change: Change | None,
 ) -> str:
-    what = f"{subject.model}: {rule.signal}"
+    text = _what_is(rule, subject, step, value=value, evidence=evidence, attribution=attribution)
+    if change is not None:
+        text += f"; since version {change.version}"
+        if (began_s := (step.started_us - change.at_us) / 1e6) > 0:
+            text += f", {_amount(began_s, 's')} before"
+    return text
+
+
+def _what_is(
+    rule: Rule,
+    subject: Subject,
+    step: Step,
+    *,
+    value: float | None,
+    evidence: Evidence,
+    attribution: list[Share],
+) -> str:
+    what = f"{subject.model} ({subject.segment})" if subject.segment else subject.model
+    what += f": {rule.signal}"
     if step.action == "resolved":
         lasted = (step.at_us - step.started_us) / 1e6
         return f"{what} is back to normal after {_amount(lasted, 's')}"
