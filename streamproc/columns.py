@@ -127,7 +127,8 @@ class PredictionColumns(Struct, gc=False):
     certainty (n, 2), confidence and entropy, nan for none; ids, hashes, 0 for none; errors, codes of
     error_names, -1 for none; usage (n, 3), tokens in and out and cost, nan for none. These last four are
     None where no row has any. halves: the `Half` at each row, None where it is a whole prediction; llm: its
-    `LlmUsage` or None; segments: its segment, a dict, or None. All are None where no row has one.
+    `LlmUsage` or None; segments: its segment, a dict, or None; ages (n,): how old its features are, in seconds,
+    nan for none. All are None where no row has one.
     """
 
     times: I64
@@ -147,6 +148,7 @@ class PredictionColumns(Struct, gc=False):
     halves: npt.NDArray[np.object_] | None = None
     llm: npt.NDArray[np.object_] | None = None
     segments: npt.NDArray[np.object_] | None = None
+    ages: F64 | None = None
 
     def __len__(self) -> int:
         return len(self.times)
@@ -183,6 +185,7 @@ class PredictionColumns(Struct, gc=False):
             None if self.halves is None else self.halves[rows],
             None if self.llm is None else self.llm[rows],
             None if self.segments is None else self.segments[rows],
+            None if self.ages is None else self.ages[rows],
         )
 
 
@@ -202,6 +205,7 @@ def columns(
     halves: npt.NDArray[np.object_] | None = None
     llm: npt.NDArray[np.object_] | None = None
     segments: npt.NDArray[np.object_] | None = None
+    ages: F64 | None = None
     if rows:
         at = np.array(rows)
         times[at] = event_times(events, stamps[at])
@@ -239,6 +243,10 @@ def columns(
         if any(parts):
             segments = np.empty(len(times), object)
             segments[at] = _objects(parts)
+        if any(e.feature_time is not None for e in events):
+            ages = np.full(len(times), np.nan)
+            since = [np.nan if e.feature_time is None else float(time_us(e.feature_time)) for e in events]
+            ages[at] = (times[at] - np.array(since)) / 1e6
     with np.errstate(invalid="ignore"):
         latency[latency < 0] = np.nan
         walked.usage[walked.usage < 0] = np.nan
@@ -260,6 +268,7 @@ def columns(
         halves,
         llm,
         segments,
+        ages,
     )
 
 

@@ -194,6 +194,10 @@ class Decoder:
         tree = self._any(value)
         if not isinstance(tree, dict):
             raise self._unknown("json: no object", headers)
+        if self.kind is Label and b"gen_ai" in value:
+            judged = _halves(genai.evaluation, tree)
+            if judged is not None:
+                return judged
         if self.kind is Prediction:
             if ("inputs" in tree or "outputs" in tree) and not self._telling & tree.keys():
                 found = _halves(serving.open_inference, value, headers)
@@ -317,13 +321,16 @@ _answers: dict[type, Callable[[Any], bool]] = {
         e.prediction is not None or e.error is not None or e.flat_error_type is not None or type(e) is not Prediction
     ),
     Telemetry: lambda e: e.value is not None or (e.sum is not None and e.count is not None and e.count > 0),
-    Label: lambda e: e.value is not None or e.label is not None,
+    Label: lambda e: (
+        (bool(e.prediction_id) and (e.value is not None or e.label is not None))
+        or (e.evaluation is not None and (e.evaluation_score is not None or e.evaluation_label is not None))
+    ),
     Feedback: lambda e: True,  # noqa: ARG005
 }
 _NO_ANSWER = {
     Prediction: "neither `prediction` nor `error.type`",
     Telemetry: "neither `value` nor `sum` and `count`",
-    Label: "neither `label` nor `value`",
+    Label: "no `prediction_id` with `label` or `value`, and no `gen_ai.evaluation.name` with a score",
 }
 
 

@@ -126,6 +126,7 @@ class LlmUsage(Struct, gc=False):
     cost: float | None = None
     time_to_first_token_s: float | None = None
     finish_reasons: list[str] | None = None
+    retrieval_score: float | None = None  # of the best document
 
 
 class Usage(Struct, gc=False):
@@ -154,6 +155,7 @@ class Prediction(Struct, gc=False):
     segment: dict[str, Scalar] | None = None
     usage: Usage | None = None
     request_id: str | None = None
+    feature_time: Time = None  # when the features were true
     flat_model_name: str | None = field(name="model.name", default=None)
     flat_model_version: str | int | None = field(name="model.version", default=None)
     flat_error_type: str | None = field(name="error.type", default=None)
@@ -199,9 +201,9 @@ class Telemetry(Struct, gc=False):
 
 
 class Label(Struct, gc=False):
-    """The truth about one earlier prediction, as it becomes known."""
+    """The truth about one earlier prediction, as it becomes known; or what a judge or a person says of it."""
 
-    prediction_id: str
+    prediction_id: str = ""
     label: str | int | bool | None = None
     value: float | None = None
     model: ModelRef | str | None = None
@@ -211,6 +213,9 @@ class Label(Struct, gc=False):
     id: str = ""
     source: str = ""
     flat_model_name: str | None = field(name="model.name", default=None)
+    evaluation: str | None = field(name="gen_ai.evaluation.name", default=None)
+    evaluation_score: float | None = field(name="gen_ai.evaluation.score.value", default=None)
+    evaluation_label: str | None = field(name="gen_ai.evaluation.score.label", default=None)
 
 
 class Feedback(Struct, gc=False):

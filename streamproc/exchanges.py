@@ -304,6 +304,7 @@ def _columns(
         None,
         llm if any(x is not None for x in llm.tolist()) else None,
         None if what.segments is None else merged(what.segments, [None] * len(new)),
+        None if what.ages is None else merged(what.ages, [np.nan] * len(new)),
     )
     return Joined(
         found,

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import datetime as dt
 import math
+import re
 from typing import Any
 
 import msgspec
 
-from streamproc.events import ErrorInfo, LlmUsage, ModelRef, Outcome, Prediction, Time
+from streamproc.events import ErrorInfo, Label, LlmUsage, ModelRef, Outcome, Prediction, Time
 
 #: What a producer calls it, and what it is here. Where several are given, the one further up wins.
 ALIASES: dict[str, str] = {
@@ -49,6 +50,14 @@ ALIASES: dict[str, str] = {
     "llm.cost.total": "cost",
     "llm.finish_reason": "finish_reasons",
     "openinference.span.kind": "operation",
+    # tools, and judgements of answers
+    "gen_ai.tool.name": "tool",
+    "tool.name": "tool",
+    "gen_ai.agent.name": "agent",
+    "agent.name": "agent",
+    "gen_ai.evaluation.name": "evaluation",
+    "gen_ai.evaluation.score.value": "evaluation_score",
+    "gen_ai.evaluation.score.label": "evaluation_label",
     # our own, in a prediction's `llm`
     **{f"llm.{name}": name for name in LlmUsage.__struct_fields__},
 }
@@ -56,12 +65,25 @@ ALIASES: dict[str, str] = {
 #: What a record of a language model has somewhere in its bytes, flat or nested; few others do.
 MARKS = (b'"gen_ai.', b'"gen_ai"', b'"llm.', b'"llm"')
 
-_TEXTS = frozenset({"provider", "operation", "request_model", "response_model", "response_id"})
+_TEXTS = frozenset({
+    "provider", "operation", "request_model", "response_model", "response_id", "tool", "agent", "evaluation",
+    "evaluation_label",
+})  # fmt: skip
 _COUNTS = frozenset({"input_tokens", "output_tokens", "cache_read_tokens", "reasoning_tokens"})
 
 #: More attributes, and deeper ones, than these are a producer's mistake.
 _MAX_ATTRIBUTES = 1024
 _MAX_DEPTH = 8
+
+#: Why an answer ended, as providers say it, in lower case: cut off at its length, or withheld.
+_CUT_OFF = frozenset({"length", "max_tokens", "max_output_tokens", "model_length", "incomplete"})
+_WITHHELD = frozenset({"content_filter", "content_filtered", "refusal", "safety", "guardrail_intervened", "blocklist",
+                       "prohibited_content", "recitation", "spii", "error_toxic"})  # fmt: skip
+
+#: What a call of a tool is called.
+_TOOL = frozenset({"execute_tool", "tool"})
+
+_RETRIEVED = re.compile(r"retrieval\.documents\.\d+\.document\.score")
 
 _ERROR_CODES = frozenset({2, "2", "STATUS_CODE_ERROR", "ERROR", "Error", "error"})
 
@@ -88,6 +110,63 @@ def usage(known: dict[str, Any]) -> LlmUsage | None:
     """Return what `canonical` gave as the part of a prediction it is, None where it is nothing."""
     own = {name: known[name] for name in LlmUsage.__struct_fields__ if name in known}
     return LlmUsage(**own) if own else None
+
+
+#: Of a call: withheld, empty, cut off, a tool's that failed, each 0 or 1; the best document's score; the time in
+#: seconds to the first token. nan where it does not apply or is not told.
+FACTS = ("refusal_rate", "empty_rate", "truncated_rate", "tool_failure_rate", "retrieval_score", "time_to_first_token")
+
+
+def facts(llm: LlmUsage | None, *, failed: bool) -> tuple[float, ...]:
+    """Return what `FACTS` names of one call.
+
+    >>> facts(LlmUsage(finish_reasons=["length"], output_tokens=9), failed=False)
+    (0.0, 0.0, 1.0, nan, nan, nan)
+    """
+    if llm is None:
+        return _NO_FACTS
+    if llm.operation is not None and llm.operation.lower() in _TOOL:
+        return (*_NO_FACTS[:3], float(failed), *_NO_FACTS[4:])
+    reasons = {r.lower() for r in llm.finish_reasons or ()}
+    told = bool(reasons)
+    answered = not failed and not reasons & _WITHHELD
+    calls_tool = bool(reasons & {"tool_calls", "tool_call", "tool_use", "function_call"})
+    return (
+        float(bool(reasons & _WITHHELD)) if told else _NAN,
+        float(llm.output_tokens == 0 and not calls_tool) if answered and llm.output_tokens is not None else _NAN,
+        float(bool(reasons & _CUT_OFF)) if told else _NAN,
+        _NAN,
+        _NAN if llm.retrieval_score is None else llm.retrieval_score,
+        _NAN if llm.time_to_first_token_s is None else llm.time_to_first_token_s,
+    )
+
+
+_NAN = float("nan")
+_NO_FACTS = (_NAN,) * len(FACTS)
+
+
+def evaluation(tree: dict[str, Any]) -> Label | None:
+    """Return the judgement of an answer that a record tells of, None where it tells of none.
+
+    OpenTelemetry has it as an event, `gen_ai.evaluation.result`, with attributes flat, nested or as OTLP writes them.
+    """
+    own = tree.get("attributes")
+    attributes = _otlp(own) if isinstance(own, list) else flat(own) if isinstance(own, dict) else {}
+    attributes = {**flat(tree), **attributes}
+    known = canonical(attributes)
+    if "evaluation" not in known:
+        return None
+    ids = (attributes.get("prediction_id"), known.get("response_id"), tree.get("spanId"), tree.get("span_id"))
+    name = known.get("request_model") or known.get("response_model") or attributes.get("model.name")
+    return Label(
+        prediction_id=next((i for i in ids if isinstance(i, str) and i), ""),
+        model=_text(name),
+        time=_moment(tree, "timeUnixNano", "timestamp") or msgspec.convert(tree.get("time"), Time),
+        origin="human" if attributes.get("origin") == "human" else "judge",
+        evaluation=known["evaluation"],
+        evaluation_score=known.get("evaluation_score"),
+        evaluation_label=known.get("evaluation_label"),
+    )
 
 
 def flat(tree: dict[str, Any]) -> dict[str, Any]:
@@ -125,9 +204,15 @@ def call(tree: dict[str, Any]) -> Prediction | None:
     known = canonical(attributes)
     if not known:
         return None
-    name = known.get("request_model") or known.get("response_model")
+    names = [known.get(n) for n in ("request_model", "response_model", "agent", "tool")]
+    if "operation" in known:
+        names.append(_text(attributes.get("service.name")))
+    name = next(filter(None, names), None)
     if name is None:
         raise ValueError("a call without `gen_ai.request.model` or `llm.model_name`")
+    scores = [s for n, v in attributes.items() if _RETRIEVED.fullmatch(n) and (s := _number(v)) is not None]
+    if scores:
+        known["retrieval_score"] = max(scores)
     began, ended = _moment(tree, "startTimeUnixNano", "start_time"), _moment(tree, "endTimeUnixNano", "end_time")
     duration = known.get("duration_s", _number(tree.get("duration_s")))
     if duration is None and began is not None and ended is not None:
@@ -222,7 +307,7 @@ def _converted(name: str, value: Any) -> Any:
         items = value if isinstance(value, list) else [value]
         return [v for v in items if isinstance(v, str)][:16] or None
     number = _number(value)
-    if number is None or number < 0:
+    if number is None or (number < 0 and name != "evaluation_score"):
         return None
     return (int(number) if number < 1e15 else None) if name in _COUNTS else number
 

@@ -57,6 +57,9 @@ SCORED: Final = 4  # it has scores by class, and the best is the class where no 
 #: Values beyond count as this, so that no sum of a window overflows.
 LARGEST: Final = 1e290
 
+#: Largest distance whose squares can be summed.
+ROOT: Final = 1e140
+
 #: A record without a time.
 NO_TIME: Final = -(1 << 62)
 #: No label; a label not in the table yet.
@@ -903,6 +906,29 @@ def add_columns(
 
 
 @kernel
+def tally_moments(values: F64, answers: F64, own: npt.NDArray[np.bool_], shift: F64, shift_y: float, sums: F64) -> None:
+    """Add rows to the sums that correlations come from; only rows that are `own` and have an answer.
+
+    values (n, d) and answers (n,), nan for none, taken from shift (d,) and shift_y; sums (6, d): how many, of x,
+    of x squared, of y, of y squared, of x times y.
+    """
+    for i in range(values.shape[0]):
+        if not own[i] or np.isnan(answers[i]):
+            continue
+        y = min(max(answers[i] - shift_y, -ROOT), ROOT)
+        for j in range(values.shape[1]):
+            if np.isnan(values[i, j]):
+                continue
+            x = min(max(values[i, j] - shift[j], -ROOT), ROOT)
+            sums[0, j] += 1.0
+            sums[1, j] += x
+            sums[2, j] += x * x
+            sums[3, j] += y
+            sums[4, j] += y * y
+            sums[5, j] += x * y
+
+
+@kernel
 def disorder(times: I64, progress: I64, size_us: int, lateness_us: int, runs: I64) -> int:
     """Write, for each window the progress passes, its index, its arrivals and those older than the watermark.
 
@@ -1054,6 +1080,7 @@ def warm_windows() -> None:
     add_columns(times, flags, 0, np.zeros((2, 2)), times, numbers)
     disorder(times, times, 1, 0, np.zeros((2, 3), np.int64))
     tally_bins(grid, flags, np.zeros((1, 2)), numbers, numbers, counts, times, numbers, numbers)
+    tally_moments(grid, numbers, flags, numbers, 0.0, np.zeros((6, 1)))
     keys, given = np.zeros((2, 1), np.uint64), np.zeros((2, 1), np.bool_)
     learn_words(keys, given, np.zeros(4, np.uint32), times, 1, 1)
     count_words(keys, given, flags, np.zeros(4, np.uint32), times, 1, times, times)

@@ -16,18 +16,18 @@ import numpy.typing as npt
 from msgspec import Struct
 
 from detectors.protocol import F64, I64
-from streamproc import kernels
+from streamproc import genai, kernels
 from streamproc.budget import Fleet
 from streamproc.columns import Features, PredictionColumns, Versions
 from streamproc.events import Alert, Share
 from streamproc.exchanges import Exchanges, Joined
 from streamproc.kernels import I32
-from streamproc.reference import Bins, Lately, Period, Reference, Vocabulary, jsd, psi
+from streamproc.reference import Bins, Lately, Moments, Period, Reference, Vocabulary, jsd, psi
 from streamproc.rules import ModelRules, RuleBook
 from streamproc.segments import VERSION, HeavyHitters, History
 from streamproc.signals import FeatureSchema, Kind, Matrix
 from streamproc.watch import SilenceWatch, Subject, Watch
-from streamproc.windows import Accumulator, Windows
+from streamproc.windows import Accumulator, Windows, quantile
 
 #: Format of a model's state; older ones are refused by name rather than misread.
 STATE_VERSION = 3
@@ -189,8 +189,8 @@ class ModelState:
         self._share(fleet, allowed_per_day / max(fleet.size, 1.0) / max(self._watching(), 1))
 
     def _watching(self) -> int:
-        """Return how many watches there are, or will be."""
-        return max(len(self.watches), self.rules.count())
+        """Return how many watches there are, or may be of a model of which there are none yet."""
+        return len(self.watches) or self.rules.count()
 
     def _share(self, fleet: Fleet, allowed_per_day: float) -> None:
         self.allowed_per_day = allowed_per_day
@@ -447,7 +447,9 @@ class PredictionState(ModelState):
         self.classes_period = Period()
         self.reference: Reference | None = None  # of numeric features, once they are known
         self.vocabulary: Vocabulary | None = None  # of categorical ones
+        self.moments: Moments | None = None
         self.features_period = Period()
+        self.day = (0, 0.0)  # since the epoch, and what it has cost so far
         self.lately = Lately()
         self.arrived: dict[int, list[int]] = {}  # by window of the progress: events, and those out of order
         self.usual: dict[str, tuple[int, F64]] = {}  # by signal: windows, and each feature's mean part
@@ -566,7 +568,11 @@ class PredictionState(ModelState):
         self._wants_certainty = bool(of("confidence") or of("prediction_entropy"))
         self._wants_answers = bool(of("prediction_psi") or of("prediction_jsd"))
         self._wants_classes = self._wants_answers or bool(of("new_class"))
-        self._wants_usage = any(of(s) for s in ("tokens_in", "tokens_out", "cost_per_request", "cost_per_hour"))
+        usage = ("tokens_in", "tokens_out", "cost_per_request", "cost_per_hour", "cost_per_day")
+        self._wants_usage = any(of(s) for s in usage)
+        self._wants_calls = any(of(s) for s in genai.FACTS)
+        self._wants_ages = bool(of("feature_age"))
+        self._wants_moments = bool(of("prediction_correlation"))
         self._wants_errors = bool(of("error_share"))
         self._wants_ids = bool(of("duplicates"))
         self._wants_order = bool(of("out_of_order"))
@@ -576,6 +582,7 @@ class PredictionState(ModelState):
             self._wants_outliers
             or self._wants_reference
             or self._wants_words
+            or self._wants_moments
             or bool(of("missing_features") or of("invalid_features"))
         )
 
@@ -617,6 +624,10 @@ class PredictionState(ModelState):
         again = self.lately.recall(what.ids) if self._wants_ids and what.ids is not None else None
         if self._wants_order:
             self._count_arrivals(what.times, progress)
+        calls: F64 | None = None
+        if self._wants_calls and what.llm is not None:
+            both = zip(what.llm.tolist(), failed.tolist(), strict=True)
+            calls = np.array([genai.facts(llm, failed=f) for llm, f in both])
         for window, rows in self._by_window(placed, offsets, versions):
             window.tally(placed.index, placed.late, values=values, buckets=buckets, failed=failed)
             self._count_classes(window, what.labels[rows], what.names)
@@ -626,6 +637,10 @@ class PredictionState(ModelState):
                 window.add_certainty(placed.index, placed.late, what.certainty)
             if self._wants_usage and what.usage is not None:
                 window.add_usage(placed.index, placed.late, what.usage)
+            if calls is not None:
+                window.add_calls(placed.index, placed.late, calls)
+            if self._wants_ages and what.ages is not None:
+                window.add_ages(placed.index, placed.late, what.ages)
             if again is not None and what.ids is not None:
                 window.identified += int(np.count_nonzero(what.ids[rows]))
                 window.repeated += int(np.count_nonzero(again[rows]))
@@ -644,7 +659,7 @@ class PredictionState(ModelState):
         if self._wants_failures:
             alerts += self._observe_events("failures", failed.astype(np.float64), progress, offsets, versions=versions)
         if self._wants_features:
-            alerts += self._take_features(what.features, progress, offsets, placed, versions)
+            alerts += self._take_features(what.features, values, progress, offsets, placed, versions)
         return alerts
 
     def _judged(self, labels: I32, names: list[str], progress: I64) -> npt.NDArray[np.bool_]:
@@ -686,20 +701,20 @@ class PredictionState(ModelState):
             self.answers.count(window.answers, values[:, None], own)
 
     def _take_features(
-        self, features: Features, progress: I64, offsets: I64, placed: Placed, versions: Versions
+        self, features: Features, answers: F64, progress: I64, offsets: I64, placed: Placed, versions: Versions
     ) -> list[Alert]:
         start = 0 if self.features.ready else self.features.learn(features.rows())
         if start == len(features):
             return []
         if start:
             rest = slice(start, None)
-            features, progress, offsets = features.at(rest), progress[rest], offsets[rest]
+            features, answers, progress, offsets = features.at(rest), answers[rest], progress[rest], offsets[rest]
             placed, versions = placed.at(rest), versions[rest]
         if not features.any():
             return []
         matrix = features.matrix(self.features)
         flawless, given = matrix.flawless, matrix.given
-        known = self._learn_features(matrix, progress)
+        known = self._learn_features(matrix, answers, progress)
         for index, own in [(int(placed.index[0]), given)] if placed.alike and flawless else _windows_of(placed, given):
             window = self.windows.open[index]
             window.feature_rows += int(np.count_nonzero(own))
@@ -710,7 +725,7 @@ class PredictionState(ModelState):
                 window.missing += matrix.missing[own].sum(axis=0)
                 window.invalid += matrix.invalid[own].sum(axis=0)
             if known is not None:
-                self._count_features(window, matrix, own if known is given else own & known)
+                self._count_features(window, matrix, answers, own if known is given else own & known)
         if not self._wants_outliers or not matrix.values.shape[1]:
             return []
         return self._observe_events(
@@ -723,7 +738,7 @@ class PredictionState(ModelState):
             columns=self.features.numeric,
         )
 
-    def _learn_features(self, matrix: Matrix, progress: I64) -> npt.NDArray[np.bool_] | None:
+    def _learn_features(self, matrix: Matrix, answers: F64, progress: I64) -> npt.NDArray[np.bool_] | None:
         """Learn what features are like; return which rows come after that, None where none does."""
         if self._wants_reference and self.reference is None and self.features.numeric:
             self.reference = Reference(len(self.features.numeric))
@@ -731,9 +746,12 @@ class PredictionState(ModelState):
         if self._wants_words and self.vocabulary is None and self.features.categorical:
             self.vocabulary = Vocabulary(len(self.features.categorical))
             self.features_period = Period()
+        if self._wants_moments and self.moments is None and self.features.numeric:
+            self.moments = Moments(len(self.features.numeric))
+            self.features_period = Period()
         if self.features_period.over:
             return matrix.given
-        if self.reference is None and self.vocabulary is None:
+        if self.reference is None and self.vocabulary is None and self.moments is None:
             return None
         rows = np.nonzero(matrix.given)[0]
         if not len(rows):
@@ -744,6 +762,10 @@ class PredictionState(ModelState):
             self.reference.learn(matrix.values[taken])
         if len(taken) and self.vocabulary is not None:
             self.vocabulary.learn(matrix.words[taken])
+        if len(taken) and self.moments is not None:
+            own = np.zeros(len(matrix.given), np.bool_)
+            own[taken] = True
+            self.moments.add(matrix.values, answers, own, self.moments.sums)
         if not over:
             return None
         if self.reference is not None:
@@ -752,7 +774,13 @@ class PredictionState(ModelState):
         known[taken] = False
         return known
 
-    def _count_features(self, window: Accumulator, matrix: Matrix, own: npt.NDArray[np.bool_]) -> None:
+    def _count_features(
+        self, window: Accumulator, matrix: Matrix, answers: F64, own: npt.NDArray[np.bool_]
+    ) -> None:
+        if self.moments is not None and self._wants_moments:
+            if window.moments is None:
+                window.moments = np.zeros_like(self.moments.sums)
+            self.moments.add(matrix.values, answers, own, window.moments)
         if self.reference is not None and self._wants_reference:
             if window.features is None:
                 window.features = Bins.empty(self.reference.columns)
@@ -790,6 +818,7 @@ class PredictionState(ModelState):
             self.arrived = {i: found for i, found in self.arrived.items() if i > window.index}
             if arrived:
                 yield Aggregate("out_of_order", older / arrived, arrived)
+        yield from self._spent(window)
         if n == 0:
             return
         yield Aggregate("error_rate", window.errors / n, n)
@@ -809,11 +838,24 @@ class PredictionState(ModelState):
         if whole and window.usage is not None and window.usage_n is not None and window.usage_n[2]:
             hours = self.windows.size_us / 3.6e9
             yield Aggregate("cost_per_hour", min(float(window.usage[2]), 1e290) / hours, int(window.usage_n[2]))
+        yield from _means(genai.FACTS[:-1], window.calls_n, window.calls)
+        if window.first_tokens is not None:
+            n_first = int(window.first_tokens.sum())
+            yield Aggregate("time_to_first_token", quantile(window.first_tokens, 0.95), n_first)
         if (latencies := window.latency_n()) > 0:
             for q in (50, 95, 99):
                 yield Aggregate(f"latency_p{q}", window.latency_quantile(q / 100), latencies)
         if answered and window.feature_rows:
             yield from self._features_of(window)
+
+    def _spent(self, window: Accumulator) -> Iterator[Aggregate]:
+        """Yield what the day has cost, up to the end of a window."""
+        if not self._heard("cost_per_day", window.count):
+            return
+        day = window.index * self.windows.size_us // _DAY_US
+        spent = 0.0 if window.usage is None else min(float(window.usage[2]), kernels.LARGEST)
+        self.day = (day, spent + (self.day[1] if self.day[0] == day else 0.0))
+        yield Aggregate("cost_per_day", self.day[1], window.count)
 
     def _answers_of(self, window: Accumulator) -> Iterator[Aggregate]:
         if window.value_n:
@@ -862,6 +904,12 @@ class PredictionState(ModelState):
             if total and self._heard("feature_drift", most):
                 drift = self.reference.psi(bins)
                 yield self._of_features("feature_drift", float(drift.max()), most, numeric, drift)
+        yield from _means(("feature_age",), window.ages_n, window.ages)
+        if window.moments is not None and self.moments is not None:
+            most = int(window.moments[0].max())
+            if most and self._heard("prediction_correlation", most):
+                changes = self.moments.changes(window.moments)
+                yield self._of_features("prediction_correlation", float(changes.max()), most, numeric, changes)
         if window.words is not None and window.unseen is not None and (words := int(window.words.sum())):
             share, most = int(window.unseen.sum()) / words, int(window.words.max())
             if self._heard("unseen_category", most):
@@ -893,6 +941,8 @@ class PredictionState(ModelState):
             "learned_classes": dict(self.learned_classes),
             "reference": None if self.reference is None else self.reference.snapshot(),
             "vocabulary": None if self.vocabulary is None else self.vocabulary.snapshot(),
+            "moments": None if self.moments is None else self.moments.snapshot(),
+            "day": list(self.day),
             "lately": self.lately.snapshot(),
             "arrived": [[index, *found] for index, found in sorted(self.arrived.items())],
             "usual": [[signal, windows, parts.copy()] for signal, (windows, parts) in sorted(self.usual.items())],
@@ -921,6 +971,8 @@ class PredictionState(ModelState):
         self.learned_classes = dict(own["learned_classes"])
         self.reference = None if own["reference"] is None else Reference.restored(own["reference"])
         self.vocabulary = None if own["vocabulary"] is None else Vocabulary.restored(own["vocabulary"])
+        self.moments = None if own.get("moments") is None else Moments.restored(own["moments"])
+        self.day = tuple(own.get("day", self.day))
         self.lately.restore(own["lately"])
         self.arrived = {index: [n, older] for index, n, older in own["arrived"]}
         self.usual = {signal: (windows, parts) for signal, windows, parts in own["usual"]}
@@ -986,19 +1038,22 @@ class LabelState(ModelState):
     def __init__(self, book: RuleBook, name: str, topic: str, partition: int) -> None:
         super().__init__(book, name, topic, partition)
         self.classes = Classes(book.config.defaults.max_classes)
+        self.evaluations: list[str] = []
 
     def _columns(self, what: EventRows, progress: I64, offsets: I64, placed: Placed) -> list[Alert]:  # noqa: ARG002
         events = what.events
-        for event in events:
-            if event.label is not None:
-                self.classes.note(str(event.label))
+        # In the order of the log, not of windows: where names run out, the cut must not choose.
+        classes = [None if (name := _class_of(e)) is None else self.classes.note(name) for e in events]
+        known = self.evaluations
+        judged = [None if (name := e.evaluation) is None else _bounded(name, known, MAX_METRICS) for e in events]
         for window, rows in self._by_window(placed, offsets):
-            if not window.classes:
-                window.classes = {}
-            for event in events if isinstance(rows, slice) else [events[i] for i in rows]:
-                if event.label is not None:
-                    name = self.classes.note(str(event.label))
+            for i in range(len(events)) if isinstance(rows, slice) else rows.tolist():
+                if (name := classes[i]) is not None:
                     window.classes[name] = window.classes.get(name, 0) + 1
+                if (judge := judged[i]) is not None and events[i].evaluation_score is not None:
+                    score = window.scores.setdefault(judge, [0.0, 0.0])
+                    score[0] += 1.0
+                    score[1] += max(-kernels.LARGEST, min(events[i].evaluation_score, kernels.LARGEST))
         return []
 
     def _aggregates(self, window: Accumulator, whole: bool) -> Iterator[Aggregate]:
@@ -1006,12 +1061,25 @@ class LabelState(ModelState):
             yield Aggregate("throughput", window.count / (self.windows.size_us / 1e6), window.count)
         for label, share, labelled in self.classes.shares(window):
             yield Aggregate(f"label_share:{label}", share, labelled)
+        for name, (n, total) in window.scores.items():
+            if name != _OTHER:
+                yield Aggregate(f"evaluation:{name}", total / n, int(n))
 
     def _own_state(self) -> dict[str, Any]:
-        return {"classes": self.classes.snapshot()}
+        return {"classes": self.classes.snapshot(), "evaluations": list(self.evaluations)}
 
     def _restore_own(self, own: dict[str, Any]) -> None:
         self.classes.restore(own["classes"])
+        self.evaluations = list(own.get("evaluations", ()))
+
+
+def _class_of(event: Any) -> str | None:
+    """Return the class a label is counted under: its own, or that which an evaluation gave."""
+    if event.label is not None:
+        return str(event.label)
+    if event.evaluation is not None and event.evaluation_label is not None:
+        return f"{event.evaluation}={event.evaluation_label}"
+    return None
 
 
 def _bounded(name: str, known: list[str], limit: int) -> str:

@@ -189,6 +189,56 @@ class Reference:
         return self
 
 
+class Moments:
+    """What correlations of d numeric columns with the answer come from: sums over what was learned."""
+
+    def __init__(self, columns: int) -> None:
+        self.shift: F64 | None = None  # (d + 1,): each column's first value, the answer's last
+        self.sums: F64 = np.zeros((6, columns))
+
+    def add(self, values: F64, answers: F64, own: Bools, sums: F64) -> None:
+        """Add (n, d) values with (n,) answers of the rows that are `own` to sums (6, d), of here or of a window."""
+        if self.shift is None:
+            rows = np.nonzero(own & ~np.isnan(answers))[0]
+            if not len(rows):
+                return
+            first = np.append(values[rows[0]], answers[rows[0]])
+            self.shift = np.clip(np.nan_to_num(first), -kernels.ROOT, kernels.ROOT)
+        values = np.ascontiguousarray(values)
+        kernels.tally_moments(values, answers, own, self.shift[:-1], float(self.shift[-1]), sums)
+
+    def changes(self, sums: F64) -> F64:
+        """Return (d,) changes of correlation between what was learned and a window, less what chance brings.
+
+        The error of a correlation r of n values is about (1 - r^2) / sqrt(n); the largest of d such, as it is in
+        half of all windows, is taken off.
+        """
+        was, now = _correlations(self.sums), _correlations(sums)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            error = (1.0 - was**2) * np.sqrt(1.0 / self.sums[0] + 1.0 / sums[0])
+            found = np.abs(now - was) - NormalDist().inv_cdf(0.5 + 0.5 * 0.5 ** (1.0 / len(was))) * error
+        return np.where(np.isfinite(found), np.maximum(found, 0.0), 0.0)
+
+    def snapshot(self) -> list[Any]:
+        """Return the state as a list."""
+        return [None if self.shift is None else self.shift.copy(), self.sums.copy()]
+
+    @classmethod
+    def restored(cls, state: list[Any]) -> Moments:
+        """Build from what `snapshot` gave."""
+        self = cls(state[1].shape[1])
+        self.shift, self.sums = state
+        return self
+
+
+def _correlations(sums: F64) -> F64:
+    """Return (d,) correlations from (6, d) sums, 0 where either side does not vary."""
+    n, x, xx, y, yy, xy = sums
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        found = (xy - x * y / n) / np.sqrt((xx - x * x / n) * (yy - y * y / n))
+    return np.clip(np.where(np.isfinite(found), found, 0.0), -1.0, 1.0)
+
+
 def _laid(sample: F64) -> tuple[F64, float]:
     """Return edges between bins of about equal numbers, padded with inf, and the commonest value's share."""
     edges = np.full(BINS - 1, np.inf)

@@ -113,7 +113,11 @@ def _telemetry_needs(root: dict[str, Any]) -> None:
 
 
 def _label_needs(root: dict[str, Any]) -> None:
-    root["allOf"] = [_NAMES_MODEL, {"anyOf": [_given("label"), _given("value")]}]
+    truth = {"anyOf": [_given("label"), _given("value")]}
+    judged = {"anyOf": [_given("gen_ai.evaluation.score.value"), _given("gen_ai.evaluation.score.label")]}
+    named = {"allOf": [_given("prediction_id"), {"properties": {"prediction_id": {"minLength": 1}}}]}
+    by = _given("gen_ai.evaluation.name")
+    root["allOf"] = [_NAMES_MODEL, {"anyOf": [{"allOf": [named, truth]}, {"allOf": [by, judged]}]}]
 
 
 def _alert_needs(root: dict[str, Any]) -> None:

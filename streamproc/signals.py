@@ -75,6 +75,15 @@ _USAGE: tuple[tuple[str, str, Literal["up", "both"], float, bool], ...] = (
     ("cost_per_hour", "cost of a window's requests an hour, in the producer's currency", "up", 0.5, False),
 )
 
+_CALLS: tuple[tuple[str, str, Literal["up", "down"], str, float, float, Literal["model", "data", "infra"]], ...] = (
+    ("refusal_rate", "share of a language model's answers withheld, in a window", "up", "1", 0.02, 0.0, "model"),
+    ("empty_rate", "share of a language model's answers without a token, in a window", "up", "1", 0.02, 0.0, "model"),
+    ("truncated_rate", "share of a language model's answers cut off at their length", "up", "1", 0.02, 0.0, "model"),
+    ("tool_failure_rate", "share of calls of tools that failed, in a window", "up", "1", 0.02, 0.0, "infra"),
+    ("retrieval_score", "mean score of the best document retrieved, in a window", "down", "1", 0.0, 0.1, "data"),
+    ("time_to_first_token", "95th percentile of the time to the first token", "up", "s", 0.0, 0.2, "infra"),
+)
+
 SIGNALS: dict[str, SignalSpec] = {
     s.name: s
     for s in (
@@ -257,6 +266,32 @@ SIGNALS: dict[str, SignalSpec] = {
             )
             for name, summary, direction, effect, sampled in _USAGE
         ),
+        *(
+            SignalSpec(
+                name=name,
+                summary=summary,
+                sources=("predictions",),
+                shape="window",
+                unit=unit,
+                params=_SHORT,
+                direction=way,
+                min_effect=least,
+                relative_effect=relative,
+                breaches=_TWICE,
+                category=category,
+            )
+            for name, summary, way, unit, least, relative, category in _CALLS
+        ),
+        SignalSpec(
+            name="cost_per_day",
+            summary="cost since midnight UTC, in the producer's currency; give it an `upper_limit`",
+            sources=("predictions",),
+            shape="window",
+            direction="up",
+            category="traffic",
+            sampled=False,
+            on=False,
+        ),
         SignalSpec(
             name="throughput",
             summary="events a second in a window",
@@ -331,6 +366,29 @@ SIGNALS: dict[str, SignalSpec] = {
             category="data",
         ),
         SignalSpec(
+            name="feature_age",
+            summary="mean age of the features in a window, by their `feature_time`",
+            sources=("predictions",),
+            shape="window",
+            unit="s",
+            params=_SHORT,
+            direction="up",
+            relative_effect=0.5,
+            breaches=_TWICE,
+            category="data",
+        ),
+        SignalSpec(
+            name="prediction_correlation",
+            summary="largest change of a numeric feature's correlation with the predicted value, beyond chance",
+            sources=("predictions",),
+            shape="window",
+            params=_SHORT,
+            direction="up",
+            min_effect=0.2,
+            breaches=_TWICE,
+            category="model",
+        ),
+        SignalSpec(
             name="feature_outlier",
             summary="feature vectors unlike those seen before",
             sources=("predictions",),
@@ -369,6 +427,18 @@ SIGNALS: dict[str, SignalSpec] = {
             sources=("labels",),
             shape="window",
             min_effect=0.05,
+            breaches=_TWICE,
+            category="model",
+            family=True,
+        ),
+        SignalSpec(
+            name="evaluation",
+            summary="mean score that judges or people gave in a window, by the evaluation's name",
+            sources=("labels",),
+            shape="window",
+            params=_SHORT,
+            direction="down",
+            relative_effect=0.05,
             breaches=_TWICE,
             category="model",
             family=True,

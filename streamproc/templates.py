@@ -87,6 +87,9 @@ _TARGETS: dict[Path, int] = {
     ("traceparent",): kernels.TEXT_OR_NULL,
 }
 
+#: Fields that few events have, and no column is walked for.
+_UNSUITED = frozenset({"feature_time", "llm"})
+
 _decode_label = msgspec.json.Decoder(str | int | bool | None).decode
 
 
@@ -206,6 +209,8 @@ class _Scan:
         """Return what a scalar means, None where it must stay as it is."""
         if path in _LITERAL or path in {("features",), ("segment",), ("usage",), ("prediction", "scores")}:
             return None, 0
+        if path[0] in _UNSUITED:
+            raise Unsuited("more than the columns have")
         if path[:2] == ("prediction", "scores"):
             if isinstance(path[2], str):
                 self.flags |= kernels.SCORED

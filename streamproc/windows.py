@@ -38,6 +38,32 @@ def latency_buckets(seconds: F64) -> npt.NDArray[np.int32]:
     return np.nan_to_num(np.minimum(ratio, BUCKETS - 1), copy=False, nan=-1.0).astype(np.int32)
 
 
+def quantile(counts: I64, q: float) -> float:
+    """Return the q-quantile in seconds of times counted in (BUCKETS,), nan where there are none."""
+    total = int(counts.sum())
+    if total == 0:
+        return float("nan")
+    bucket = int(np.searchsorted(np.cumsum(counts), max(1, int(np.ceil(q * total)))))
+    return float(FLOOR_S * GAMMA ** (bucket + 0.5))
+
+
+def _sparse(counts: I64 | None) -> list[Any] | None:
+    """Return counts without the many buckets that are empty."""
+    if counts is None:
+        return None
+    at = np.nonzero(counts)[0]
+    return [at.astype(np.int16), counts[at]]
+
+
+def _dense(state: list[Any] | None) -> I64 | None:
+    """Return what `_sparse` was given."""
+    if state is None:
+        return None
+    counts = np.zeros(BUCKETS, np.int64)
+    counts[state[0]] = state[1]
+    return counts
+
+
 class Accumulator(Struct):
     """What one open window has seen. Arrays are allocated when first needed."""
 
@@ -66,6 +92,13 @@ class Accumulator(Struct):
     words: I64 | None = None  # categorical values, column by column, and those never learned
     unseen: I64 | None = None
     judged: bool = False  # has a class that came after classes were learned
+    calls_n: I64 | None = None  # of language models: how many tell each of `genai.FACTS` but the last
+    calls: F64 | None = None  # sums over those
+    first_tokens: I64 | None = None  # times to the first token, in buckets as latency
+    ages_n: I64 | None = None
+    ages: F64 | None = None
+    moments: F64 | None = None  # as `reference.Moments` has them
+    scores: dict[str, list[float]] = {}  # of evaluations, by name: how many and their sum
 
     def tally(
         self,
@@ -101,6 +134,22 @@ class Accumulator(Struct):
             self.usage_n, self.usage = np.zeros(3, np.int64), np.zeros(3)
         kernels.add_columns(index, late, self.index, usage, self.usage_n, self.usage)
 
+    def add_calls(self, index: I64, late: npt.NDArray[np.bool_], facts: F64) -> None:
+        """Add what calls of language models came to, (n, k) with nan for none and a time in s last, likewise."""
+        if self.calls_n is None or self.calls is None:
+            self.calls_n, self.calls = np.zeros(facts.shape[1] - 1, np.int64), np.zeros(facts.shape[1] - 1)
+        kernels.add_columns(index, late, self.index, np.ascontiguousarray(facts[:, :-1]), self.calls_n, self.calls)
+        times = facts[(index == self.index) & ~late, -1]
+        if len(times := times[~np.isnan(times)]):
+            counts = np.bincount(latency_buckets(times), minlength=BUCKETS)
+            self.first_tokens = counts if self.first_tokens is None else self.first_tokens + counts
+
+    def add_ages(self, index: I64, late: npt.NDArray[np.bool_], ages: F64) -> None:
+        """Add how old features were, (n,) in seconds with nan for none, likewise."""
+        if self.ages_n is None or self.ages is None:
+            self.ages_n, self.ages = np.zeros(1, np.int64), np.zeros(1)
+        kernels.add_columns(index, late, self.index, ages[:, None], self.ages_n, self.ages)
+
     def add_values(self, values: F64) -> None:
         """Add numbers to the mean: what `tally` does, for a whole array and without a compiled loop."""
         values = np.clip(values, -kernels.LARGEST, kernels.LARGEST)
@@ -115,13 +164,7 @@ class Accumulator(Struct):
 
     def latency_quantile(self, q: float) -> float:
         """Return the q-quantile of latency in seconds, nan where none was counted."""
-        if self.latency is None:
-            return float("nan")
-        total = int(self.latency.sum())
-        if total == 0:
-            return float("nan")
-        bucket = int(np.searchsorted(np.cumsum(self.latency), max(1, int(np.ceil(q * total)))))
-        return float(FLOOR_S * GAMMA ** (bucket + 0.5))
+        return float("nan") if self.latency is None else quantile(self.latency, q)
 
     def latency_n(self) -> int:
         """Return how many latencies were counted."""
@@ -129,10 +172,6 @@ class Accumulator(Struct):
 
     def snapshot(self) -> dict[str, Any]:
         """Return the state as a tree; the many empty buckets are left out."""
-        buckets = None
-        if self.latency is not None:
-            at = np.nonzero(self.latency)[0]
-            buckets = [at.astype(np.int16), self.latency[at]]
         return {
             "scalars": [
                 self.index,
@@ -153,7 +192,12 @@ class Accumulator(Struct):
             "features": None if self.features is None else self.features.snapshot(),
             "words": self.words,
             "unseen": self.unseen,
-            "latency": buckets,
+            "latency": _sparse(self.latency),
+            "calls": _counted(self.calls_n, self.calls),
+            "first_tokens": _sparse(self.first_tokens),
+            "ages": _counted(self.ages_n, self.ages),
+            "moments": None if self.moments is None else self.moments.copy(),
+            "scores": {name: list(found) for name, found in self.scores.items()},
             "classes": dict(self.classes),
             "missing": self.missing,
             "invalid": self.invalid,
@@ -163,10 +207,15 @@ class Accumulator(Struct):
     def restored(cls, state: dict[str, Any]) -> Accumulator:
         """Build from what `snapshot` gave."""
         self = cls(*state["scalars"])
-        if state["latency"] is not None:
-            at, counts = state["latency"]
-            self.latency = np.zeros(BUCKETS, np.int64)
-            self.latency[at] = counts
+        self.latency = _dense(state["latency"])
+        # States of before have none of these.
+        self.first_tokens = _dense(state.get("first_tokens"))
+        if state.get("calls") is not None:
+            self.calls_n, self.calls = np.array(state["calls"][0], np.int64), np.array(state["calls"][1])
+        if state.get("ages") is not None:
+            self.ages_n, self.ages = np.array(state["ages"][0], np.int64), np.array(state["ages"][1])
+        self.moments = state.get("moments")
+        self.scores = {name: list(found) for name, found in state.get("scores", {}).items()}
         self.classes = dict(state["classes"])
         self.missing, self.invalid = state["missing"], state["invalid"]
         self.identified, self.repeated, self.judged = state["more"]

@@ -133,6 +133,10 @@ def long_answers(event: dict[str, Any], i: int, rng: np.random.Generator) -> Non
     event["usage"] = {"input_tokens": 500, "output_tokens": 400, "cost": 0.004}
 
 
+def other_logic(event: dict[str, Any], i: int, rng: np.random.Generator) -> None:
+    event["prediction"]["value"] = 10 + 0.2 * (event["features"]["age"] - 40)
+
+
 LATENCIES = {"latency_p50", "latency_p95", "latency_p99"}
 
 #: The fault, the signals that must fire, and those that may.
@@ -147,6 +151,7 @@ FAULTS: dict[Fault, tuple[set[str], set[str]]] = {
     new_class: ({"new_class"}, {"class_share:unheard-of"}),
     confidence_drop: ({"confidence", "prediction_entropy"}, set()),
     shifted_answers: ({"prediction_psi", "prediction_value"}, set()),
+    other_logic: ({"prediction_correlation"}, set()),
     duplicate_feed: ({"duplicates"}, set()),
     out_of_order_feed: ({"out_of_order"}, {"throughput"}),
     latency_step: (LATENCIES, set()),
@@ -162,6 +167,7 @@ CARRIED = {
     unseen_category: "country",
     stuck: "age",
     drifted: "age",
+    other_logic: "age",
 }
 
 CONFIG = "defaults: {window: 10s, lateness: 5s, resolve_after: 1m}\n"
