@@ -16,6 +16,7 @@ from streamproc import __version__
 from streamproc.errors import ConfigError, ReplayGateFailed, StreamprocError, UsageError
 
 if TYPE_CHECKING:
+    from streamproc.baseline import Table
     from streamproc.config import Config
     from streamproc.replay import Report
     from streamproc.rules import Rule, RuleBook
@@ -53,6 +54,13 @@ def _load(path: str | None, env: dict[str, str] | None = None) -> Config:
     if path is None:
         return rules.parse(DEFAULT_CONFIG, name="<built-in config>", env=env)
     return rules.load(path, env=env)
+
+
+def _tables(config: Config, path: str | None) -> dict[str, Table]:
+    """Return the rows that a config's references name; paths are beside its file."""
+    from streamproc import tables
+
+    return tables.read(config, beside=Path(path).parent if path is not None else Path())
 
 
 def _as_it_is(config: Config) -> Config:
@@ -183,7 +191,7 @@ def check(config_path: str | None, models: tuple[str, ...]) -> None:
     from streamproc.rules import RuleBook
 
     config = _load(config_path)
-    book = RuleBook(config)
+    book = RuleBook(config, _tables(config, config_path))
     unwatched = [m for m in models if not config.discovers(m)]
     # A block's own pattern stands for the models it matches.
     for name in models or list(dict.fromkeys(["*", *(b.match.model for b in config.models)])):
@@ -360,7 +368,7 @@ def replay(
                 f"--expect-alert: there is no signal `{name}`; known: {', '.join(signals.names())}"
             )
     warm_up(config)
-    run = Replay(RuleBook(config), kind=kind)
+    run = Replay(RuleBook(config, _tables(config, config_path)), kind=kind)
     started = time.monotonic()
     with _reading(source) as lines, _writing(output) as out:
         for alert in run.run(_counted(lines, started)):

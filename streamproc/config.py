@@ -224,6 +224,23 @@ class Defaults(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     signals: dict[str, SignalRule] | Literal["auto"] = "auto"
 
 
+class ReferenceRule(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What answers and features are measured against; one of file, mlflow, first and trailing."""
+
+    file: str | None = None  # .csv or .parquet, beside the config
+    mlflow: str | None = None  # a model's directory, or models:/name/version: its input example
+    first: Annotated[int, Meta(ge=100, le=10_000_000)] | None = None  # events
+    trailing: Duration | None = None
+    prediction: str | None = None  # column of a file
+    label: str | None = None  # column of a file
+    features: list[str] | None = None  # columns of a file; all others where not said
+
+    def table(self) -> str | None:
+        """Return what names the rows to be read, None where there are none to read."""
+        source = self.file or self.mlflow
+        return None if source is None else "\0".join(map(str, (source, self.prediction, self.label, self.features)))
+
+
 class Match(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Which models a block is for; names are globs."""
 
@@ -244,6 +261,7 @@ class ModelBlock(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     segments: list[Annotated[str, Meta(min_length=1, max_length=128)]] | None = None
     max_segments: Annotated[int, Meta(ge=1, le=1000)] | None = None
     segment_signals: list[str] | None = None
+    reference: ReferenceRule | None = None
     signals: dict[str, SignalRule] = field(default_factory=dict)
 
 

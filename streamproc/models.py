@@ -16,13 +16,14 @@ import numpy.typing as npt
 from msgspec import Struct
 
 from detectors.protocol import F64, I64
-from streamproc import genai, kernels
+from streamproc import genai, kernels, reference
+from streamproc.baseline import Baseline, Wanted
 from streamproc.budget import Fleet
 from streamproc.columns import Features, PredictionColumns, Versions
 from streamproc.events import Alert, Share
 from streamproc.exchanges import Exchanges, Joined
 from streamproc.kernels import I32
-from streamproc.reference import Bins, Lately, Moments, Period, Reference, Vocabulary, jsd, psi
+from streamproc.reference import Bins, Lately, jsd, psi
 from streamproc.rules import ModelRules, RuleBook
 from streamproc.segments import VERSION, HeavyHitters, History
 from streamproc.signals import FeatureSchema, Kind, Matrix
@@ -30,7 +31,7 @@ from streamproc.watch import SilenceWatch, Subject, Watch
 from streamproc.windows import Accumulator, Windows, quantile
 
 #: Format of a model's state; older ones are refused by name rather than misread.
-STATE_VERSION = 3
+STATE_VERSION = 4
 
 #: Metrics, and classes or labels, watched per model beyond which newcomers share one name.
 _OTHER = "(other)"
@@ -83,6 +84,7 @@ class Aggregate(Struct, gc=False):
     n: int
     names: tuple[str, ...] = ()
     parts: F64 | None = None
+    measured: bool = False  # against the baseline
 
     def carried(self) -> list[Share]:
         """Return the features that carry the value, the first ones first."""
@@ -285,8 +287,13 @@ class ModelState:
                     n=n,
                     last_offset=window.offset_last,
                     carried=None if aggregate.parts is None else aggregate.carried,
+                    against=self._against if aggregate.measured else None,
                 )
         return alerts
+
+    def _against(self) -> str:
+        """Return in words what aggregates are measured against."""
+        return ""
 
     def _observe_events(
         self,
@@ -441,19 +448,27 @@ class PredictionState(ModelState):
         self.exchanges = Exchanges(timeout_us=serving.response_timeout.us, limit=serving.max_outstanding)
         self.errors = Classes(MAX_ERRORS)
         self.counted = 0  # windows closed, up to a bound
-        self.answers = Reference(1)
-        self.answers_period = Period()
-        self.learned_classes: dict[str, int] = {}  # how often each came while learning
-        self.classes_period = Period()
-        self.reference: Reference | None = None  # of numeric features, once they are known
-        self.vocabulary: Vocabulary | None = None  # of categorical ones
-        self.moments: Moments | None = None
-        self.features_period = Period()
+        self.baseline = self._first_baseline()
+        self.coming: Baseline | None = None  # what the next is learned from, where it is renewed
+        self.renewed_us = 0  # when it next is
         self.day = (0, 0.0)  # since the epoch, and what it has cost so far
         self.lately = Lately()
         self.arrived: dict[int, list[int]] = {}  # by window of the progress: events, and those out of order
         self.usual: dict[str, tuple[int, F64]] = {}  # by signal: windows, and each feature's mean part
         self._bind()
+
+    def _against(self) -> str:
+        return self.baseline.describe()
+
+    def _first_baseline(self) -> Baseline:
+        rule = self.rules.reference
+        if rule is not None and (told := self.book.told(rule, max_features=self.features.max_features)) is not None:
+            schema, state = told
+            self.features.restore(schema)
+            for label in state["classes"]:
+                self.classes.note(label)
+            return Baseline.restored(state)
+        return Baseline(events=None if rule is None else rule.first)
 
     def _joined(self, group: Group) -> Group:
         if group.what.halves is None and not self.exchanges:
@@ -468,6 +483,10 @@ class PredictionState(ModelState):
     def _observe(self, group: Group) -> list[Alert]:
         if not len(group):
             return []
+        end = self._renewed_before(group.times)
+        if end < len(group):  # as if the batch had been cut there
+            alerts = self._observe(group.at(slice(end))) + self._close()
+            return alerts + self._observe(group.at(slice(end, None)))
         if not self.segment:
             self.history.note(group.what.versions, group.what.versions.codes, group.times)
         alerts = super()._observe(group)
@@ -578,6 +597,7 @@ class PredictionState(ModelState):
         self._wants_order = bool(of("out_of_order"))
         self._wants_reference = bool(of("feature_range") or of("constant_features") or of("feature_drift"))
         self._wants_words = bool(of("unseen_category"))
+        self._wanted = Wanted(self._wants_reference, self._wants_words, self._wants_moments)
         self._wants_features = (
             self._wants_outliers
             or self._wants_reference
@@ -662,13 +682,50 @@ class PredictionState(ModelState):
             alerts += self._take_features(what.features, values, progress, offsets, placed, versions)
         return alerts
 
+    def _renewed_before(self, times: I64) -> int:
+        """Renew the baseline where it is time to; return the row at which it next will be, or how many there are."""
+        trailing_us = 0 if self.rules.reference is None else self.rules.reference.trailing_us
+        if not trailing_us or self.segment:
+            self.coming = None
+            return len(times)
+        latest = self.windows.max_event_us
+        progress = np.maximum.accumulate(times if latest is None else np.maximum(times, latest))
+        now_us = int(progress[0])
+        if self.coming is not None and now_us >= self.renewed_us:
+            self.renewed_us = now_us + trailing_us
+            if self.coming.events >= reference.LEARN_EVENTS:  # else too few to go by: it goes on learning
+                self._renew()
+        if self.coming is None:
+            self.coming = Baseline(endless=True)
+            self.renewed_us = now_us + trailing_us
+        return int(np.searchsorted(progress, self.renewed_us))
+
+    def _renew(self) -> None:
+        """Measure by what was learned of late from now on; what open windows have was measured by the old."""
+        if self.coming is None:
+            return
+        self.baseline, self.coming = self.coming, None
+        for period in (self.baseline.answers_period, self.baseline.classes_period, self.baseline.features_period):
+            period.end()
+        self.baseline.settle()
+        for window in self.windows.open.values():
+            window.answers = window.features = window.words = window.unseen = window.moments = None
+
     def _judged(self, labels: I32, names: list[str], progress: I64) -> npt.NDArray[np.bool_]:
         """Learn classes while it is time to; return which events have one that comes after that."""
         labelled = labels >= 0
-        if not self.classes_period.over and labelled.any():
-            rows = np.nonzero(labelled)[0]
-            taken = rows[: self.classes_period.take(progress[rows], self.windows.size_us)]
-            self._add_classes(self.learned_classes, labels[taken], names)
+        if not labelled.any():
+            return labelled
+        rows = np.nonzero(labelled)[0]
+        if self.coming is not None:
+            self.coming.classes_period.take(progress[rows], self.windows.size_us)
+            self.coming.saw(int(progress[0]), int(progress[-1]))
+            self._add_classes(self.coming.classes, labels[rows], names)
+        if not self.baseline.classes_period.over:
+            taken = rows[: self.baseline.classes_period.take(progress[rows], self.windows.size_us)]
+            if len(taken):
+                self.baseline.saw(int(progress[taken[0]]), int(progress[taken[-1]]))
+            self._add_classes(self.baseline.classes, labels[taken], names)
             labelled[taken] = False
         return labelled
 
@@ -683,22 +740,29 @@ class PredictionState(ModelState):
 
     def _count_answers(self, values: F64, progress: I64, placed: Placed) -> None:
         given = ~np.isnan(values)
-        if not self.answers_period.over:
-            rows = np.nonzero(given)[0]
-            if not len(rows):
-                return
-            taken = self.answers_period.take(progress[rows], self.windows.size_us)
-            self.answers.learn(values[rows[:taken], None])
+        if not given.any():
+            return
+        rows = np.nonzero(given)[0]
+        if self.coming is not None:
+            self.coming.answers_period.take(progress[rows], self.windows.size_us)
+            self.coming.saw(int(progress[0]), int(progress[-1]))
+            self.coming.answers.learn(values[rows, None])
+        baseline = self.baseline
+        if not baseline.answers_period.over:
+            taken = baseline.answers_period.take(progress[rows], self.windows.size_us)
+            baseline.answers.learn(values[rows[:taken], None])
             given[rows[:taken]] = False
+            if taken:
+                baseline.saw(int(progress[rows[0]]), int(progress[rows[taken - 1]]))
             if taken < len(rows):
-                self.answers.settle()
+                baseline.answers.settle()
         if not given.any():
             return
         for index, own in _windows_of(placed, given):
             window = self.windows.open[index]
             if window.answers is None:
                 window.answers = Bins.empty(1)
-            self.answers.count(window.answers, values[:, None], own)
+            baseline.answers.count(window.answers, values[:, None], own)
 
     def _take_features(
         self, features: Features, answers: F64, progress: I64, offsets: I64, placed: Placed, versions: Versions
@@ -740,36 +804,24 @@ class PredictionState(ModelState):
 
     def _learn_features(self, matrix: Matrix, answers: F64, progress: I64) -> npt.NDArray[np.bool_] | None:
         """Learn what features are like; return which rows come after that, None where none does."""
-        if self._wants_reference and self.reference is None and self.features.numeric:
-            self.reference = Reference(len(self.features.numeric))
-            self.features_period = Period()
-        if self._wants_words and self.vocabulary is None and self.features.categorical:
-            self.vocabulary = Vocabulary(len(self.features.categorical))
-            self.features_period = Period()
-        if self._wants_moments and self.moments is None and self.features.numeric:
-            self.moments = Moments(len(self.features.numeric))
-            self.features_period = Period()
-        if self.features_period.over:
-            return matrix.given
-        if self.reference is None and self.vocabulary is None and self.moments is None:
-            return None
         rows = np.nonzero(matrix.given)[0]
+        if self.coming is not None and len(rows):
+            self.coming.features_period.take(progress[rows], self.windows.size_us)
+            self.coming.saw(int(progress[0]), int(progress[-1]))
+            self.coming.learn_features(matrix, answers, rows, self._wanted)
+        baseline = self.baseline
+        if baseline.features_period.over:
+            return matrix.given
         if not len(rows):
             return None
-        taken = rows[: self.features_period.take(progress[rows], self.windows.size_us)]
-        over = len(taken) < len(rows)
-        if len(taken) and self.reference is not None:
-            self.reference.learn(matrix.values[taken])
-        if len(taken) and self.vocabulary is not None:
-            self.vocabulary.learn(matrix.words[taken])
-        if len(taken) and self.moments is not None:
-            own = np.zeros(len(matrix.given), np.bool_)
-            own[taken] = True
-            self.moments.add(matrix.values, answers, own, self.moments.sums)
-        if not over:
+        taken = rows[: baseline.features_period.take(progress[rows], self.windows.size_us)]
+        baseline.learn_features(matrix, answers, taken, self._wanted)
+        if len(taken):
+            baseline.saw(int(progress[taken[0]]), int(progress[taken[-1]]))
+        if len(taken) == len(rows):
             return None
-        if self.reference is not None:
-            self.reference.settle()
+        if baseline.numbers is not None:
+            baseline.numbers.settle()
         known = matrix.given.copy()
         known[taken] = False
         return known
@@ -777,18 +829,19 @@ class PredictionState(ModelState):
     def _count_features(
         self, window: Accumulator, matrix: Matrix, answers: F64, own: npt.NDArray[np.bool_]
     ) -> None:
-        if self.moments is not None and self._wants_moments:
+        baseline = self.baseline
+        if baseline.moments is not None and self._wants_moments:
             if window.moments is None:
-                window.moments = np.zeros_like(self.moments.sums)
-            self.moments.add(matrix.values, answers, own, window.moments)
-        if self.reference is not None and self._wants_reference:
+                window.moments = np.zeros_like(baseline.moments.sums)
+            baseline.moments.add(matrix.values, answers, own, window.moments)
+        if baseline.numbers is not None and self._wants_reference:
             if window.features is None:
-                window.features = Bins.empty(self.reference.columns)
-            self.reference.count(window.features, matrix.values, own)
-        if self.vocabulary is not None and self._wants_words:
+                window.features = Bins.empty(baseline.numbers.columns)
+            baseline.numbers.count(window.features, matrix.values, own)
+        if baseline.words is not None and self._wants_words:
             if window.words is None or window.unseen is None:
-                window.words, window.unseen = np.zeros((2, len(self.vocabulary.known)), np.int64)
-            self.vocabulary.count(matrix.words, own, window.words, window.unseen)
+                window.words, window.unseen = np.zeros((2, len(baseline.words.known)), np.int64)
+            baseline.words.count(matrix.words, own, window.words, window.unseen)
 
     def _count_classes(self, window: Accumulator, labels: I32, names: list[str]) -> None:
         if not window.classes:
@@ -864,24 +917,24 @@ class PredictionState(ModelState):
         labelled = sum(window.classes.values())
         for label, share, _ in self.classes.shares(window):
             yield Aggregate(f"class_share:{label}", share, labelled)
-        reference = counts = None
+        known = counts = None
         if window.judged and self._wants_classes:
-            learned = self.learned_classes
+            learned = self.baseline.classes
             unknown = sum(count for name, count in window.classes.items() if name not in learned)
-            yield Aggregate("new_class", unknown / labelled, labelled)
+            yield Aggregate("new_class", unknown / labelled, labelled, measured=True)
             names = [*learned, *sorted(set(window.classes) - set(learned))]
-            reference = np.array([[learned.get(name, 0) for name in names]])
+            known = np.array([[learned.get(name, 0) for name in names]])
             counts = np.array([[window.classes.get(name, 0) for name in names]])
         for signal, differ in (("prediction_psi", psi), ("prediction_jsd", jsd)):
             if not self._heard(signal, max(labelled, window.value_n)):
                 continue
             found = []
             if window.answers is not None and (numbers := int(window.answers.counts.sum())):
-                found.append((float(differ(self.answers.seen.counts, window.answers.counts)[0]), numbers))
-            if reference is not None and counts is not None:
-                found.append((float(differ(reference, counts)[0]), labelled))
+                found.append((float(differ(self.baseline.answers.seen.counts, window.answers.counts)[0]), numbers))
+            if known is not None and counts is not None:
+                found.append((float(differ(known, counts)[0]), labelled))
             if found:
-                yield Aggregate(signal, *max(found))
+                yield Aggregate(signal, *max(found), measured=True)
 
     def _features_of(self, window: Accumulator) -> Iterator[Aggregate]:
         numeric, categorical = self.features.numeric, self.features.categorical
@@ -891,24 +944,24 @@ class PredictionState(ModelState):
             for signal, counts in (("missing_features", window.missing), ("invalid_features", window.invalid)):
                 if self._heard(signal, rows):
                     yield self._of_features(signal, int(counts.sum()) / cells, rows, names, counts / cells)
-        if (bins := window.features) is not None and self.reference is not None:
+        if (bins := window.features) is not None and (numbers := self.baseline.numbers) is not None:
             had = bins.counts.sum(axis=1)
             most, total = int(had.max()), int(had.sum())
             if total and self._heard("feature_range", most):
                 share = int(bins.outside.sum()) / total
                 yield self._of_features("feature_range", share, most, numeric, bins.outside / total)
             if total and self._heard("constant_features", most):
-                constant = self.reference.constant(bins)
+                constant = numbers.constant(bins)
                 share = int(constant.sum()) / len(numeric)
                 yield self._of_features("constant_features", share, most, numeric, constant / len(numeric))
             if total and self._heard("feature_drift", most):
-                drift = self.reference.psi(bins)
+                drift = numbers.psi(bins)
                 yield self._of_features("feature_drift", float(drift.max()), most, numeric, drift)
         yield from _means(("feature_age",), window.ages_n, window.ages)
-        if window.moments is not None and self.moments is not None:
+        if window.moments is not None and (moments := self.baseline.moments) is not None:
             most = int(window.moments[0].max())
             if most and self._heard("prediction_correlation", most):
-                changes = self.moments.changes(window.moments)
+                changes = moments.changes(window.moments)
                 yield self._of_features("prediction_correlation", float(changes.max()), most, numeric, changes)
         if window.words is not None and window.unseen is not None and (words := int(window.words.sum())):
             share, most = int(window.unseen.sum()) / words, int(window.words.max())
@@ -925,7 +978,8 @@ class PredictionState(ModelState):
         windows = min(windows + 1, _USUAL_OF)
         self.usual[signal] = (windows, usual + (parts - usual) / windows)
         beyond = np.maximum(parts - usual, 0.0)
-        return Aggregate(signal, value, n, names, beyond if beyond.any() else parts)
+        measured = signal in _MEASURED
+        return Aggregate(signal, value, n, names, beyond if beyond.any() else parts, measured)
 
     def _own_state(self) -> dict[str, Any]:
         return {
@@ -936,12 +990,8 @@ class PredictionState(ModelState):
             "classes": self.classes.snapshot(),
             "exchanges": self.exchanges.snapshot(),
             "errors": [*self.errors.snapshot(), self.counted],
-            "periods": [p.snapshot() for p in (self.answers_period, self.classes_period, self.features_period)],
-            "answers": self.answers.snapshot(),
-            "learned_classes": dict(self.learned_classes),
-            "reference": None if self.reference is None else self.reference.snapshot(),
-            "vocabulary": None if self.vocabulary is None else self.vocabulary.snapshot(),
-            "moments": None if self.moments is None else self.moments.snapshot(),
+            "baseline": self.baseline.snapshot(),
+            "coming": None if self.coming is None else [self.renewed_us, self.coming.snapshot()],
             "day": list(self.day),
             "lately": self.lately.snapshot(),
             "arrived": [[index, *found] for index, found in sorted(self.arrived.items())],
@@ -949,33 +999,35 @@ class PredictionState(ModelState):
         }
 
     def _restore_own(self, own: dict[str, Any]) -> None:
-        if own.get("history") is not None:  # states of before have none, nor segments
+        if own["history"] is not None:
             self.history.restore(own["history"])
-        for dimension, limit, state in own.get("segments", ()):
+        for dimension, limit, state in own["segments"]:
             if dimension in self.rules.segments and limit == self.rules.max_segments:
                 self.common[dimension] = HeavyHitters(limit)
                 self.common[dimension].restore(state)
-        for segment, state in own.get("parts", ()):
+        for segment, state in own["parts"]:
             dimension, _, name = segment.partition("=")
             if dimension in self.common and name in self.common[dimension].watched:
                 self._add_part(segment).restore(state)
         self.features.restore(own["features"])
         self.classes.restore(own["classes"])
-        self.exchanges.restore(own.get("exchanges"))  # states of before have none
+        self.exchanges.restore(own["exchanges"])
         *errors, self.counted = own["errors"]
         self.errors.restore(errors)
-        periods = (self.answers_period, self.classes_period, self.features_period)
-        for period, state in zip(periods, own["periods"], strict=True):
-            period.restore(state)
-        self.answers = Reference.restored(own["answers"])
-        self.learned_classes = dict(own["learned_classes"])
-        self.reference = None if own["reference"] is None else Reference.restored(own["reference"])
-        self.vocabulary = None if own["vocabulary"] is None else Vocabulary.restored(own["vocabulary"])
-        self.moments = None if own.get("moments") is None else Moments.restored(own["moments"])
-        self.day = tuple(own.get("day", self.day))
+        self.baseline = Baseline.restored(own["baseline"])
+        if own["coming"] is not None:
+            self.renewed_us, coming = own["coming"]
+            self.coming = Baseline.restored(coming)
+        self.day = tuple(own["day"])
         self.lately.restore(own["lately"])
         self.arrived = {index: [n, older] for index, n, older in own["arrived"]}
         self.usual = {signal: (windows, parts) for signal, windows, parts in own["usual"]}
+
+
+#: Signals of features that are measured against the baseline.
+_MEASURED = frozenset(
+    {"feature_range", "constant_features", "feature_drift", "unseen_category", "prediction_correlation"}
+)
 
 
 def _means(signals: tuple[str, ...], counts: I64 | None, sums: F64 | None) -> Iterator[Aggregate]:
@@ -1070,7 +1122,7 @@ class LabelState(ModelState):
 
     def _restore_own(self, own: dict[str, Any]) -> None:
         self.classes.restore(own["classes"])
-        self.evaluations = list(own.get("evaluations", ()))
+        self.evaluations = list(own["evaluations"])
 
 
 def _class_of(event: Any) -> str | None:

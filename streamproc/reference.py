@@ -47,9 +47,14 @@ Bools = npt.NDArray[np.bool_]
 
 
 class Period:
-    """The first events of a kind: until there are enough of them, and enough time has passed."""
+    """The first events of a kind: until there are enough of them, and enough time has passed.
 
-    def __init__(self) -> None:
+    least: events, `LEARN_EVENTS` for None. endless: it is ended by others.
+    """
+
+    def __init__(self, least: int | None = None, *, endless: bool = False) -> None:
+        self.least = least
+        self.endless = endless
         self.began_us: int | None = None
         self.events = 0
         self.over = False
@@ -60,19 +65,32 @@ class Period:
             return 0
         if self.began_us is None:
             self.began_us = int(progress[0])
+        if self.endless:
+            self.events += len(progress)
+            return len(progress)
         late = int(np.searchsorted(progress, self.began_us + LEARN_WINDOWS * window_us))
-        taken = min(len(progress), max(LEARN_EVENTS - self.events, late))
+        least = LEARN_EVENTS if self.least is None else self.least
+        taken = min(len(progress), max(least - self.events, late))
         self.events += taken
         self.over = taken < len(progress)
         return taken
 
+    def told(self, rows: int) -> None:
+        """Count rows that were learned from beforehand; enough of them end it."""
+        self.events += rows
+        self.over = self.events >= LEARN_EVENTS
+
+    def end(self) -> None:
+        """Learn no more."""
+        self.endless, self.over = False, True
+
     def snapshot(self) -> list[Any]:
         """Return the state as a list."""
-        return [self.began_us, self.events, self.over]
+        return [self.least, self.endless, self.began_us, self.events, self.over]
 
     def restore(self, state: list[Any]) -> None:
         """Take up what `snapshot` gave."""
-        self.began_us, self.events, self.over = state
+        self.least, self.endless, self.began_us, self.events, self.over = state
 
 
 class Bins(Struct):

@@ -19,7 +19,8 @@ from detectors.protocol import Detector
 from streamproc import config as config_module
 from streamproc import signals
 from streamproc.alerts import Policy
-from streamproc.config import Config, ModelBlock, Report, Sensitivity, SignalRule
+from streamproc.baseline import Table, from_table
+from streamproc.config import Config, ModelBlock, ReferenceRule, Report, Sensitivity, SignalRule
 from streamproc.signals import Kind, SignalSpec
 
 #: What is watched of each segment where the config does not say.
@@ -60,6 +61,14 @@ class Rule(Struct, frozen=True, kw_only=True):
         return registry.create(self.detector, self.params, columns=columns, sensitivity=self.sensitivity, seed=seed)
 
 
+class Measure(Struct, frozen=True):
+    """Where a model's baseline comes from: a table that was read, its first events, or what it was of late."""
+
+    table: str | None = None
+    first: int | None = None
+    trailing_us: int = 0
+
+
 class ModelRules(Struct, frozen=True, kw_only=True):
     """Everything a config says of one model, for one kind of event."""
 
@@ -69,6 +78,7 @@ class ModelRules(Struct, frozen=True, kw_only=True):
     segments: tuple[str, ...] = ()  # dimensions
     max_segments: int = 0  # watched of each
     of_segment: ModelRules | None = None  # what holds for each of them
+    reference: Measure | None = None  # None: what the first events were
 
     def of(self, signal: str) -> list[Rule]:
         """Return the rules of a signal; a member of a family takes its own or the family's."""
@@ -89,16 +99,30 @@ def _renamed(rule: Rule, signal: str) -> Rule:
 
 
 class RuleBook:
-    """The rules of every model under one config, worked out once for each."""
+    """The rules of every model under one config, worked out once for each.
 
-    def __init__(self, config: Config) -> None:
+    tables: rows to learn baselines from, by what `ReferenceRule.table` names them.
+    """
+
+    def __init__(self, config: Config, tables: Mapping[str, Table] | None = None) -> None:
         self.config = config
+        self._tables = dict(tables or {})
+        self._told: dict[tuple[str, int], tuple[dict[str, Any], dict[str, Any]]] = {}
         self._known: dict[tuple[Kind, tuple[int, ...]], ModelRules] = {}
         self._matching: dict[str, tuple[int, ...]] = {}
 
     def discovers(self, model: str) -> bool:
         """Return whether the config wants this model watched."""
         return self.config.discovers(model)
+
+    def told(self, measure: Measure, *, max_features: int) -> tuple[dict[str, Any], dict[str, Any]] | None:
+        """Return what `baseline.from_table` makes of a measure's table, None where it has none."""
+        if measure.table is None or measure.table not in self._tables:
+            return None
+        key = (measure.table, max_features)
+        if key not in self._told:
+            self._told[key] = from_table(self._tables[measure.table], max_features=max_features)
+        return self._told[key]
 
     def for_model(self, kind: Kind, model: str) -> ModelRules:
         """Return the rules of a model; models matched by the same blocks share them."""
@@ -145,10 +169,16 @@ class RuleBook:
                 rules[name] += [self._rule(name, spec, merged, channel, {}, last) for channel in spec.channels]
             if _has_limits(merged):
                 rules[name].append(self._limits(name, spec, merged, last))
+        said: ReferenceRule | None = last("reference", None)
         found = ModelRules(
             window_us=last("window", defaults.window).us,
             lateness_us=last("lateness", defaults.lateness).us,
             rules=rules,
+            reference=(
+                None
+                if said is None
+                else Measure(said.table(), said.first, 0 if said.trailing is None else said.trailing.us)
+            ),
         )
         dimensions = tuple(dict.fromkeys(last("segments", ()))) if kind == "predictions" else ()
         if not dimensions:
@@ -292,6 +322,8 @@ def check(config: Config, report: Report) -> None:
         blocks.append(("defaults.signals", config.defaults.signals))
     for i, block in enumerate(config.models):
         _check_segments(f"models[{i}]", block, report)
+        if block.reference is not None:
+            _check_reference(f"models[{i}].reference", block.reference, report)
     for path, rules in blocks:
         for name, rule in rules.items():
             spec = signals.find(name)
@@ -301,6 +333,20 @@ def check(config: Config, report: Report) -> None:
                 report(f"{path}.{name}", "E030", f"there is no signal `{name}`; {hint}")
             else:
                 _check_rule(f"{path}.{name}", rule, spec, report)
+
+
+def _check_reference(path: str, said: ReferenceRule, report: Report) -> None:
+    sources = [n for n in ("file", "mlflow", "first", "trailing") if getattr(said, n) is not None]
+    if len(sources) != 1:
+        found = " and ".join(sources) or "none"
+        report(path, "E035", f"takes one of file, mlflow, first and trailing, and has {found}")
+    if said.file is not None and not said.file.lower().endswith((".csv", ".parquet")):
+        report(f"{path}.file", "E035", f"`{said.file}` is neither .csv nor .parquet")
+    columns = [n for n in ("prediction", "label") if getattr(said, n) is not None]
+    if columns and said.file is None:
+        report(f"{path}.{columns[0]}", "E035", "names a column, and there is no `file`")
+    if said.trailing is not None and said.trailing.us < 60_000_000:
+        report(f"{path}.trailing", "E025", "a trailing reference is of at least 1m")
 
 
 def _check_segments(path: str, block: ModelBlock, report: Report) -> None:

@@ -523,12 +523,22 @@ class FeatureSchema:
                 if name in self._votes or len(self._votes) < self.max_features:
                     vote = 0 if value is None else 1 if isinstance(value, int | float) else -1
                     self._votes[name] = self._votes.get(name, 0) + vote
+        self._settle()
+        return used
+
+    def learn_all(self, rows: Iterable[dict[str, Any] | None]) -> None:
+        """Learn from rows that are known to be all there is; names are settled if any has one."""
+        self.learn(rows)
+        if self._votes:
+            self.left = 0
+            self._settle()
+
+    def _settle(self) -> None:
         if self.left == 0 and self._votes:
             self.numeric = tuple(n for n, v in self._votes.items() if v > 0)
             self.categorical = tuple(n for n, v in self._votes.items() if v <= 0)
             self._votes = {}
             self._bind()
-        return used
 
     def empty(self, n: int) -> Matrix:
         """Return n rows that carry nothing."""

@@ -68,12 +68,14 @@ class Watch:
         n: int | None = None,
         last_offset: int | None = None,
         carried: Callable[[], list[Share]] | None = None,
+        against: Callable[[], str] | None = None,
     ) -> list[Alert]:
         """Score values in order and return what came of it.
 
         values (n,) or (n, d) in the signal's unit, times and offsets (n,); versions: the model's at
         each. n and last_offset: how many events a window's value rests on, and the last of them.
-        carried: tells which features carry a window's value; asked only for an alert that opens.
+        carried: tells which features carry a window's value, against: what it is measured by; both are asked only
+        for an alert that opens.
         """
         scores = self.detector.score(values, times)
         breach = scores >= 1.0  # nan, while warming up, is not
@@ -90,7 +92,11 @@ class Watch:
         for step in steps:
             if step.action == "opened":
                 self.version = versions[step.row] if versions else None
-            alerts.append(self._alert(subject, step, values, scores, n=n, last_offset=last_offset, carried=carried))
+            alerts.append(
+                self._alert(
+                    subject, step, values, scores, n=n, last_offset=last_offset, carried=carried, against=against
+                )
+            )
         return alerts
 
     def allot(self, *, observations_per_day: float, allowed_per_day: float) -> None:
@@ -155,6 +161,7 @@ class Watch:
         n: int | None = None,
         last_offset: int | None = None,
         carried: Callable[[], list[Share]] | None = None,
+        against: Callable[[], str] | None = None,
     ) -> Alert:
         opened = step.action == "opened"
         evidence, value = Evidence(), None
@@ -172,6 +179,7 @@ class Watch:
             evidence=evidence,
             columns=self.columns,
             carried=carried() if opened and carried is not None else [],
+            against=against() if opened and against is not None else "",
             last_offset=last_offset,
             version=self.version,
         )
@@ -290,6 +298,7 @@ def build_alert(
     evidence: Evidence,
     columns: tuple[str, ...] = (),
     carried: Sequence[Share] = (),
+    against: str = "",
     last_offset: int | None = None,
     version: str | None = None,
 ) -> Alert:
@@ -320,6 +329,8 @@ def build_alert(
     if rule.owner:
         labels["team"] = rule.owner
     annotations = {"summary": summary, "description": rule.spec.summary}
+    if against:
+        annotations["reference"] = against
     if rule.runbook:
         annotations["runbook_url"] = rule.runbook.replace("{model}", subject.model).replace("{signal}", rule.signal)
     expected = None

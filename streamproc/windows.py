@@ -208,14 +208,13 @@ class Accumulator(Struct):
         """Build from what `snapshot` gave."""
         self = cls(*state["scalars"])
         self.latency = _dense(state["latency"])
-        # States of before have none of these.
-        self.first_tokens = _dense(state.get("first_tokens"))
-        if state.get("calls") is not None:
+        self.first_tokens = _dense(state["first_tokens"])
+        if state["calls"] is not None:
             self.calls_n, self.calls = np.array(state["calls"][0], np.int64), np.array(state["calls"][1])
-        if state.get("ages") is not None:
+        if state["ages"] is not None:
             self.ages_n, self.ages = np.array(state["ages"][0], np.int64), np.array(state["ages"][1])
-        self.moments = state.get("moments")
-        self.scores = {name: list(found) for name, found in state.get("scores", {}).items()}
+        self.moments = state["moments"]
+        self.scores = {name: list(found) for name, found in state["scores"].items()}
         self.classes = dict(state["classes"])
         self.missing, self.invalid = state["missing"], state["invalid"]
         self.identified, self.repeated, self.judged = state["more"]

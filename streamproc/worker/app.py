@@ -12,6 +12,7 @@ import faust
 import structlog
 from faust.web import Request, Response, View
 
+from streamproc.baseline import Table
 from streamproc.config import Config
 from streamproc.worker import driver
 from streamproc.worker.connection import Connection, for_aiokafka, for_faust
@@ -66,8 +67,9 @@ def build(
     snapshot_partitions: int,
     reload: Callable[[], Awaitable[str]],
     data_dir: str,
+    tables: Mapping[str, Table] | None = None,
 ) -> WorkerApp:
-    """Return the app for a config whose topics exist; partitions: of each source topic."""
+    """Return the app for a config whose topics exist; partitions: of each source topic; tables: see `RuleBook`."""
     conn = connection(config)
     settings = for_faust(conn)
     settings["broker"] = [url.with_scheme(driver.SCHEME) for url in settings["broker"]]
@@ -118,6 +120,7 @@ def build(
         metrics=app.metrics,
         source=f"streamproc/{kafka.app_id}/{socket.gethostname()}",
         on_fatal=app.fail,
+        tables=tables,
     )
     for topic in read:
         _agent(app, topic)

@@ -19,6 +19,7 @@ import structlog
 from aiokafka.errors import MessageSizeTooLargeError
 from faust.types import TP
 
+from streamproc.baseline import Table
 from streamproc.cloudevents import encode_alert
 from streamproc.config import Config
 from streamproc.errors import SnapshotError
@@ -93,11 +94,12 @@ class Engine:
         metrics: Metrics,
         source: str,
         on_fatal: Callable[[BaseException], None],
+        tables: Mapping[str, Table] | None = None,
         wall: Callable[[], float] = time.time,
     ) -> None:
         self.app = app
         self.config = config
-        self.book = RuleBook(config)
+        self.book = RuleBook(config, tables)
         self.metrics = metrics
         self._settings = dict(settings)
         self._kinds = dict(sources)
@@ -548,10 +550,10 @@ class Engine:
         """Whether everything assigned to us is restored."""
         return self.restored_once and not self._restoring and not self.app.rebalancing
 
-    async def reload(self, config: Config) -> None:
+    async def reload(self, config: Config, tables: Mapping[str, Table] | None = None) -> None:
         """Swap to another config between two batches."""
         async with self._lock:
-            book = RuleBook(config)
+            book = RuleBook(config, tables)
             self.config, self.book = config, book
             for held in self._owned.values():
                 held.pipeline.reconfigure(book)

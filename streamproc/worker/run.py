@@ -18,7 +18,7 @@ from pathlib import Path
 import structlog
 from aiokafka.errors import KafkaError
 
-from streamproc import __version__, rules
+from streamproc import __version__, rules, tables
 from streamproc import config as config_module
 from streamproc.config import Config
 from streamproc.errors import BrokerUnreachable, StreamprocError
@@ -115,7 +115,7 @@ class Reloader:
                     raise StreamprocError(f"{self.path}: `{block}` has changed, which needs a restart")
             # A detector named anew is compiled while the old config still serves.
             await asyncio.to_thread(compile_kernels, config)
-            await self.app.engine.reload(config)
+            await self.app.engine.reload(config, await asyncio.to_thread(tables.read, config, beside=self.path.parent))
         except (StreamprocError, OSError) as e:
             metrics.reload_ok.set(0)
             log.error("config not reloaded", problem=str(e), still_running=self.digest)
@@ -158,6 +158,7 @@ def run(
     compiling = _into(kernels, functools.partial(compile_kernels, config))
     threading.Thread(target=compiling, name="kernels", daemon=True).start()
     try:
+        told = tables.read(config, beside=path.parent if path is not None else Path())
         partitions = prepare_topics(config, timeout_s=connect_timeout_s)
     except StreamprocError as e:
         log.error("cannot start", problem=str(e))
@@ -169,6 +170,7 @@ def run(
             reloader,
             kernels=kernels,
             partitions=partitions,
+            told=told,
             data_dir=data_dir or scratch,
             started=started,
             on_built=on_built,
@@ -216,6 +218,7 @@ async def _serve(
     *,
     kernels: Future[None],
     partitions: Mapping[str, int],
+    told: Mapping[str, tables.Table],
     data_dir: str,
     started: float,
     on_built: Callable[[app_module.WorkerApp], None] | None,
@@ -226,6 +229,7 @@ async def _serve(
         snapshot_partitions=partitions[config.kafka.snapshots],
         reload=reloader.reload,
         data_dir=data_dir,
+        tables=told,
     )
     app.engine.compiled = asyncio.wrap_future(kernels)
     app.engine.compiled.add_done_callback(lambda f: None if f.cancelled() else app.fail(f.exception()))

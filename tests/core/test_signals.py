@@ -228,7 +228,7 @@ def test_a_signal_that_is_off_or_has_nothing_to_go_by_keeps_nothing() -> None:
         "confidence", "prediction_entropy", "new_class", "duplicates", "feature_range", "unseen_category",
         "constant_features", "feature_drift", "missing_features",
     }  # fmt: skip
-    assert own["reference"] is own["vocabulary"] is None
+    assert own["baseline"]["numbers"] is own["baseline"]["words"] is None
     everything = {"features": {"x": 1.0, "c": "a"}, "id": "7", "prediction": {"label": "a", "scores": [0.5, 0.5]}}
     said = ", ".join(
         f"{name}: {{mode: 'off'}}"
@@ -236,13 +236,13 @@ def test_a_signal_that_is_off_or_has_nothing_to_go_by_keeps_nothing() -> None:
                      "out_of_order", "feature_range", "unseen_category", "constant_features", "feature_drift")
     )  # fmt: skip
     _, off = kept(f"defaults: {{signals: {{{said}}}}}", **everything)
-    assert off["reference"] is off["vocabulary"] is None
+    assert off["baseline"]["numbers"] is off["baseline"]["words"] is None
     assert off["lately"] == Lately().snapshot()[:2] + off["lately"][2:]
     assert off["arrived"] == []
-    assert off["learned_classes"] == {}
+    assert off["baseline"]["classes"] == {}
     _, on = kept("", **everything)
-    assert on["reference"] is not None
-    assert on["learned_classes"] == {"a": LEARN_EVENTS + 100}
+    assert on["baseline"]["numbers"] is not None
+    assert on["baseline"]["classes"] == {"a": LEARN_EVENTS + 100}
 
 
 def test_a_score_alone_is_the_answer_and_beside_a_label_its_confidence() -> None:
