@@ -20,6 +20,7 @@ from aiokafka.errors import KafkaError
 
 from streamproc import __version__, rules, tables
 from streamproc import config as config_module
+from streamproc.baseline import Table
 from streamproc.config import Config
 from streamproc.errors import BrokerUnreachable, StreamprocError
 from streamproc.worker import app as app_module
@@ -218,7 +219,7 @@ async def _serve(
     *,
     kernels: Future[None],
     partitions: Mapping[str, int],
-    told: Mapping[str, tables.Table],
+    told: Mapping[str, Table],
     data_dir: str,
     started: float,
     on_built: Callable[[app_module.WorkerApp], None] | None,

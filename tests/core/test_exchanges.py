@@ -300,16 +300,6 @@ def test_a_model_of_whole_predictions_has_no_state_of_exchanges() -> None:
     assert model.exchanges.snapshot() is None
 
 
-def test_a_state_of_before_there_were_exchanges_is_read() -> None:
-    from detectors import state as codec
-
-    p = pipeline(config())
-    p.process(log(pair_of("1")))
-    tree = codec.loads(state(p)["prod/m0"])
-    del tree["own"]["exchanges"]
-    pipeline(config()).restore_model("prod/m0", codec.dumps(tree))
-
-
 def test_a_half_that_waits_keeps_its_usage_over_a_restart() -> None:
     first = Exchanges(timeout_us=SECOND, limit=10)
     waiting = [7, True, 1, 2, 0.5, None, False, None, None, {"input_tokens": 3}]
