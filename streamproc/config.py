@@ -272,6 +272,16 @@ class Serving(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     max_outstanding: Annotated[int, Meta(ge=1, le=50_000)] = 10_000
 
 
+class SchemaRegistry(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where the schemas of framed values, Avro and Protobuf, are asked for: Confluent's API, which others speak too."""
+
+    url: str
+    username: str | None = None
+    password: str | None = None
+    ssl_cafile: str | None = None
+    timeout: Duration = Duration(10_000_000)
+
+
 class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Everything an operator can say."""
 
@@ -281,6 +291,7 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     models: list[ModelBlock] = field(default_factory=list)
     fields: dict[Literal["predictions", "telemetry", "labels"], dict[str, str]] = field(default_factory=dict)
     serving: Serving = field(default_factory=Serving)
+    schema_registry: SchemaRegistry | None = None
     worker: Worker = field(default_factory=Worker)
 
     def blocks_for(self, model: str) -> list[ModelBlock]:
@@ -555,6 +566,9 @@ def _check_kafka(config: Config, report: Report) -> None:
             report("kafka", "E023", f"topic `{own}` is both read and written; the worker would feed on itself")
     if config.kafka.security_protocol.startswith("SASL") and not (config.kafka.username and config.kafka.password):
         report("kafka.security_protocol", "E024", "SASL needs `username` and `password`, best as ${KAFKA_PASSWORD}")
+    registry = config.schema_registry
+    if registry is not None and not registry.url.startswith(("http://", "https://")):
+        report("schema_registry.url", "E027", f'"{registry.url}" is no address; write http://host:8081')
     if config.serving.response_timeout.us < 1000:
         report("serving.response_timeout", "E025", "a response has at least 1ms to come")
     if config.defaults.window.us < 1000:

@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from streamproc import otlp
 from streamproc.events import ErrorInfo, Label, LlmUsage, ModelRef, Outcome, Prediction, Time
 
 #: What a producer calls it, and what it is here. Where several are given, the one further up wins.
@@ -91,6 +92,15 @@ _ERROR_CODES = frozenset({2, "2", "STATUS_CODE_ERROR", "ERROR", "Error", "error"
 def looks_genai(value: bytes) -> bool:
     """Whether a record may be of a language model."""
     return any(mark in value for mark in MARKS)
+
+
+def is_call(span: dict[str, Any]) -> bool:
+    """Whether a span, as OTLP writes it in JSON, is of a language model, a tool of one or its retrieval."""
+    own = span.get("attributes")
+    return isinstance(own, list) and any(isinstance(a, dict) and str(a.get("key")).startswith(_OF_CALLS) for a in own)
+
+
+_OF_CALLS = ("gen_ai.", "llm.", "openinference.", "retrieval.")
 
 
 def canonical(attributes: dict[str, Any]) -> dict[str, Any]:
@@ -196,7 +206,10 @@ def call(tree: dict[str, Any]) -> Prediction | None:
     and a whole OTLP request of one span. Raise ValueError where it tells of one and cannot be read.
     """
     if isinstance(tree.get("resourceSpans"), list):
-        tree = _only_span(tree["resourceSpans"])
+        found = otlp.of_json(tree["resourceSpans"])
+        if len(found) != 1:
+            raise ValueError(f"{len(found)} spans where one is read")
+        tree = found[0]
     own = tree.get("attributes")
     attributes = _otlp(own) if isinstance(own, list) else flat(own) if isinstance(own, dict) else {}
     if not attributes:
@@ -233,23 +246,6 @@ def call(tree: dict[str, Any]) -> Prediction | None:
         environment=_text(attributes.get("deployment.environment.name")),
         llm=usage(known),
     )
-
-
-def _only_span(resources: list[Any]) -> dict[str, Any]:
-    """Return the one span of an OTLP request, its resource's attributes added to its own."""
-    try:
-        spans = [(r, s) for r in resources for scope in r["scopeSpans"] for s in scope["spans"]]
-    except (KeyError, TypeError):
-        raise ValueError("`resourceSpans` is not as OTLP has it") from None
-    if len(spans) != 1 or not isinstance(spans[0][1], dict):
-        raise ValueError(f"{len(spans)} spans in one record; send one a record")
-    resource, span = spans[0]
-    shared = resource.get("resource")
-    of_all = shared.get("attributes") if isinstance(shared, dict) else None
-    own = span.get("attributes")
-    if isinstance(of_all, list) and isinstance(own, list):
-        return {**span, "attributes": [*of_all, *own]}
-    return dict(span)
 
 
 def _otlp(attributes: list[Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import heapq
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -21,7 +21,7 @@ from msgspec import Struct, field
 
 from detectors import state as state_codec
 from detectors.compile import warm_up_kernels
-from streamproc import kernels
+from streamproc import kernels, serving
 from streamproc.budget import Fleet
 from streamproc.columns import columns as read_columns
 from streamproc.columns import event_times
@@ -40,6 +40,7 @@ from streamproc.events import (
     Telemetry,
     model_name,
 )
+from streamproc.framed import Codec
 from streamproc.models import (
     STATE_VERSION,
     EventRows,
@@ -54,6 +55,7 @@ from streamproc.pages import AlertDecoder, PageState
 from streamproc.rules import RuleBook, detectors_of
 from streamproc.signals import Kind
 from streamproc.templates import Templates
+from streamproc.unpack import unpack
 
 _KINDS: dict[Kind, type[Prediction] | type[Telemetry] | type[Label]] = {
     "predictions": Prediction,
@@ -84,6 +86,7 @@ class Output(Struct):
     unanswered: int = 0  # requests that no response came to
     outnumbered: int = 0  # halves given up on before their time, for want of room
     repeated: int = 0  # halves that came once more, or after they were given up on
+    passed_over: int = 0  # spans of traces that are no calls of a language model
     evicted: list[str] = field(default_factory=list)
 
     def add(self, part: Output, start: int) -> None:
@@ -117,8 +120,10 @@ class Pipeline:
         max_series: int | None = None,
         budget_share: float = 1.0,
         deduplicate: bool = False,
+        codecs: Mapping[int, Codec] | None = None,
     ) -> None:
         self.book = book
+        self.codecs = codecs  # by number of their schemas; None where no registry is asked
         self.kind = kind
         self.topic = topic
         self.partition = partition
@@ -151,6 +156,26 @@ class Pipeline:
 
     def process(self, batch: RecordBatch) -> Output:
         """Take a batch in the order of the log; return alerts, rejections and counts."""
+        if self.kind == "alerts":
+            return self._take_batch(batch)
+        traces = self.kind == "predictions" and serving.seldon_topic(self.topic) is None
+        unpacked = unpack(batch, self.codecs, traces=traces)
+        if unpacked is None:
+            return self._take_batch(batch)
+        out = self._take_batch(unpacked.batch) if len(unpacked.batch) else Output()
+        found = [msgspec.structs.replace(r, row=unpacked.rows[r.row]) for r in out.rejected]
+        # Of a record that holds several events the first that cannot be read stands for it.
+        by_row = {r.row: r for r in reversed([*unpacked.rejected, *found])}
+        out.rejected = [by_row[row] for row in sorted(by_row)]
+        out.passed_over = unpacked.passed_over
+        # What holds nothing for us moves the clock too.
+        self.clock_us = max(self.clock_us, 1000 * max(batch.timestamps_ms))
+        self.next_offset = int(batch.offsets[-1]) + 1
+        self._run_due(out)
+        return out
+
+    def _take_batch(self, batch: RecordBatch) -> Output:
+        """Take records of one event each."""
         out = Output()
         start = 0
         # A period of the fleet ends at a record, wherever batches are cut.

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 from msgspec import Struct, field
 
+from streamproc import wire
 from streamproc.events import Outcome
 
 #: Features taken of one row; a picture's pixels are none to watch one by one.
@@ -180,20 +181,20 @@ def read_protobuf(data: bytes, *, request: bool) -> Payload:
     found = Payload()
     tensors: list[Tensor] = []
     raw: list[bytes] = []
-    for number, value in _fields(data):
+    for number, value in wire.fields(data):
         match number:
             case 1:
-                found.model_name = _string(value)
+                found.model_name = wire.text(value)
             case 2:
-                found.model_version = _string(value)
+                found.model_version = wire.text(value)
             case 3:
-                found.id = _string(value)
+                found.id = wire.text(value)
             case 5:
-                tensors.append(_tensor(_bytes(value)))
+                tensors.append(_tensor(wire.content(value)))
             case 6 if not request:
-                raw.append(_bytes(value))
+                raw.append(wire.content(value))
             case 7 if request:
-                raw.append(_bytes(value))
+                raw.append(wire.content(value))
             case _:
                 pass
     if raw and len(raw) != len(tensors):
@@ -209,16 +210,17 @@ def read_protobuf(data: bytes, *, request: bool) -> Payload:
 
 def _tensor(data: bytes) -> Tensor:
     found = Tensor()
-    for number, value in _fields(data):
+    for number, value in wire.fields(data):
         match number:
             case 1:
-                found.name = _string(value)
+                found.name = wire.text(value)
             case 2:
-                found.datatype = _string(value)
+                found.datatype = wire.text(value)
             case 3:
-                found.shape += [value] if isinstance(value, int) else list(_varints(_bytes(value)))
+                found.shape += [value] if isinstance(value, int) else list(wire.varints(wire.content(value)))
             case 5:
-                found.data = [v for n, part in _fields(_bytes(value)) for v in _content(_CONTENTS.get(n), part)]
+                parts = wire.fields(wire.content(value))
+                found.data = [v for n, part in parts for v in _content(_CONTENTS.get(n), part)]
             case _:
                 pass
     return found
@@ -228,10 +230,10 @@ def _content(kind: str | None, value: bytes | int) -> list[Any]:
     if kind is None:
         return []
     if kind == "bytes":
-        return [_bytes(value).decode("utf-8", "replace")]
+        return [wire.content(value).decode("utf-8", "replace")]
     if kind in ("<f", "<d"):
-        return _numbers(kind, _bytes(value))
-    found = [value] if isinstance(value, int) else list(_varints(value))
+        return _numbers(kind, wire.content(value))
+    found = [value] if isinstance(value, int) else list(wire.varints(value))
     if kind == "bool":
         return [bool(v) for v in found]
     return [v - (1 << 64) if v >> 63 else v for v in found] if kind == "int" else found
@@ -257,59 +259,3 @@ def _numbers(kind: str, content: bytes) -> list[Any]:
     if len(content) % size:
         raise ValueError("protobuf: contents are cut off")
     return list(struct.unpack(f"<{len(content) // size}{kind[-1]}", content))
-
-
-def _fields(data: bytes) -> Iterator[tuple[int, bytes | int]]:
-    """Yield number and value of each field: an int for a varint, else bytes."""
-    at = 0
-    while at < len(data):
-        tag, at = _varint(data, at)
-        number, wire = tag >> 3, tag & 7
-        if number == 0:
-            raise ValueError("protobuf: a field of number 0")
-        if wire == 0:
-            value, at = _varint(data, at)
-            yield number, value
-            continue
-        if wire == 2:
-            length, at = _varint(data, at)
-        elif wire in (1, 5):
-            length = 8 if wire == 1 else 4
-        else:
-            raise ValueError("protobuf: a wire type there is none of")
-        if at + length > len(data):
-            raise ValueError("protobuf: cut off")
-        yield number, data[at : at + length]
-        at += length
-
-
-def _varint(data: bytes, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while at < len(data) and shift < 70:
-        byte = data[at]
-        at += 1
-        value |= (byte & 127) << shift
-        if byte < 128:
-            return value & 0xFFFF_FFFF_FFFF_FFFF, at
-        shift += 7
-    raise ValueError("protobuf: cut off")
-
-
-def _varints(data: bytes) -> Iterator[int]:
-    at = 0
-    while at < len(data):
-        value, at = _varint(data, at)
-        yield value
-
-
-def _bytes(value: bytes | int) -> bytes:
-    if isinstance(value, int):
-        raise ValueError("protobuf: a number where bytes belong")
-    return value
-
-
-def _string(value: bytes | int) -> str:
-    try:
-        return _bytes(value).decode()
-    except UnicodeDecodeError:
-        raise ValueError("protobuf: a name that is not UTF-8") from None

@@ -126,7 +126,14 @@ def build(
         _agent(app, topic)
     if kafka.repartition:
         for topic, kind in sources.items():
-            app.engine.forwarders[topic] = Repartitioner(app, config, topic=topic, kind=kind)  # type: ignore[arg-type]
+            registry = app.engine.registry
+            app.engine.forwarders[topic] = Repartitioner(
+                app,
+                config,
+                topic=topic,
+                kind=kind,  # type: ignore[arg-type]
+                codecs=None if registry is None else registry.codecs,
+            )
             _agent(app, topic)
     _pages(app, reload)
 

@@ -25,9 +25,11 @@ from streamproc.config import Config
 from streamproc.errors import SnapshotError
 from streamproc.events import Alert, RecordBatch
 from streamproc.rules import RuleBook
+from streamproc.unpack import schema_ids
 from streamproc.worker import snapshots
 from streamproc.worker.deadletters import dead_letter
 from streamproc.worker.metrics import Metrics
+from streamproc.worker.registry import Registry
 from streamproc.worker.repartition import Repartitioner
 
 if TYPE_CHECKING:
@@ -106,6 +108,7 @@ class Engine:
         self._raw_topics = frozenset(raw)
         self._raw: dict[TP, int] = {}  # partitions that are only sent on, and where each has got to
         self.forwarders: dict[str, Repartitioner] = {}
+        self.registry = None if config.schema_registry is None else Registry(config.schema_registry)
         self._partitions = dict(partitions)
         self._snapshot_partitions = snapshot_partitions
         self._source = source
@@ -203,6 +206,8 @@ class Engine:
 
     async def receive(self, batch: RecordBatch) -> None:
         """Take one batch from Kafka: to score it, or to send it on under its models' keys."""
+        if self.registry is not None:
+            await self.registry.learn(schema_ids(batch.values))
         if batch.topic in self.forwarders:
             await self.forward(batch)
         else:
@@ -300,6 +305,7 @@ class Engine:
         m.unanswered.inc(out.unanswered)
         m.outnumbered.inc(out.outnumbered)
         m.repeated.inc(out.repeated)
+        m.passed_over.inc(out.passed_over)
         if out.evicted:
             m.evicted.inc(len(out.evicted))
         if len(held.unawaited) > 5000:
@@ -514,6 +520,7 @@ class Engine:
             partition=tp.partition,
             max_series=math.ceil(share),
             budget_share=1.0 / max(1, watched),
+            codecs=None if self.registry is None else self.registry.codecs,
             deduplicate=bool(self._raw_topics) and tp.topic != self.config.kafka.alerts,
         )
 

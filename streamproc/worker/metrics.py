@@ -30,6 +30,7 @@ class Metrics:
         self.evicted = counter("evicted_series_total", "Models forgotten: idle, or for a newcomer.")
         self.unanswered = counter("unanswered_requests_total", "Requests given up on without a response.")
         self.outnumbered = counter("outnumbered_halves_total", "Requests or responses given up on for want of room.")
+        self.passed_over = counter("passed_over_total", "Spans of traces that are no calls of a language model.")
         self.repeated = counter("repeated_halves_total", "Requests or responses that came again, or too late.")
         self.dead_letters = counter("dead_letters_total", "Records that could not be read.", ("reason",))
         self.alerts = counter("alerts_total", "Alerts published.", ("action", "severity"))

@@ -15,6 +15,7 @@ greatest offset says all.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from typing import Any
 
 from streamproc.config import Config
@@ -29,8 +30,10 @@ from streamproc.events import (
     Telemetry,
     model_name,
 )
+from streamproc.framed import Codec
 from streamproc.serving import seldon_topic
 from streamproc.signals import SourceKind
+from streamproc.unpack import unpack
 
 _KINDS: dict[SourceKind, Any] = {"predictions": Prediction, "telemetry": Telemetry, "labels": Label}
 
@@ -43,8 +46,12 @@ def internal_topic(app_id: str, topic: str) -> str:
 class Repartitioner:
     """Sends one source topic's records on, keyed by model."""
 
-    def __init__(self, app: Any, config: Config, *, topic: str, kind: SourceKind) -> None:
+    def __init__(
+        self, app: Any, config: Config, *, topic: str, kind: SourceKind, codecs: Mapping[int, Codec] | None = None
+    ) -> None:
         self.app = app
+        self._codecs = codecs
+        self._traces = kind == "predictions" and seldon_topic(topic) is None
         self.target = internal_topic(config.kafka.app_id, topic)
         self._seldon = seldon_topic(topic)
         self._decoder = Decoder(_KINDS[kind], field_map=config.fields.get(kind))
@@ -55,12 +62,13 @@ class Repartitioner:
         What cannot be read goes on under its old key: the pipeline behind names the reason and sends
         it to the dead letters.
         """
-        decoded = self._decoder.decode(batch)
+        unpacked = unpack(batch, self._codecs, traces=self._traces)
+        decoded = self._decoder.decode(batch if unpacked is None else unpacked.batch)
         keys: list[bytes | None] = list(batch.keys)
-        for row, event in zip(decoded.rows, decoded.events, strict=True):
+        for row, event in zip(reversed(decoded.rows), reversed(decoded.events), strict=True):
             name = model_name(event)
-            if name:
-                keys[row] = name.encode()
+            if name:  # of the first event, where a record holds several
+                keys[row if unpacked is None else unpacked.rows[row]] = name.encode()
         sent = []
         for row in range(len(batch)):
             # The two topics of a pair have partitions of the same numbers, and offsets of their own.

@@ -31,7 +31,7 @@ from streamproc.worker.snapshots import MAX_SNAPSHOT_BYTES
 log = structlog.get_logger("streamproc.worker")
 
 #: What needs a restart: a reload that changes it is refused with this said.
-_FIXED = ("kafka", "worker", "fields")
+_FIXED = ("kafka", "worker", "fields", "schema_registry")
 
 
 def topic_specs(config: Config) -> list[topics.TopicSpec]:
@@ -311,6 +311,8 @@ async def _stop(app: app_module.WorkerApp, config: Config, code: int) -> None:
         await app.stop()
     except Exception as e:
         log.warning("did not stop cleanly", error=repr(e))
+    if app.engine.registry is not None:
+        await app.engine.registry.close()
     watchdog.cancel()
     log.info("stopped")
 

@@ -1,0 +1,152 @@
+"""Values framed for a schema registry: Avro, Protocol Buffers and JSON, by the schema whose number they carry.
+
+A frame is a zero byte, the schema's number in four bytes, and the value. Numbers stand for one schema for ever, so
+what a value comes to is decided by the log and the registry's past alone.
+
+References
+----------
+[^1]: Confluent, 2024. Formats, serializers and deserializers: wire format.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+
+import msgspec
+import orjson
+
+from streamproc import wire
+
+#: From a value without its frame to JSON.
+Codec = Callable[[bytes], bytes]
+
+FRAME: Final = 5
+
+
+def schema_id(value: bytes | None) -> int | None:
+    """Return the number of a framed value's schema, None where it is not framed."""
+    if value is None or len(value) < FRAME or value[0] != 0:
+        return None
+    return int.from_bytes(value[1:FRAME], "big")
+
+
+def json_of(value: bytes, codecs: Mapping[int, Codec]) -> bytes:
+    """Return a framed value as JSON. Raise ValueError where it cannot be read, KeyError for an unknown schema."""
+    codec = codecs[int.from_bytes(value[1:FRAME], "big")]
+    try:
+        return codec(value[FRAME:])
+    except ValueError:
+        raise
+    except Exception as e:  # each library has errors of its own for bytes that do not fit a schema
+        raise ValueError(f"does not fit its schema: {type(e).__name__}: {e}") from None
+
+
+def codec(kind: str, schema: str, references: Sequence[str] = ()) -> Codec:
+    """Return the codec of a schema: "AVRO", "PROTOBUF" (a file's descriptor in base64) or "JSON".
+
+    references: the schemas it names, each after those it names itself. Raise ValueError for one that cannot be
+    used, and ImportError where a library is not installed.
+    """
+    if kind == "JSON":
+        return bytes
+    if kind == "AVRO":
+        return _avro(schema, references)
+    if kind == "PROTOBUF":
+        return _protobuf(schema, references)
+    raise ValueError(f"schemas of type {kind} are not read")
+
+
+def _avro(schema: str, references: Sequence[str]) -> Codec:
+    from fastavro import parse_schema, schemaless_reader
+
+    named: dict[str, Any] = {}
+    try:
+        for text in references:
+            parse_schema(msgspec.json.decode(text), named_schemas=named)
+        parsed = parse_schema(msgspec.json.decode(schema), named_schemas=named)
+    except Exception as e:
+        raise ValueError(f"no Avro schema: {e}") from None
+
+    def read(data: bytes) -> bytes:
+        return orjson.dumps(schemaless_reader(io.BytesIO(data), parsed, None), default=_plain)
+
+    return read
+
+
+def _protobuf(schema: str, references: Sequence[str]) -> Codec:
+    from google.protobuf import descriptor_pb2, descriptor_pool, json_format, message_factory
+
+    pool = descriptor_pool.DescriptorPool()
+    try:
+        for well_known in _well_known():
+            pool.AddSerializedFile(well_known)
+        for text in (*references, schema):
+            file = descriptor_pb2.FileDescriptorProto.FromString(base64.b64decode(text))
+            if not file.name:
+                file.name = f"schema-{len(text)}.proto"
+            pool.Add(file)
+        top = list(pool.FindFileByName(file.name).message_types_by_name.values())
+    except Exception as e:
+        raise ValueError(f"no Protobuf schema: {e}") from None
+
+    def read(data: bytes) -> bytes:
+        path, at = _indexes(data)
+        kind = top[path[0]]
+        for index in path[1:]:
+            kind = kind.nested_types[index]
+        message = message_factory.GetMessageClass(kind)()
+        message.ParseFromString(data[at:])
+        tree = json_format.MessageToDict(message, preserving_proto_field_name=True)
+        return orjson.dumps(_numbers(tree, kind))
+
+    return read
+
+
+def _well_known() -> list[bytes]:
+    from google.protobuf import duration_pb2, struct_pb2, timestamp_pb2, wrappers_pb2
+
+    return [m.DESCRIPTOR.serialized_pb for m in (duration_pb2, struct_pb2, timestamp_pb2, wrappers_pb2)]
+
+
+def _indexes(data: bytes) -> tuple[list[int], int]:
+    """Return which message of its file it is, as a path through nested ones, and where the message begins."""
+    count, at = wire.varint(data, 0)
+    count = _zigzag(count)
+    if count == 0:
+        return [0], at
+    if count < 0 or count > 16:
+        raise ValueError("protobuf: no message of its schema")
+    path = []
+    for _ in range(count):
+        index, at = wire.varint(data, at)
+        path.append(_zigzag(index))
+    return path, at
+
+
+def _zigzag(number: int) -> int:
+    return (number >> 1) ^ -(number & 1)
+
+
+def _numbers(tree: dict[str, Any], kind: Any) -> dict[str, Any]:
+    """Return a message with its 64-bit integers as numbers; proto3's JSON writes them as texts."""
+    for field in kind.fields:
+        if field.name not in tree:
+            continue
+        value = tree[field.name]
+        if field.cpp_type in (field.CPPTYPE_INT64, field.CPPTYPE_UINT64):
+            tree[field.name] = [int(v) for v in value] if isinstance(value, list) else int(value)
+        elif field.message_type is not None and not field.message_type.GetOptions().map_entry:
+            for item in value if isinstance(value, list) else [value]:
+                if isinstance(item, dict):
+                    _numbers(item, field.message_type)
+    return tree
+
+
+def _plain(value: Any) -> Any:
+    """Return what JSON has for a value of Avro's that it has not: bytes as text, decimals as numbers."""
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    return float(value)

@@ -1,0 +1,130 @@
+"""Records that are not one event each: framed for a schema registry, or traces of many spans.
+
+They become records of one JSON event each, at the offset they came from, before anything else looks at them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import msgspec
+import orjson
+from msgspec import Struct
+
+from streamproc import compression, framed, genai, otlp
+from streamproc.events import RecordBatch, Rejected
+
+
+class Unpacked(Struct, gc=False):
+    """What a batch's records hold: rows[i] is the row that record i of `batch` came from.
+
+    passed_over: spans that are no calls of a language model.
+    """
+
+    batch: RecordBatch
+    rows: list[int]
+    rejected: list[Rejected]
+    passed_over: int = 0
+
+
+def schema_ids(values: Sequence[bytes | None]) -> set[int]:
+    """Return the numbers of the schemas that values are framed by."""
+    return {number for v in values if (number := framed.schema_id(v)) is not None}
+
+
+def unpack(
+    batch: RecordBatch, codecs: Mapping[int, framed.Codec] | None, *, traces: bool, max_bytes: int = 4_000_000
+) -> Unpacked | None:
+    """Return a batch unpacked, None where nothing in it is packed.
+
+    codecs: of every schema there is, None where no registry is asked; traces: whether spans may come.
+    """
+    marked = [_kind(v, codecs is not None, traces=traces) for v in batch.values]
+    if not any(marked):
+        return None
+    rows: list[int] = []
+    values: list[bytes | None] = []
+    rejected: list[Rejected] = []
+    passed_over = 0
+    for row, (value, kind) in enumerate(zip(batch.values, marked, strict=True)):
+        if not kind or value is None:
+            rows.append(row)
+            values.append(value)
+            continue
+        try:
+            found = _records(value, kind, codecs or {}, max_bytes)
+        except compression.CompressionError as e:
+            rejected.append(Rejected(row, batch.offsets[row], e.error_type, str(e)))
+            continue
+        except KeyError:
+            number = framed.schema_id(value)
+            rejected.append(
+                Rejected(row, batch.offsets[row], "unknown_schema", f"the registry has no schema of number {number}")
+            )
+            continue
+        except (ValueError, RecursionError) as e:
+            if kind == _MAYBE:  # not OTLP's after all
+                found = [value]
+            else:
+                rejected.append(Rejected(row, batch.offsets[row], "schema", str(e)))
+                continue
+        kept = [v for v in found if v]
+        passed_over += len(found) - len(kept)
+        rows += [row] * len(kept)
+        values += kept
+    whole = RecordBatch(
+        batch.topic,
+        batch.partition,
+        [batch.offsets[r] for r in rows],
+        [batch.timestamps_ms[r] for r in rows],
+        [batch.keys[r] for r in rows],
+        values,
+        [batch.headers[r] for r in rows],
+        position=batch.position,
+        previous=batch.previous,
+    )
+    return Unpacked(whole, rows, rejected, passed_over)
+
+
+_FRAMED, _TRACES, _MAYBE, _COMPRESSED = 1, 2, 3, 4
+
+
+def _kind(value: bytes | None, registry: bool, *, traces: bool) -> int:
+    if not value:
+        return 0
+    first = value[0]
+    if first == 0:
+        return _FRAMED if registry and len(value) >= framed.FRAME else 0
+    if not traces:
+        return 0
+    if first == 0x7B:  # {
+        return _TRACES if value.startswith(otlp.JSON_BEGINS) else 0
+    if first == 0x0A:  # field 1 of a message, or a line's end before JSON
+        return _MAYBE
+    return _COMPRESSED if compression.is_compressed(value) else 0
+
+
+def _records(value: bytes, kind: int, codecs: Mapping[int, framed.Codec], max_bytes: int) -> list[bytes]:
+    """Return the events in a value; empty for what is none to us."""
+    if kind == _FRAMED:
+        return [framed.json_of(value, codecs)]
+    if kind == _COMPRESSED:
+        plain = compression.decompress(value, max_bytes=max_bytes)
+        kind = _kind(plain, registry=False, traces=True)
+        if kind not in (_TRACES, _MAYBE):
+            return [plain]
+        try:
+            return _calls(plain)
+        except ValueError:
+            return [plain]
+    return _calls(value)
+
+
+def _calls(value: bytes) -> list[bytes]:
+    try:
+        found = otlp.spans(value)
+    except msgspec.DecodeError as e:
+        raise ValueError(str(e)) from None
+    if not found:
+        raise ValueError("no spans")
+    return [orjson.dumps(span) if genai.is_call(span) else b"" for span in found]

@@ -1,0 +1,221 @@
+"""Records that hold several events, or stand in a frame, become events at the offset they came from."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from streamproc import framed, otlp
+from streamproc.events import RecordBatch
+from streamproc.pipeline import Pipeline
+from streamproc.rules import RuleBook
+from streamproc.unpack import unpack
+from tests.core.make import BEGIN_US, SECOND, batch, config, cut, feed, pipeline, prediction, state
+
+
+def span(i: int, model: str = "gpt", *, call: bool = True, **more: Any) -> dict[str, Any]:
+    names: dict[str, Any] = (
+        {"gen_ai.request.model": model, "gen_ai.usage.input_tokens": 100 + i} if call else {"http.route": "/pay"}
+    )
+    attributes = [
+        {"key": k, "value": {"intValue": str(v)} if isinstance(v, int) else {"stringValue": v}}
+        for k, v in {**names, **more}.items()
+    ]
+    at = (BEGIN_US + i * SECOND) * 1000
+    return {"spanId": f"{i:016x}", "startTimeUnixNano": str(at), "endTimeUnixNano": str(at + 10**9),
+            "attributes": attributes, "status": {}}  # fmt: skip
+
+
+def traces(*spans: dict[str, Any], service: str = "chat") -> bytes:
+    resource = {"attributes": [{"key": "service.name", "value": {"stringValue": service}}]}
+    return json.dumps({"resourceSpans": [{"resource": resource, "scopeSpans": [{"spans": list(spans)}]}]},
+                      separators=(",", ":")).encode()  # fmt: skip
+
+
+def test_each_call_in_a_record_is_an_event_and_other_spans_are_passed_over() -> None:
+    p = pipeline(config())
+    out = p.process(batch([traces(span(0), span(1, call=False), span(2, "claude")), traces(span(3))]))
+    assert (out.events, out.passed_over, out.rejected) == (3, 1, [])
+    assert sorted(p.models) == ["claude", "gpt"]
+    assert p.next_offset == 2
+
+
+def test_a_record_of_other_spans_alone_moves_the_offset_and_is_no_mistake() -> None:
+    p = pipeline(config())
+    out = p.process(batch([traces(span(0, call=False))], first=7))
+    assert (out.events, out.passed_over, out.rejected, p.next_offset) == (0, 1, [], 8)
+
+
+def test_a_span_that_cannot_be_read_rejects_its_record_once_and_the_others_stand() -> None:
+    bad = span(1)
+    bad["endTimeUnixNano"] = "soon"
+    out = pipeline(config()).process(batch([prediction(BEGIN_US), traces(bad, span(2), dict(bad))], first=10))
+    assert out.events == 2
+    assert [(r.row, r.offset, r.error_type) for r in out.rejected] == [(1, 11, "schema")]
+
+
+@pytest.mark.parametrize(
+    "value", [b'{"resourceSpans": 7}', b'{"resourceSpans":[{}]}', b'{"resourceSpans":[', b"\n\xff"]
+)
+def test_what_only_looks_like_traces_is_rejected_by_name(value: bytes) -> None:
+    out = pipeline(config()).process(batch([value]))
+    assert out.events == 0
+    assert [r.row for r in out.rejected] == [0]
+
+
+def test_predictions_that_begin_with_a_line_end_are_no_traces() -> None:
+    assert pipeline(config()).process(batch([b"\n" + orjson.dumps(prediction(BEGIN_US))])).events == 1
+
+
+def test_compressed_traces_are_unpacked_too() -> None:
+    out = pipeline(config()).process(batch([gzip.compress(traces(span(0), span(1)))]))
+    assert (out.events, out.rejected) == (2, [])
+
+
+def as_protobuf(value: bytes) -> bytes:
+    """Return what OpenTelemetry's own classes make of traces in JSON."""
+    pytest.importorskip("opentelemetry.proto", reason="opentelemetry-proto is not installed")
+    import base64
+
+    from google.protobuf import json_format
+    from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+    tree = json.loads(value)
+    for resource in tree["resourceSpans"]:
+        for scope in resource["scopeSpans"]:
+            for one in scope["spans"]:
+                one["spanId"] = base64.b64encode(bytes.fromhex(one["spanId"])).decode()
+    return json_format.ParseDict(tree, ExportTraceServiceRequest()).SerializeToString()
+
+
+def test_traces_in_protobuf_come_to_what_they_do_in_json() -> None:
+    odd = span(1, error=3)
+    odd["status"] = {"code": 2}
+    odd["attributes"] += [
+        {"key": "gen_ai.response.finish_reasons", "value": {"arrayValue": {"values": [{"stringValue": "length"}]}}},
+        {"key": "llm.cost.total", "value": {"doubleValue": 0.25}},
+        {"key": "stream", "value": {"boolValue": True}},
+        {"key": "negative", "value": {"intValue": "-5"}},
+    ]
+    value = traces(span(0), odd)
+    one, other = pipeline(config()), pipeline(config())
+    one.process(batch([value]))
+    other.process(batch([as_protobuf(value)]))
+    assert state(one) == state(other)
+    plain = otlp.spans(as_protobuf(value))[1]
+    assert {"key": "negative", "value": {"intValue": -5}} in plain["attributes"]
+
+
+@given(data=st.binary(max_size=200))
+def test_no_bytes_break_the_reader_of_traces(data: bytes) -> None:
+    pipeline(config()).process(batch([b"\n" + data]))
+
+
+def test_traces_come_to_the_same_however_cut_and_restored() -> None:
+    events: list[dict[str, Any] | bytes | None] = [traces(span(2 * i), span(2 * i + 1, "b")) for i in range(300)]
+    whole = batch(events, stamps_us=[BEGIN_US + 2 * i * SECOND for i in range(300)])
+    one, many = pipeline(config()), pipeline(config())
+    expected = feed(one, [whole])
+    got = feed(many, cut(whole.rows(0, 150), range(0, 150, 7)))
+    second = pipeline(config())
+    second.restore_manifest(many.manifest())
+    for name, data in state(many).items():
+        second.restore_model(name, data)
+    second.restored()
+    out = second.process(whole.rows(100, 300))
+    assert out.fenced == 100
+    assert sorted(map(repr, [*got, *out.alerts])) == sorted(map(repr, expected))
+    assert state(second) == state(one)
+
+
+# -------------------------------------------------------------------------------------- framed
+
+AVRO = {
+    "type": "record",
+    "name": "Prediction",
+    "fields": [
+        {"name": "id", "type": "string"},
+        {"name": "source", "type": "string"},
+        {"name": "time", "type": {"type": "long", "logicalType": "timestamp-micros"}},
+        {"name": "model", "type": {"type": "record", "name": "Model", "fields": [{"name": "name", "type": "string"}]}},
+        {"name": "prediction", "type": ["null", "double"]},
+        {"name": "features", "type": {"type": "map", "values": ["null", "double", "string"]}},
+    ],
+}
+
+
+def framed_avro(event: dict[str, Any], number: int = 7) -> bytes:
+    fastavro = pytest.importorskip("fastavro", reason="fastavro is not installed")
+    out = io.BytesIO()
+    fastavro.schemaless_writer(out, fastavro.parse_schema(AVRO), event)
+    return b"\0" + number.to_bytes(4, "big") + out.getvalue()
+
+
+def reading(codecs: dict[int, framed.Codec] | None) -> Pipeline:
+    return Pipeline(RuleBook(config()), kind="predictions", topic="predictions", codecs=codecs)
+
+
+def test_avro_comes_to_what_the_same_event_does_in_json() -> None:
+    events = [
+        prediction(BEGIN_US + i * SECOND, id=str(i), features={"x": i / 7, "country": "de", "none": None})
+        for i in range(200)
+    ]
+    stamps = [BEGIN_US + i * SECOND for i in range(200)]
+    one, other = pipeline(config()), reading({7: framed.codec("AVRO", json.dumps(AVRO))})
+    one.process(batch(events, stamps_us=stamps))
+    out = other.process(batch([framed_avro(e) for e in events], stamps_us=stamps))
+    assert (out.events, out.rejected) == (200, [])
+    assert state(one) == state(other)
+
+
+def test_avro_that_names_another_schema_is_read_with_it() -> None:
+    inner = {"type": "record", "name": "Model", "fields": [{"name": "name", "type": "string"}]}
+    outer = {**AVRO, "fields": [f if f["name"] != "model" else {"name": "model", "type": "Model"}
+                                for f in AVRO["fields"]]}  # type: ignore[index]  # fmt: skip
+    p = reading({7: framed.codec("AVRO", json.dumps(outer), [json.dumps(inner)])})
+    out = p.process(batch([framed_avro(prediction(BEGIN_US, features={}))]))
+    assert (out.events, list(p.models)) == (1, ["fraud"])
+
+
+def test_a_schema_the_registry_has_not_and_bytes_that_do_not_fit_one_are_named() -> None:
+    p = reading({7: framed.codec("AVRO", json.dumps(AVRO))})
+    good = framed_avro(prediction(BEGIN_US, features={}))
+    out = p.process(batch([b"\0\0\0\0\x09abc", good, b"\0\0\0\0\x07\xff\xff\xff", b"\0\0\0"], first=5))
+    assert out.events == 1
+    assert [(r.row, r.offset, r.error_type) for r in out.rejected] == [
+        (0, 5, "unknown_schema"),
+        (2, 7, "schema"),
+        (3, 8, "unknown_format"),
+    ]
+    assert "number 9" in out.rejected[0].message
+
+
+def test_without_a_registry_a_frame_is_said_to_be_one() -> None:
+    out = reading(None).process(batch([framed_avro(prediction(BEGIN_US, features={}))]))
+    assert [r.error_type for r in out.rejected] == ["unknown_format"]
+    assert "schema registry" in out.rejected[0].message
+
+
+def test_json_in_a_frame_is_read_without_it() -> None:
+    p = reading({3: framed.codec("JSON", "{}")})
+    assert p.process(batch([b"\0\0\0\0\x03" + orjson.dumps(prediction(BEGIN_US))])).events == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "schema"), [("AVRO", "{"), ("AVRO", '{"type": "x"}'), ("PROTOBUF", "AAAA"), ("XML", "")]
+)
+def test_a_schema_that_cannot_be_used_is_refused(kind: str, schema: str) -> None:
+    with pytest.raises(ValueError, match="schema"):
+        framed.codec(kind, schema)
+
+
+def test_a_batch_with_nothing_packed_is_left_alone() -> None:
+    whole: RecordBatch = batch([prediction(BEGIN_US), None, b""])
+    assert unpack(whole, {}, traces=True) is None
