@@ -30,7 +30,7 @@ from streamproc.worker import snapshots
 from streamproc.worker.deadletters import dead_letter
 from streamproc.worker.metrics import Metrics
 from streamproc.worker.registry import Registry
-from streamproc.worker.repartition import Repartitioner
+from streamproc.worker.repartition import Pairs, Repartitioner
 
 if TYPE_CHECKING:
     # With it comes numba, whose loading a start hides behind the waiting for brokers (`run`).
@@ -107,6 +107,9 @@ class Engine:
         self._kinds = dict(sources)
         self._raw_topics = frozenset(raw)
         self._raw: dict[TP, int] = {}  # partitions that are only sent on, and where each has got to
+        self._taken: dict[TP, int] = {}  # what of them was handed to us, if not sent on yet
+        self._pairs = Pairs(step_ms=config.serving.response_timeout.us // 4000)
+        self._sending = asyncio.Lock()
         self.forwarders: dict[str, Repartitioner] = {}
         self.registry = None if config.schema_registry is None else Registry(config.schema_registry)
         self._partitions = dict(partitions)
@@ -153,6 +156,7 @@ class Engine:
             committed = await self.app.consumer.committed(unknown)
             begins = await self._starting_offsets([tp for tp in unknown if committed.get(tp) is None])
             self._raw.update({tp: begins[tp] if committed.get(tp) is None else committed[tp] for tp in unknown})
+            self._taken.update({tp: self._raw[tp] for tp in unknown})
         async with self._lock:
             fresh = []
             for tp in tps:
@@ -177,7 +181,7 @@ class Engine:
         for task in waiting:
             await asyncio.shield(task)
         found = {tp: self._owned[tp].expected for tp in tps if tp in self._owned}
-        return found | {tp: self._raw[tp] for tp in raw if tp in self._raw}
+        return found | {tp: self._taken[tp] for tp in raw if tp in self._taken}
 
     async def on_revoked(self, tps: set[TP]) -> None:
         """Make the state of partitions that leave us durable, and let go of them."""
@@ -200,6 +204,8 @@ class Engine:
                     self._parked[tp] = held
             self._restoring.pop(tp, None)  # a restore that ends later finds itself unwanted
             self._raw.pop(tp, None)
+            self._taken.pop(tp, None)
+            self._pairs.forget(tp)
         log.info("partitions revoked", partitions=_names(tps), saved=kept)
 
     # ---------------------------------------------------------------------- records in
@@ -243,16 +249,36 @@ class Engine:
     async def forward(self, batch: RecordBatch) -> None:
         """Send a batch of a source that is not keyed by model on under its models' keys."""
         tp = TP(batch.topic, batch.partition)
-        expected = self._raw.get(tp)
+        expected = self._taken.get(tp)
         if expected is None or batch.offsets[-1] < expected:
             return
         if batch.offsets[0] > expected and not self._contiguous(tp, expected, batch):
             await self._rewind(tp, expected, batch)
             return
-        count = await self.forwarders[batch.topic].forward(batch.since(expected))
-        self.metrics.repartitioned.inc(count)
-        if tp in self._raw:
-            self._raw[tp] = batch.offsets[-1] + 1
+        fresh = batch.since(expected)
+        self._taken[tp] = batch.offsets[-1] + 1
+        self._pairs.add(self._pair(tp), tp, fresh)
+        await self._send_on(self._pair(tp))
+
+    def _pair(self, tp: TP) -> tuple[str, int]:
+        """Return what a partition that is sent on is sent on together with: its target, and its number."""
+        return self.forwarders[tp.topic].target, tp.partition
+
+    async def _send_on(self, pair: tuple[str, int]) -> None:
+        """Send on what need not wait for the other topic of a pair."""
+        others = [TP(t, pair[1]) for t, f in self.forwarders.items() if f.target == pair[0]]
+        async with self._sending:
+            behind = [tp for tp in others if tp in self._raw and self._lags(tp)]
+            for tp, part in self._pairs.due(pair, behind):
+                count = await self.forwarders[tp.topic].forward(part)
+                self.metrics.repartitioned.inc(count)
+                if tp in self._raw:  # else whoever has it now repeats what came after its commit
+                    self._raw[tp] = part.offsets[-1] + 1
+
+    def _lags(self, tp: TP) -> bool:
+        """Whether there is, or may be, something to read that was not handed to us yet."""
+        end = self.app.consumer.highwater(tp)
+        return end is None or self._taken.get(tp, 0) < end
 
     def _contiguous(self, tp: TP, expected: int, batch: RecordBatch) -> bool:
         """Whether nothing was read between what we expect and this batch: a hole in the log itself.
@@ -424,6 +450,8 @@ class Engine:
                             with held.whole():
                                 out = held.pipeline.advance(int(self._wall() * 1e6))
                                 await self._publish(held, out, None)
+            for pair in {self._pair(tp) for tp in self._raw}:
+                await self._send_on(pair)
             self.metrics.series.set(sum(len(h.pipeline.models) for h in self._owned.values()))
             self.metrics.partitions.set(len(self._owned))
 

@@ -15,8 +15,11 @@ greatest offset says all.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+
+from faust.types import TP
 
 from streamproc.config import Config
 from streamproc.decoding import Decoder
@@ -35,12 +38,53 @@ from streamproc.serving import seldon_topic
 from streamproc.signals import SourceKind
 from streamproc.unpack import unpack
 
+#: Records of a pair that wait at most before what is ahead goes on all the same.
+_MOST_HELD = 50_000
+
 _KINDS: dict[SourceKind, Any] = {"predictions": Prediction, "telemetry": Telemetry, "labels": Label}
 
 def internal_topic(app_id: str, topic: str) -> str:
     """Return the name of the topic that holds a source's records keyed by model."""
     seldon = seldon_topic(topic)
     return f"{app_id}-{topic if seldon is None else seldon.pair}-by-model"
+
+
+class Pairs:
+    """What is about to be sent on from topics that belong together, in the order of their record times.
+
+    Read apart, one of Seldon's two topics may be minutes ahead of the other after an outage. Sent on so, requests
+    would be given up on while their responses are still to be read. What is ahead waits for its other half to be
+    read, unless there is nothing more to read of that, or too much waits already.
+    """
+
+    def __init__(self, *, step_ms: int) -> None:
+        self.step_ms = max(1, step_ms)
+        self._waiting: dict[tuple[str, int], dict[TP, deque[RecordBatch]]] = {}
+
+    def add(self, pair: tuple[str, int], tp: TP, batch: RecordBatch) -> None:
+        """Add a batch of a topic, cut into stretches of a step of record time."""
+        parts = self._waiting.setdefault(pair, {}).setdefault(tp, deque())
+        stamps, start = batch.timestamps_ms, 0
+        while start < len(batch):
+            limit = stamps[start] + self.step_ms
+            end = next((i for i in range(start + 1, len(stamps)) if stamps[i] > limit), len(stamps))
+            parts.append(batch.rows(start, end))
+            start = end
+
+    def due(self, pair: tuple[str, int], behind: Sequence[TP]) -> Iterator[tuple[TP, RecordBatch]]:
+        """Yield, and let go of, what may be sent on; behind: the topics of the pair with something left to read."""
+        waiting = self._waiting.get(pair, {})
+        while heads := [(parts[0].timestamps_ms[0], tp) for tp, parts in waiting.items() if parts]:
+            held = sum(len(part) for parts in waiting.values() for part in parts)
+            if held <= _MOST_HELD and any(not waiting.get(tp) for tp in behind):
+                return
+            tp = min(heads)[1]
+            yield tp, waiting[tp].popleft()
+
+    def forget(self, tp: TP) -> None:
+        """Let go of what waits of a partition that is no longer ours."""
+        for waiting in self._waiting.values():
+            waiting.pop(tp, None)
 
 
 class Repartitioner:
