@@ -6,9 +6,10 @@ import asyncio
 from typing import Any
 
 import pytest
+from faust.types import TP
 
 from streamproc.events import KEY_HEADER, ORIGIN_HEADER, RecordBatch
-from streamproc.worker.repartition import Repartitioner, internal_topic
+from streamproc.worker.repartition import Pairs, Repartitioner, internal_topic
 from streamproc.worker.run import topic_specs
 from tests.core.make import config, pipeline
 from tests.core.samples import BEGIN_MS, Sample, records
@@ -71,3 +72,30 @@ def test_a_pair_has_one_topic_inside() -> None:
     names = [s.name for s in topic_specs(rules.parse("version: 1\n" + sources))]
     assert len(names) == len(set(names))
     assert "streamproc-seldon.prod.model.iris-by-model" in names
+
+
+def stretch(topic: str, stamps_ms: list[int], first: int = 0) -> RecordBatch:
+    n = len(stamps_ms)
+    offsets = list(range(first, first + n))
+    return RecordBatch(topic, 0, offsets, stamps_ms, [b"k"] * n, [b"v"] * n, [()] * n)
+
+
+def test_of_a_pair_what_is_ahead_waits_until_the_other_half_is_read() -> None:
+    pairs, (requests, responses) = Pairs(step_ms=10), (TP(t, 0) for t in TOPICS)
+    pairs.add(("t", 0), requests, stretch(TOPICS[0], [0, 5, 20, 25, 40]))
+    assert list(pairs.due(("t", 0), [responses])) == []
+    pairs.add(("t", 0), responses, stretch(TOPICS[1], [3, 22]))
+    sent = [(tp.topic, part.timestamps_ms) for tp, part in pairs.due(("t", 0), [responses])]
+    # The stretch at 25 and what follows wait again: the responses have more to read.
+    assert sent == [(TOPICS[0], [0, 5]), (TOPICS[1], [3]), (TOPICS[0], [20, 25]), (TOPICS[1], [22])]
+    assert [p.timestamps_ms for _, p in pairs.due(("t", 0), [])] == [[40]]
+
+
+def test_of_a_pair_too_much_never_waits_and_what_has_left_us_is_let_go() -> None:
+    pairs, (requests, responses) = Pairs(step_ms=10_000), (TP(t, 0) for t in TOPICS)
+    pairs.add(("t", 0), requests, stretch(TOPICS[0], [0] * 50_000))
+    assert list(pairs.due(("t", 0), [responses])) == []
+    pairs.add(("t", 0), requests, stretch(TOPICS[0], [1], first=50_000))
+    assert sum(len(p) for _, p in pairs.due(("t", 0), [responses])) == 50_000
+    pairs.forget(requests)
+    assert list(pairs.due(("t", 0), [])) == []
