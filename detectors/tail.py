@@ -6,22 +6,27 @@ Beyond u the tail is taken to fall as a power (Hill 1975), so a distance that a 
 
     z_a = u · (λ / a)^ξ
 
-the smaller of what u = 2 and u = 3 give: for normal noise some 9 and 5 deviations at a = 1e-6, so both err upwards,
-and the nearer one is known sooner; for a power tail both are exact. A series not yet known is taken for a
-heavy-tailed one, ξ = 1/2, with the weight of five distances: of its first hundred distances none alarms that is not
-beyond comparison, and what it is allowed comes down as it shows itself to be milder.
+the smallest of what u = 2, 3, 5 and 8 give: for a power tail each is exact, for a lighter one, whose logarithm bends,
+each errs upwards, and the furthest u that was exceeded often enough the least. For normal noise it is some 7
+deviations at a = 1e-6. λ and ξ start as if three distances had been over every u, with ξ = 1/2: three of no values is
+all of them, so that of its first hundred distances none alarms that is not beyond comparison, and what a series is
+allowed comes down as it shows itself to be milder.
 
-Distances over u come in runs, in an incident most of all. After the first, those of the next 20 values count for a
-sixteenth (declustering), and each for no more than ln 20: an incident hardly widens the tail it is measured by.
-Weights halve every 20,000 values. Beyond 100 deviations one distance says no more than another.
+Distances over u come in runs, in an incident most of all. So that an incident hardly widens the tail it is measured by
+there is an allowance, of at most three distances over the smallest u, which grows by twice the share of those that is
+usual: what is within it counts in full, what is not for a sixteenth. Values independent of one another keep within
+it, however many of them are far out; to count all but the first of a run for less would find their tail too thin. No
+distance counts for more than ln 20. Weights halve every 20,000 values. Beyond 100 deviations one distance says no more
+than another.
 
 A score that is itself of many values, such as a distance between stretches, stays up once it is up, and enters a run
 near u: its first distances say nothing of how far it gets. For such there are blocks: of the largest score in each
 `length` values the mean m and deviation s give Gumbel's distribution, and the score that a share a of values alarms at,
 at most once in a block, is
 
-    x_a = m - 0.5772 β - β ln(a · length),   β = s·√6 / π
+    x_a = m - 0.5772 β - β ln(a · length),   β = max(s·√6 / π, e / 1.144)
 
+where e is the mean of what is over m, less m: 1.144 β for Gumbel's distribution, more where the tail is a heavier one.
 Blocks start from a mean of 1.3 and a deviation of 0.4, with the weight of five, and halve every 200; a block's largest
 counts for no more than m + 3 s, so that an incident is not taken for the tail. β is raised by 1.5 of its errors.
 
@@ -48,8 +53,7 @@ __all__ = ["BLOCKS", "FURTHEST", "TAIL", "Alpha", "block_limit", "learn_block", 
 _FROM: Final = (2.0, 3.0, 5.0, 8.0)
 _LEVELS: Final = len(_FROM)
 
-#: Numbers of one tail: values; for each u the weight of those over it and the sum of their logarithms; distances that
-#: may count in full.
+#: Numbers of one tail: values; for each u the weight of those over it and the sum of their logarithms; the allowance.
 TAIL: Final = 2 + 2 * _LEVELS
 
 #: The parameter of the detectors that learn a tail.
@@ -63,7 +67,7 @@ Alpha: TypeAlias = Annotated[
 
 _PRIOR: Final = 3.0
 _PRIOR_SHAPE: Final = 0.5
-_ALLOWED: Final = 2.0
+_ALLOWED: Final = 2.0  # growth of the allowance, in usual shares
 _MOST_ALLOWED: Final = 3.0
 _RUN_WEIGHT: Final = 1.0 / 16.0
 _FURTHEST_LOG: Final = math.log(20.0)
@@ -78,7 +82,7 @@ def tail_limit(tail: F64, alpha: float) -> float:
     least = 10.0 * FURTHEST
     for k in range(_LEVELS):
         if _FROM[k] >= least:
-            break
+            break  # nothing further out can give less
         weight = tail[1 + 2 * k] + _PRIOR
         share = weight / (tail[0] + _PRIOR)
         shape = (tail[2 + 2 * k] + _PRIOR * _PRIOR_SHAPE) / weight

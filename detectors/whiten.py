@@ -51,7 +51,9 @@ _VAGUE_RHYTHM: Final = 25.0  # of the first wave of the day; the k-th is a k-th 
 _NEW_LEVEL: Final = 1.0
 _NEW_REST: Final = 0.05
 
-_CLIP: Final = 10.0  # scales: the filter neither sees nor learns anything further out
+_CLIP: Final = 10.0  # scales from what was foreseen: the filter neither sees nor learns anything further out
+# And from the centre: a rhythm goes far beyond the scale of the few hours that a reference is.
+_FURTHEST: Final = 200.0
 _SPREAD_CLIP: Final = 6.0  # a residual counts for no more than so many mean ones in the spread
 _LEAST_SPREAD: Final = 0.25  # the spread is at least this share of the mean |residual|
 _SPREAD_MEMORY: Final = 2_000.0
@@ -137,7 +139,6 @@ def whiten_one(
 ) -> tuple[float, float, float]:
     """Return the residual of x, and what was foreseen of its scaled y and how widely; then learn x."""
     y = (_transformed(head[_TRANSFORM], head[_FLOOR], x) - head[_CENTRE]) / head[_SCALE]
-    y = min(max(y, -_CLIP), _CLIP)
     row[0] = 1.0
     row[1] = head[_LAST]
     row[2] = head[_LAST + 1]
@@ -162,8 +163,10 @@ def whiten_one(
     vague = 1.0
     for a in range(_D):
         vague += gain[a] * row[a]
-    error = y - foreseen
     width = math.sqrt(vague)
+    y = min(max(y, foreseen - _CLIP * width), foreseen + _CLIP * width)
+    y = min(max(y, -_FURTHEST), _FURTHEST)
+    error = y - foreseen
     w = error / width
     head[_SEEN] += 1.0
     head[_MEAN] += (abs(w) - head[_MEAN]) / min(head[_SEEN], _SPREAD_MEMORY)
