@@ -1,4 +1,4 @@
-"""Patterns of one metric that changed: an ensemble of thirteen views of the value and of its daily or weekly rhythm."""
+"""Patterns of one metric that changed: an ensemble of thirteen views of the value and of its rhythm."""
 
 from __future__ import annotations
 
@@ -384,8 +384,8 @@ def _of_week(s: F64, x: float, hour: int, daily: float) -> tuple[float, float]:
 def _period(kept: F64) -> float:
     """Return the period of (n,) values in bins, to a fraction of one; 0.0 where there is none.
 
-    The first peak of the autocorrelation that is nearly as high as the highest, and as many of its multiples
-    as go on with it: the m-th tells the period m times as well.
+    The first peak of the autocorrelation that is nearly as high as the highest, and as many of its multiples, one
+    at least, as go on with it: the m-th tells the period m times as well.
     """
     n = kept.size
     z = kept.copy()
@@ -404,7 +404,7 @@ def _period(kept: F64) -> float:
     deviation = math.sqrt(variance)
     for i in range(n):
         z[i] = min(max(z[i] / deviation, -3.0), 3.0)
-    top = n // 2
+    top = 2 * (n // 3) + 3  # twice the longest period, and what a peak there needs
     c = np.zeros(top + 1)
     for i in range(n):
         own = z[i]
@@ -429,7 +429,7 @@ def _period(kept: F64) -> float:
     if first == 0:
         return 0.0
     period, m = float(first), 1
-    while m * period + 3.0 < top:
+    while m * period + 2.0 < top:
         about = round(m * period)
         best = about
         for lag in range(about - 2, about + 3):
@@ -441,7 +441,8 @@ def _period(kept: F64) -> float:
         if bend < 0.0:
             period = (best + min(max(0.5 * (c[best - 1] - c[best + 1]) / bend, -0.5), 0.5)) / m
         m += 1
-    return period
+    # A peak that does not come again at twice its lag came by chance.
+    return period if m > 2 else 0.0
 
 
 @kernel
@@ -517,7 +518,7 @@ def _of_rhythm(
         else:
             beat[_FILLED] = 0
         beat[_BIN], s[_SUM], s[_COUNT] = number, 0.0, 0.0
-        if beat[_SINCE] >= _SEARCH and beat[_FILLED] >= _SEARCH:
+        if beat[_SINCE] >= _SEARCH and beat[_FILLED] >= _RING // 2:
             beat[_SINCE] = 0
             _search(s, beat, bins, profile, time)
             if beat[_WIDTH] == 0:
@@ -665,7 +666,8 @@ class Pattern:
     """Score a value by what thirteen views of it, and of its rhythm, find unusual.
 
     The residual r is the value less the mean of its quarter of an hour of the day or, from the third week on and
-    where that was nearer of late, of its hour of the week. Views:
+    where that was nearer of late, of its hour of the week; or, where that was nearer by a quarter, of its phase in a
+    rhythm of the series' own, such as a job's every 95 minutes. Views:
 
     - stretches, of x and of r: distance of the last six blocks (their means and half ranges) to the nearest six in
       a row among the last 500, for blocks of 1, 5, 12 and 30 values;
@@ -673,6 +675,14 @@ class Pattern:
       with w = 30 and of r with w = 60;
     - tails: mean of -log10 of the two-sided rank among the past, of the last 20 and 60 values;
     - range: distance d beyond the decaying range of all of the past.
+
+    The rhythm of its own is looked for in the means of the latest 1024 bins, each of as many sampling intervals as
+    make two minutes (34 hours of a value a minute); the interval is the median of the latest 15 differences of time.
+    Every 256 bins, from the 512th on, the autocorrelation of what a trend leaves is computed for lags up to two
+    thirds of them. A period is the first of its peaks, up to a third, that is nearly as high as the highest, at
+    least .3 and as much over what lies before it, and that comes again at twice its lag; its multiples tell it to a
+    fraction of a bin. Up to 96 phases of it then have a mean each, and beside an edge between two phases either is
+    usual. A period is kept as long as it forecasts better, and followed as it is known better.
 
     The last enters as 6·min(d/c, 1.5), where c is its 99.9 % quantile on unlabelled data; each other y as -log10 of
     its normal tail, -log10 Q((y-m)/s), 8 at most, with m and s of its own past. The score is the mean of all
@@ -688,7 +698,7 @@ class Pattern:
     zeros) make two.
 
     The past is bounded: blocks in rings of single precision, ranks in a sketch of at most 512 cells, exact until
-    that many distinct values were seen and to about 5 % of the nearer tail after. 48 kB a series.
+    that many distinct values were seen and to about 5 % of the nearer tail after. 54 kB a series.
 
     Parameters
     ----------
@@ -722,13 +732,15 @@ class Pattern:
     [^3]: Kullback, S. and Leibler, R., 1951. On information and sufficiency. Annals of Mathematical
     Statistics 22.
     [^4]: Dunning, T. and Ertl, O., 2019. Computing extremely accurate quantiles using t-digests.
-    [^5]: Fisher, R. A., 1932. Statistical methods for research workers (tests combined by the sum of log p).
+    [^5]: Vlachos, M., Yu, P. and Castelli, V., 2005. On periodicity detection and structural periodic similarity.
+    SIAM International Conference on Data Mining (peaks of the autocorrelation).
+    [^6]: Fisher, R. A., 1932. Statistical methods for research workers (tests combined by the sum of log p).
     """
 
     spec: ClassVar[DetectorSpec] = DetectorSpec(
         name="pattern",
         kind="value",
-        summary="a stretch, spread or range unlike the past's, daily and weekly rhythm included",
+        summary="a stretch, spread or range unlike the past's, daily, weekly and its own rhythm included",
         params=PatternParams,
         structural=frozenset({"shingles"}),
         budget="alpha",

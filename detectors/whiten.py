@@ -11,6 +11,9 @@ squares that forget nothing: a filter that forgets would take the very shift tha
 s_t is E|ε_t| as a regression on the same h_t, which costs next to nothing, as the gain is the same; it follows a
 spread that goes with the level or the hour.
 
+y is clipped to ten scales, and √(1 + hᵀPh) of them, about what was foreseen and not about the centre: a trough of the
+day may lie far below all that a reference of eight hours has seen.
+
 What comes out is w_t = (y_t - θᵀh_t) / √(1 + hᵀPh) / s_t. Divided so, residuals of the first hours, when θ is hardly
 known, are spread as those of the first month (Brown, Durbin and Evans 1975: recursive residuals of a regression
 with normal errors are independent and alike). So the first morning of a daily rhythm is no news.
