@@ -67,7 +67,7 @@ _LEAST_LAG: Final = 4
 _PEAK: Final = 0.3  # autocorrelation of a period at least, and over the lowest before it
 _NEARLY: Final = 0.85  # of the highest peak: the first to reach that is the period, not a multiple of it
 _SAME: Final = 0.03  # a period this near is the same, known better
-_TRIED: Final = 200  # values before a period found is used
+_TRIED: Final = 1000  # values it is held against the day's and the week's before it is used
 _BETTER: Final = 0.75  # and its mean distance, as a share of the day's or the week's
 
 _EDGE: Final = 3.0  # mean distances between slots side by side
@@ -682,7 +682,7 @@ class Pattern:
     thirds of them. A period is the first of its peaks, up to a third, that is nearly as high as the highest, at
     least .3 and as much over what lies before it, and that comes again at twice its lag; its multiples tell it to a
     fraction of a bin. Up to 96 phases of it then have a mean each, and beside an edge between two phases either is
-    usual. A period is kept as long as it forecasts better, and followed as it is known better.
+    usual. It is used once it was held against the others for 1000 values. A period is kept as long as it forecasts better, and followed as it is known better.
 
     The last enters as 6·min(d/c, 1.5), where c is its 99.9 % quantile on unlabelled data; each other y as -log10 of
     its normal tail, -log10 Q((y-m)/s), 8 at most, with m and s of its own past. The score is the mean of all

@@ -479,7 +479,7 @@ class Pattern(_Values):
 
     Every feature is watched by itself and the largest score counts. river has no clock, so rows are taken to
     be `every_s` seconds apart; the daily shape needs that right. `learn_one` takes some 9 µs a feature,
-    `score_one` 33; a pickle is 50 kB a feature.
+    `score_one` 33; a pickle is 54 kB a feature.
 
     Parameters
     ----------
