@@ -682,7 +682,8 @@ class Pattern:
     thirds of them. A period is the first of its peaks, up to a third, that is nearly as high as the highest, at
     least .3 and as much over what lies before it, and that comes again at twice its lag; its multiples tell it to a
     fraction of a bin. Up to 96 phases of it then have a mean each, and beside an edge between two phases either is
-    usual. It is used once it was held against the others for 1000 values. A period is kept as long as it forecasts better, and followed as it is known better.
+    usual. It is used once it was held against the others for 1000 values, kept as long as it forecasts better, and
+    followed as it is known better.
 
     The last enters as 6·min(d/c, 1.5), where c is its 99.9 % quantile on unlabelled data; each other y as -log10 of
     its normal tail, -log10 Q((y-m)/s), 8 at most, with m and s of its own past. The score is the mean of all
