@@ -1,4 +1,4 @@
-"""Patterns of one metric that changed: an ensemble of thirteen views of the value and of its daily or weekly rhythm."""
+"""Patterns of one metric that changed: an ensemble of thirteen views of the value and of its rhythm."""
 
 from __future__ import annotations
 
@@ -55,6 +55,44 @@ _LONG_TAIL: Final = 60
 _CELLS: Final = 512
 _SHARE: Final = 0.05
 _SIGMAS: Final = 3.0
+
+# The rhythm of the series' own, found from its autocorrelation.
+_RING: Final = 1024  # bins kept
+_BIN_US: Final = 2 * _MINUTE_US  # the least bin: 34 hours are looked at, for periods of up to a third of that
+_DIFFERENCES: Final = 15  # latest, whose median is the sampling interval
+_KNOWN: Final = 64  # differences before the bins are laid out
+_LONGEST_US: Final = 10_000_000_000_000
+_SEARCH: Final = 256  # bins from one search to the next
+_LEAST_LAG: Final = 4
+_PEAK: Final = 0.3  # autocorrelation of a period at least, and over the lowest before it
+_NEARLY: Final = 0.85  # of the highest peak: the first to reach that is the period, not a multiple of it
+_SAME: Final = 0.03  # a period this near is the same, known better
+_TRIED: Final = 1000  # values it is held against the day's and the week's before it is used
+_BETTER: Final = 0.75  # and its mean distance, as a share of the day's or the week's
+
+_EDGE: Final = 3.0  # mean distances between slots side by side
+
+_FIRST: Final = 0  # of the floats: the first value; sum and count of the open bin, sum and count of the open slot
+_SUM: Final = 1
+_COUNT: Final = 2
+_SLOT_SUM: Final = 3
+_SLOT_COUNT: Final = 4
+_OWN: Final = 5  # mean distance from the own rhythm, from the day's or week's, and of how many values
+_THEIRS: Final = 6
+_TESTS: Final = 7
+_GAPS: Final = 8  # differences of time, µs
+_TIMED: Final = 0  # of the integers: differences seen
+_LAST: Final = 1  # time of the last value
+_WIDTH: Final = 2  # of a bin, µs; 0: not known
+_BIN: Final = 3  # number of the open one
+_FILLED: Final = 4
+_WRITTEN: Final = 5
+_SINCE: Final = 6  # bins since the last search
+_PERIOD: Final = 7  # µs; 0: none found
+_ANCHOR: Final = 8  # a time at which it begins
+_PARTS: Final = 9  # slots in use
+_SLOT: Final = 10  # number of the open one, counted from the anchor
+_INTEGERS: Final = 11
 
 # Means of the views at which a clock is kept, four to a doubling, from .09 to 12: fixed, so that what is
 # kept does not depend on the limit.
@@ -343,6 +381,187 @@ def _of_week(s: F64, x: float, hour: int, daily: float) -> tuple[float, float]:
 
 
 @kernel
+def _period(kept: F64) -> float:
+    """Return the period of (n,) values in bins, to a fraction of one; 0.0 where there is none.
+
+    The first peak of the autocorrelation that is nearly as high as the highest, and as many of its multiples, one
+    at least, as go on with it: the m-th tells the period m times as well.
+    """
+    n = kept.size
+    z = kept.copy()
+    # Less its trend, in deviations, three at most.
+    mean, slope, middle, squares = 0.0, 0.0, 0.5 * (n - 1), n * (float(n) * n - 1.0) / 12.0
+    for i in range(n):
+        mean += z[i] / n
+    for i in range(n):
+        slope += (i - middle) * (z[i] - mean) / squares
+    variance = 0.0
+    for i in range(n):
+        z[i] -= mean + slope * (i - middle)
+        variance += z[i] * z[i] / n
+    if not variance > 0.0:
+        return 0.0
+    deviation = math.sqrt(variance)
+    for i in range(n):
+        z[i] = min(max(z[i] / deviation, -3.0), 3.0)
+    top = 2 * (n // 3) + 3  # twice the longest period, and what a peak there needs
+    c = np.zeros(top + 1)
+    for i in range(n):
+        own = z[i]
+        for lag in range(min(top, n - 1 - i) + 1):
+            c[lag] += own * z[i + lag]
+    scale = c[0] / n
+    if not scale > 0.0:
+        return 0.0
+    for lag in range(top + 1):
+        c[lag] /= (n - lag) * scale
+    highest, first = 0.0, 0
+    for again in range(2):
+        valley = 1.0
+        for lag in range(1, n // 3 + 1):
+            valley = min(valley, c[lag])
+            peak = lag >= _LEAST_LAG and c[lag] >= c[lag - 1] and c[lag] >= c[lag + 1]
+            if peak and c[lag] >= _PEAK and c[lag] - valley >= _PEAK:
+                if again == 0:
+                    highest = max(highest, c[lag])
+                elif first == 0 and c[lag] >= _NEARLY * highest:
+                    first = lag
+    if first == 0:
+        return 0.0
+    period, m = float(first), 1
+    while m * period + 2.0 < top:
+        about = round(m * period)
+        best = about
+        for lag in range(about - 2, about + 3):
+            if c[lag] > c[best]:
+                best = lag
+        if c[best] < 0.5 * highest:
+            break
+        bend = c[best - 1] - 2.0 * c[best] + c[best + 1]
+        if bend < 0.0:
+            period = (best + min(max(0.5 * (c[best - 1] - c[best + 1]) / bend, -0.5), 0.5)) / m
+        m += 1
+    # A peak that does not come again at twice its lag came by chance.
+    return period if m > 2 else 0.0
+
+
+@kernel
+def _search(s: F64, beat: I64, bins: F32, profile: F64, time: int) -> None:
+    """Look for a period in the bins; take up one that is new, unless the one in use does well."""
+    ordered = np.sort(s[_GAPS : _GAPS + _DIFFERENCES])
+    interval = max(int(ordered[_DIFFERENCES // 2]), 1)
+    width, n = beat[_WIDTH], beat[_FILLED]
+    if width > 2 * max(interval, _BIN_US) or interval > 2 * width:
+        # Sampled otherwise than it was: bins are laid out anew.
+        beat[_WIDTH], beat[_FILLED], beat[_PERIOD], beat[_TIMED] = 0, 0, 0, 0
+        return
+    kept = np.empty(n)
+    for i in range(n):
+        kept[i] = bins[(beat[_WRITTEN] - n + i) % _RING]
+    period = int(_period(kept) * width)
+    if period == 0:
+        return
+    old = beat[_PERIOD]
+    if old > 0 and abs(period - old) <= _SAME * old:
+        # The same, known better: where in it we are stays.
+        phase = (time - beat[_ANCHOR]) % old
+        beat[_ANCHOR] = time - int(phase * (period / old))
+        beat[_PERIOD] = period
+    elif old == 0 or s[_OWN] >= _BETTER * s[_THEIRS]:
+        beat[_PERIOD], beat[_ANCHOR] = period, time
+        beat[_PARTS] = min(max(period // width, _LEAST_LAG), _SLOTS)
+        profile[:] = 0.0
+        for i in range(n):
+            at = (beat[_BIN] - n + i) * width + width // 2 - time
+            slot = at % period * beat[_PARTS] // period
+            profile[1, slot] += 1.0
+            profile[0, slot] += max(0.25, 1.0 / profile[1, slot]) * (kept[i] + s[_FIRST] - profile[0, slot])
+        s[_OWN], s[_THEIRS], s[_TESTS] = 0.0, 0.0, 0.0
+    else:
+        return
+    s[_SLOT_SUM], s[_SLOT_COUNT] = 0.0, 0.0
+    beat[_SLOT] = (time - beat[_ANCHOR]) // period * beat[_PARTS]
+
+
+@kernel
+def _of_rhythm(
+    s: F64, beat: I64, bins: F32, profile: F64, x: float, time: int, other: float, others: float
+) -> tuple[float, float]:
+    """Return x less what is usual at this phase of the series' own rhythm, and the mean distance from that.
+
+    `other`, `others` where it has none, or is not nearer to it of late by a fifth. profile: (2, slots) means and
+    counts; bins: a ring of means, as distances from the first value.
+    """
+    if beat[_TIMED] == 0 and beat[_WIDTH] == 0 and s[_COUNT] == 0.0:
+        s[_FIRST], s[_COUNT] = x, 1.0
+    elif time > beat[_LAST]:
+        s[_GAPS + beat[_TIMED] % _DIFFERENCES] = min(time - beat[_LAST], _LONGEST_US)
+        beat[_TIMED] += 1
+    beat[_LAST] = time
+    if beat[_WIDTH] == 0:
+        if beat[_TIMED] < _KNOWN:
+            return other, others
+        ordered = np.sort(s[_GAPS : _GAPS + _DIFFERENCES])
+        interval = max(int(ordered[_DIFFERENCES // 2]), 1)
+        beat[_WIDTH] = (_BIN_US + interval - 1) // interval * interval
+        beat[_BIN] = time // beat[_WIDTH]
+        beat[_FILLED], beat[_SINCE], s[_SUM], s[_COUNT] = 0, 0, 0.0, 0.0
+    number = time // beat[_WIDTH]
+    passed = number - beat[_BIN]
+    if passed > 0 or passed < -_RING:
+        if 0 < passed < _RING and s[_COUNT] > 0.0:
+            for _ in range(passed):
+                bins[beat[_WRITTEN] % _RING] = np.float32(s[_SUM] / s[_COUNT])
+                beat[_WRITTEN] += 1
+            beat[_FILLED] = min(beat[_FILLED] + passed, _RING)
+            beat[_SINCE] += passed
+        else:
+            beat[_FILLED] = 0
+        beat[_BIN], s[_SUM], s[_COUNT] = number, 0.0, 0.0
+        if beat[_SINCE] >= _SEARCH and beat[_FILLED] >= _RING // 2:
+            beat[_SINCE] = 0
+            _search(s, beat, bins, profile, time)
+            if beat[_WIDTH] == 0:
+                return other, others
+    s[_SUM] += min(max(x - s[_FIRST], -_LARGEST_KEPT), _LARGEST_KEPT)
+    s[_COUNT] += 1.0
+    if beat[_PERIOD] == 0:
+        return other, others
+    period, parts = beat[_PERIOD], beat[_PARTS]
+    turns = (time - beat[_ANCHOR]) // period
+    slot = (time - beat[_ANCHOR] - turns * period) * parts // period
+    if turns * parts + slot != beat[_SLOT]:
+        if s[_SLOT_COUNT] > 0.0:
+            k = beat[_SLOT] % parts
+            profile[1, k] += 1.0
+            profile[0, k] += max(0.25, 1.0 / profile[1, k]) * (s[_SLOT_SUM] / s[_SLOT_COUNT] - profile[0, k])
+        beat[_SLOT] = turns * parts + slot
+        s[_SLOT_SUM], s[_SLOT_COUNT] = 0.0, 0.0
+    s[_SLOT_SUM] += x
+    s[_SLOT_COUNT] += 1.0
+    if profile[1, slot] < 2.0:
+        return other, others
+    own, distance = x - profile[0, slot], s[_OWN]
+    # Beside an edge either side of it is usual: a job that begins a little early or late is the same job.
+    for k in ((slot + parts - 1) % parts, (slot + 1) % parts):
+        if profile[1, k] >= 2.0 and abs(profile[0, k] - profile[0, slot]) > _EDGE * s[_OWN]:
+            beside = x - profile[0, k]
+            if abs(beside) < abs(own):
+                own = beside
+    nearer = s[_TESTS] >= _TRIED and s[_OWN] < _BETTER * s[_THEIRS]
+    share = max(0.002, 1.0 / (s[_TESTS] + 1.0))
+    a, b = abs(own), abs(other)
+    if s[_TESTS] > 100:
+        a, b = min(a, 6.0 * s[_OWN]), min(b, 6.0 * s[_THEIRS])
+    s[_OWN] += share * (a - s[_OWN])
+    s[_THEIRS] += share * (b - s[_THEIRS])
+    s[_TESTS] += 1.0
+    if nearer:
+        return own, float(distance)
+    return other, others
+
+
+@kernel
 def _passes(last: F64, hold: int, t: float, raw: float, limit: float) -> bool:
     """Tell whether raw is the first to reach its level in `hold` values, or the limit's if it reaches that.
 
@@ -369,6 +588,10 @@ def score_pattern(
     last: F64,
     day: F64,
     week: F64,
+    rhythm: F64,
+    beat: I64,
+    bins: F32,
+    profile: F64,
     spreads: tuple[F64, F64],
     span: F64,
     stretches: F64,
@@ -403,6 +626,7 @@ def score_pattern(
         sigma = math.sqrt(day[1])
         daily = _of_day(day, x, slot)
         r, distance = _of_week(week, x, times[i] // _HOUR_US, daily)
+        r, distance = _of_rhythm(rhythm, beat, bins, profile, x, times[i], r, distance)
         for k in range(kinds):
             views[k] = _stretch(stretches[k], means[k], halves[k], near, x, _BLOCKS[k])
             j = kinds + k
@@ -442,7 +666,8 @@ class Pattern:
     """Score a value by what thirteen views of it, and of its rhythm, find unusual.
 
     The residual r is the value less the mean of its quarter of an hour of the day or, from the third week on and
-    where that was nearer of late, of its hour of the week. Views:
+    where that was nearer of late, of its hour of the week; or, where that was nearer by a quarter, of its phase in a
+    rhythm of the series' own, such as a job's every 95 minutes. Views:
 
     - stretches, of x and of r: distance of the last six blocks (their means and half ranges) to the nearest six in
       a row among the last 500, for blocks of 1, 5, 12 and 30 values;
@@ -450,6 +675,15 @@ class Pattern:
       with w = 30 and of r with w = 60;
     - tails: mean of -log10 of the two-sided rank among the past, of the last 20 and 60 values;
     - range: distance d beyond the decaying range of all of the past.
+
+    The rhythm of its own is looked for in the means of the latest 1024 bins, each of as many sampling intervals as
+    make two minutes (34 hours of a value a minute); the interval is the median of the latest 15 differences of time.
+    Every 256 bins, from the 512th on, the autocorrelation of what a trend leaves is computed for lags up to two
+    thirds of them. A period is the first of its peaks, up to a third, that is nearly as high as the highest, at
+    least .3 and as much over what lies before it, and that comes again at twice its lag; its multiples tell it to a
+    fraction of a bin. Up to 96 phases of it then have a mean each, and beside an edge between two phases either is
+    usual. It is used once it was held against the others for 1000 values, kept as long as it forecasts better, and
+    followed as it is known better.
 
     The last enters as 6·min(d/c, 1.5), where c is its 99.9 % quantile on unlabelled data; each other y as -log10 of
     its normal tail, -log10 Q((y-m)/s), 8 at most, with m and s of its own past. The score is the mean of all
@@ -465,7 +699,7 @@ class Pattern:
     zeros) make two.
 
     The past is bounded: blocks in rings of single precision, ranks in a sketch of at most 512 cells, exact until
-    that many distinct values were seen and to about 5 % of the nearer tail after. 48 kB a series.
+    that many distinct values were seen and to about 5 % of the nearer tail after. 54 kB a series.
 
     Parameters
     ----------
@@ -499,13 +733,15 @@ class Pattern:
     [^3]: Kullback, S. and Leibler, R., 1951. On information and sufficiency. Annals of Mathematical
     Statistics 22.
     [^4]: Dunning, T. and Ertl, O., 2019. Computing extremely accurate quantiles using t-digests.
-    [^5]: Fisher, R. A., 1932. Statistical methods for research workers (tests combined by the sum of log p).
+    [^5]: Vlachos, M., Yu, P. and Castelli, V., 2005. On periodicity detection and structural periodic similarity.
+    SIAM International Conference on Data Mining (peaks of the autocorrelation).
+    [^6]: Fisher, R. A., 1932. Statistical methods for research workers (tests combined by the sum of log p).
     """
 
     spec: ClassVar[DetectorSpec] = DetectorSpec(
         name="pattern",
         kind="value",
-        summary="a stretch, spread or range unlike the past's, daily and weekly rhythm included",
+        summary="a stretch, spread or range unlike the past's, daily, weekly and its own rhythm included",
         params=PatternParams,
         structural=frozenset({"shingles"}),
         budget="alpha",
@@ -524,6 +760,10 @@ class Pattern:
             "last": np.full(_LEVELS.size, _NEVER),
             "day": np.zeros(2 + 2 * _SLOTS),
             "week": np.zeros(6 + 2 * _HOURS),
+            "rhythm": np.zeros(_GAPS + _DIFFERENCES),
+            "beat": np.zeros(_INTEGERS, dtype=np.int64),
+            "bins": np.zeros(_RING, dtype=np.float32),
+            "profile": np.zeros((2, _SLOTS)),
             "spread30": np.zeros(3 + 2 * _BINS + 30),
             "spread60": np.zeros(3 + 2 * _BINS + 60),
             "range": np.zeros(4),
@@ -566,6 +806,10 @@ class Pattern:
             s["last"],
             s["day"],
             s["week"],
+            s["rhythm"],
+            s["beat"],
+            s["bins"],
+            s["profile"],
             (s["spread30"], s["spread60"]),
             s["range"],
             s["stretches"],

@@ -1,7 +1,8 @@
 """Our detectors as estimators of river, for its pipelines.
 
-Anomaly detectors (`Outlier`, `HalfSpaceTrees`, `Spike`, `Pattern`, `RobustZ`) are `river.base.AnomalyDetector`: 1.0 is
-the operator's limit, so `anomaly.ThresholdFilter(..., threshold=1.0)` filters by it; 0.0 is given while warming up.
+Anomaly detectors (`Outlier`, `HalfSpaceTrees`, `Spike`, `Pattern`, `RobustZ`, `Limits`, `Silence`) are
+`river.base.AnomalyDetector`: 1.0 is the operator's limit, so `anomaly.ThresholdFilter(..., threshold=1.0)` filters
+by it; 0.0 is given while warming up.
 Drift detectors (`Drift`, `Rate`) are `river.base.DriftDetector` and `river.base.BinaryDriftDetector`.
 
 `score_one` learns nothing, unlike `detectors.protocol.Detector.score`: it scores, then puts back every array of the
@@ -39,11 +40,22 @@ import numpy as np
 import numpy.typing as npt
 from river import base
 
-from detectors import registry
+from detectors import registry, silence
 from detectors.params import ParameterError, Sensitivity, build
 from detectors.protocol import F64, I64, Detector
 
-__all__ = ["Drift", "HalfSpaceTrees", "Limits", "Outlier", "Pattern", "Rate", "RobustZ", "Spike", "score_only"]
+__all__ = [
+    "Drift",
+    "HalfSpaceTrees",
+    "Limits",
+    "Outlier",
+    "Pattern",
+    "Rate",
+    "RobustZ",
+    "Silence",
+    "Spike",
+    "score_only",
+]
 
 Row: TypeAlias = Mapping[Hashable, Any]
 
@@ -51,6 +63,8 @@ _SECOND_US: Final = 1_000_000
 # The mean that stands in for a missing feature forgets after about this many rows.
 _MEAN_OVER: Final = 1_000
 _LARGEST: Final = 1e150
+# Seconds: two clocks further apart would differ by more microseconds than 64 bits hold.
+_LARGEST_TIME: Final = 4e12
 
 # Of the signatures, what is no parameter of the detector itself.
 _APART: Final = frozenset({"sensitivity", "seed", "every_s"})
@@ -465,7 +479,7 @@ class Pattern(_Values):
 
     Every feature is watched by itself and the largest score counts. river has no clock, so rows are taken to
     be `every_s` seconds apart; the daily shape needs that right. `learn_one` takes some 9 µs a feature,
-    `score_one` 33; a pickle is 50 kB a feature.
+    `score_one` 33; a pickle is 54 kB a feature.
 
     Parameters
     ----------
@@ -572,6 +586,108 @@ class RobustZ(_Values):
         self.abs_floor = abs_floor
         self.sensitivity = sensitivity
         self._start()
+
+
+class Silence(_Ours, base.AnomalyDetector):  # type: ignore[misc]
+    """Nothing for too long, in the time of the rows; `detectors.silence.Silence` says how.
+
+    A row carries a clock, in seconds: the feature `time` or, where the first row learned has none of that name, its
+    first feature by name; every other feature is ignored. `learn_one` says that something arrived then, `score_one`
+    answers how overdue the next arrival is at that time, 1.0 at the timeout, and may be asked at any time, with nothing
+    arriving: the score grows with the time it is asked for until the next arrival is learned. A time that goes back
+    counts as the latest known; a row without its clock is not learned and scores 0.0. Clocks beyond 4e12 seconds count
+    as that.
+
+    With a timeout given there is no warm-up; without one it is learned from the gaps, and 0.0 is given until it is.
+    `learn_one` takes some 4 µs, `score_one` 2.
+
+    Parameters
+    ----------
+    timeout_s
+        Seconds without an arrival that score 1.0; None: learned from the gaps.
+    min_timeout_s
+        Least timeout that may be learned, in seconds.
+    factor
+        Learned timeout as a multiple of the gap that one in a thousand exceeds.
+    warm_up
+        Gaps before the first score, when learning.
+
+    Examples
+    --------
+    >>> from detectors import river_api
+    >>> model = river_api.Silence(warm_up=50)
+    >>> for second in range(0, 600, 10):
+    ...     model.learn_one({"time": float(second)})
+    >>> model.score_one({"time": 600.0}) < 1 <= model.score_one({"time": 700.0})
+    True
+    >>> model.learn_one({"time": 700.0})    # it came
+    >>> model.score_one({"time": 710.0}) < 1
+    True
+    """
+
+    _NAME = "silence"
+    sensitivity: Sensitivity = "medium"  # a timeout has no use for one
+
+    def __init__(
+        self,
+        timeout_s: float | None = None,
+        min_timeout_s: float = 5.0,
+        factor: float = 3.0,
+        warm_up: int = 200,
+    ) -> None:
+        self.timeout_s = timeout_s
+        self.min_timeout_s = min_timeout_s
+        self.factor = factor
+        self.warm_up = warm_up
+        self._check()
+        self._clock: tuple[Hashable, ...] = ()  # the feature, once known
+        self._detector = self._begin()
+
+    def _begin(self) -> silence.Silence:
+        detector = self._new()
+        assert isinstance(detector, silence.Silence)
+        return detector
+
+    def _time_us(self, x: Row) -> int | None:
+        if not self._clock or self._clock[0] not in x:
+            return None
+        seconds = _float(self._clock[0], x[self._clock[0]])
+        return round(min(max(seconds, -_LARGEST_TIME), _LARGEST_TIME) * _SECOND_US)
+
+    def learn_one(self, x: Row) -> None:
+        """Learn that something arrived at the row's time.
+
+        Raises
+        ------
+        ValueError
+            The time is nan or infinite; nothing is learned.
+        """
+        if not self._clock and x:
+            first = "time" if "time" in x else min(x, key=lambda name: (type(name).__name__, name))
+            _float(first, x[first])
+            self._clock = (first,)
+        now_us = self._time_us(x)
+        if now_us is not None:
+            self._detector.score(np.zeros(1), np.array([now_us], dtype=np.int64))
+
+    def score_one(self, x: Row) -> float:
+        """Score the silence up to the row's time and learn nothing; 0.0 while warming up.
+
+        Raises
+        ------
+        ValueError
+            The time is nan or infinite.
+        """
+        now_us = self._time_us(x)
+        return 0.0 if now_us is None else self._detector.overdue(now_us)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_detector": self._detector.snapshot()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._detector = self._begin()
+        self._detector.restore(state["_detector"])
 
 
 class _Drifts(_Ours):

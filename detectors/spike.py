@@ -158,7 +158,7 @@ class Spike:
     With `alpha` the limit is at least the distance that so small a share of the series' own values exceeds
     (`detectors.tail`): six deviations are rare in normal noise and common in heavy-tailed noise.
 
-    The past is nine numbers; a value costs some 20 ns, 50 with `alpha`.
+    The past is fifteen numbers; a value costs some 20 ns, 70 with `alpha`.
 
     Parameters
     ----------

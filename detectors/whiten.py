@@ -11,6 +11,9 @@ squares that forget nothing: a filter that forgets would take the very shift tha
 s_t is E|ε_t| as a regression on the same h_t, which costs next to nothing, as the gain is the same; it follows a
 spread that goes with the level or the hour.
 
+y is clipped to ten scales, and √(1 + hᵀPh) of them, about what was foreseen and not about the centre: a trough of the
+day may lie far below all that a reference of eight hours has seen.
+
 What comes out is w_t = (y_t - θᵀh_t) / √(1 + hᵀPh) / s_t. Divided so, residuals of the first hours, when θ is hardly
 known, are spread as those of the first month (Brown, Durbin and Evans 1975: recursive residuals of a regression
 with normal errors are independent and alike). So the first morning of a daily rhythm is no news.
@@ -51,7 +54,9 @@ _VAGUE_RHYTHM: Final = 25.0  # of the first wave of the day; the k-th is a k-th 
 _NEW_LEVEL: Final = 1.0
 _NEW_REST: Final = 0.05
 
-_CLIP: Final = 10.0  # scales: the filter neither sees nor learns anything further out
+_CLIP: Final = 10.0  # scales from what was foreseen: the filter neither sees nor learns anything further out
+# And from the centre: a rhythm goes far beyond the scale of the few hours that a reference is.
+_FURTHEST: Final = 200.0
 _SPREAD_CLIP: Final = 6.0  # a residual counts for no more than so many mean ones in the spread
 _LEAST_SPREAD: Final = 0.25  # the spread is at least this share of the mean |residual|
 _SPREAD_MEMORY: Final = 2_000.0
@@ -137,7 +142,6 @@ def whiten_one(
 ) -> tuple[float, float, float]:
     """Return the residual of x, and what was foreseen of its scaled y and how widely; then learn x."""
     y = (_transformed(head[_TRANSFORM], head[_FLOOR], x) - head[_CENTRE]) / head[_SCALE]
-    y = min(max(y, -_CLIP), _CLIP)
     row[0] = 1.0
     row[1] = head[_LAST]
     row[2] = head[_LAST + 1]
@@ -162,8 +166,10 @@ def whiten_one(
     vague = 1.0
     for a in range(_D):
         vague += gain[a] * row[a]
-    error = y - foreseen
     width = math.sqrt(vague)
+    y = min(max(y, foreseen - _CLIP * width), foreseen + _CLIP * width)
+    y = min(max(y, -_FURTHEST), _FURTHEST)
+    error = y - foreseen
     w = error / width
     head[_SEEN] += 1.0
     head[_MEAN] += (abs(w) - head[_MEAN]) / min(head[_SEEN], _SPREAD_MEMORY)

@@ -122,6 +122,18 @@ def test_a_daily_rhythm_is_no_drift_from_the_first_morning_on_and_a_shift_in_it_
     assert np.median(seen) < 60
 
 
+def test_a_rhythm_whose_trough_is_far_below_the_reference_is_learned() -> None:
+    # The reference is the flat top of the day: the trough is ten of its scales below, and once counted as ten.
+    rng = np.random.default_rng(8)
+    times = np.arange(7 * 1440, dtype=np.int64) * 60_000_000
+    mean = 180.0 * (1.0 + 0.72 * np.sin(2.0 * np.pi * times / 86_400_000_000 + 0.6))
+    for seed in range(3):
+        scores = registry.create("drift", {"limit": 288_000.0}, seed=seed).score(
+            rng.poisson(mean).astype(np.float64), times
+        )
+        assert not (scores >= 1.0).any()
+
+
 def test_a_constant_that_changes_for_good_is_a_drift() -> None:
     values = np.full(MINUTES.size, 3.25)
     values[5000:] += 1e-3

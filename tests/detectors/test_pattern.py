@@ -229,6 +229,9 @@ def test_compiled_and_plain_loops_agree(monkeypatch: pytest.MonkeyPatch) -> None
         "_passes",
         "_of_day",
         "_of_week",
+        "_of_rhythm",
+        "_search",
+        "_period",
         "_spread",
         "_tail",
         "_rarity",
@@ -331,3 +334,113 @@ def test_another_state_is_refused() -> None:
         registry.create("pattern", {"shingles": 100}).restore(good)
     with pytest.raises(registry.ParameterError, match="shingles"):
         detector.reconfigure(pattern.PatternParams(shingles=60))
+
+
+def batch_job(seed: int, period: int, step: int, *, skipped: bool) -> tuple[np.ndarray, np.ndarray, slice]:
+    """Return ten days of a metric that a job raises for .3 of each period, minutes; once in the eighth it does not run.
+
+    No value of that is new, nor is any for a while before or after.
+    """
+    rng = np.random.default_rng((seed, period, step))
+    minutes = np.arange(0, 10 * 1440, step)
+    phase = (minutes + rng.integers(period)) % period
+    runs = phase < 0.3 * period
+    begins = np.flatnonzero(np.diff(phase, prepend=phase[0]) < 0)
+    first = int(begins[minutes[begins] > 7 * 1440][0])
+    idle = slice(first, first + int(0.3 * period / step) + 1)
+    if skipped:
+        runs[idle] = False
+    return 10.0 + 8.0 * runs + rng.normal(size=minutes.size), minutes * MINUTE_US, idle
+
+
+def skipped_found(period: int, step: int) -> int:
+    """Return in how many of ten metrics an alarm says that the job did not run, and none where it did."""
+    found = 0
+    for seed in range(10):
+        loud = {}
+        for skipped in (False, True):
+            values, times, idle = batch_job(seed, period, step, skipped=skipped)
+            scores = registry.create("pattern").score(values, times)
+            loud[skipped] = bool((scores[idle.start : idle.stop + 20] >= 1.0).any())
+        found += loud[True] and not loud[False]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("period", "step", "without"), [(95, 1, 8), (95, 5, 6), (360, 1, 10), (360, 5, 10), (420, 1, 0), (660, 1, 0)]
+)
+def test_a_job_that_does_not_run_at_its_own_time_is_found(
+    monkeypatch: pytest.MonkeyPatch, period: int, step: int, without: int
+) -> None:
+    found = skipped_found(period, step)
+    assert found >= 8
+    # Six hours divide the day, whose own forecast does as well then.
+    if without == 0:
+        monkeypatch.setattr(pattern, "_of_rhythm", lambda *given: given[-2:])
+        monkeypatch.setattr(pattern, "score_pattern", pattern.score_pattern.py_func)
+        assert skipped_found(period, step) == without
+
+
+def autocorrelated(rng: np.random.Generator, n: int) -> np.ndarray:
+    values = rng.normal(size=n)
+    for i in range(1, n):
+        values[i] += 0.95 * values[i - 1]
+    return values
+
+
+@pytest.mark.parametrize(
+    "kind", ["normal", "lognormal", "autocorrelated", "random walk", "trend", "daily", "mostly zero", "constant"]
+)
+def test_what_has_no_rhythm_but_the_days_is_not_forecast_by_another(kind: str) -> None:
+    n = 7 * 1440
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        noise, t = rng.normal(size=n), np.arange(n) / 1440
+        values = {
+            "normal": noise,
+            "lognormal": np.exp(noise),
+            "autocorrelated": autocorrelated(rng, n),
+            "random walk": np.cumsum(noise),
+            "trend": 3.0 * t + noise,
+            "daily": 5.0 * np.sin(2.0 * np.pi * t) + noise,
+            "mostly zero": np.where(rng.random(n) < 0.03, np.abs(noise), 0.0),
+            "constant": np.full(n, 3.0),
+        }[kind]
+        detector = registry.create("pattern")
+        for i in range(0, n, 60):
+            detector.score(values[i : i + 60], np.arange(i, i + 60) * MINUTE_US)
+            state = detector.snapshot()
+            used = state["rhythm"][pattern._TESTS] >= pattern._TRIED
+            assert not used or state["rhythm"][pattern._OWN] >= pattern._BETTER * state["rhythm"][pattern._THEIRS]
+
+
+@pytest.mark.parametrize("period", [6.0, 17.3, 47.5, 210.0, 330.0])
+def test_a_period_is_found_to_a_hundredth_of_itself(period: float) -> None:
+    rng = np.random.default_rng(1)
+    values = 3.0 * ((np.arange(1024) / period) % 1.0 < 0.3) + rng.normal(size=1024)
+    assert pattern._period(values) == pytest.approx(period, rel=0.01)
+
+
+def test_a_metric_sampled_otherwise_has_its_rhythm_found_anew() -> None:
+    rng = np.random.default_rng(2)
+    minutes = np.concatenate((np.arange(0, 4000), np.arange(4000, 20_000, 10)))
+    values = 8.0 * (minutes % 170 < 50) + rng.normal(size=minutes.size)
+    detector = registry.create("pattern")
+    for part, width in ((slice(0, 4000), 2), (slice(4000, None), 10)):
+        detector.score(values[part], minutes[part] * MINUTE_US)
+        beat = detector.snapshot()["beat"]
+        assert beat[pattern._WIDTH] == width * MINUTE_US
+        assert beat[pattern._PERIOD] / MINUTE_US == pytest.approx(170.0, rel=0.01)
+
+
+def test_clocks_that_stand_still_leap_or_go_back_change_nothing_for_good() -> None:
+    rng = np.random.default_rng(3)
+    minutes = np.arange(6 * 1440)
+    values = 8.0 * (minutes % 130 < 40) + rng.normal(size=minutes.size)
+    times = minutes * MINUTE_US
+    times[2_000:2_200] = times[2_000]
+    times[2_500] += 400 * 86_400_000_000
+    times[2_600] = -(10**17)
+    detector = registry.create("pattern")
+    assert np.isfinite(detector.score(values, times)[100:]).all()
+    assert detector.snapshot()["beat"][pattern._PERIOD] / MINUTE_US == pytest.approx(130.0, rel=0.01)

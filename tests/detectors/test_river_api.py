@@ -72,10 +72,11 @@ def of_river() -> Iterator[Any]:
             if check.__name__ not in skipped:
                 yield pytest.param(kind, check, id=f"{kind.__name__}-{check.__name__}")
     bounds = functools.partial(river_api.Limits, upper=1_000.0)
-    for check in checks_of(bounds):
-        # Which of the amounts are frauds no bound can tell; all else of an estimator is asked of it.
-        if check.__name__ != "check_roc_auc":
-            yield pytest.param(bounds, check, id=f"Limits-{check.__name__}")
+    for name, kind in (("Limits", bounds), ("Silence", river_api.Silence)):
+        for check in checks_of(kind):
+            # Which of the amounts are frauds no bound and no clock can tell; all else of an estimator is asked of them.
+            if check.__name__ != "check_roc_auc":
+                yield pytest.param(kind, check, id=f"{name}-{check.__name__}")
 
 
 def roc_auc_score(labels: list[int], scores: list[float]) -> float:
@@ -102,7 +103,7 @@ def test_no_check_of_river_is_left_out_for_anomaly_detectors(kind: Callable[[], 
     assert {"check_roc_auc", "check_emerging_features", "check_bounded_memory_growth"} <= names
 
 
-@pytest.mark.parametrize("kind", EVERY)
+@pytest.mark.parametrize("kind", [*EVERY, river_api.Silence])
 def test_defaults_are_those_of_the_detector(kind: Any) -> None:
     struct = registry.spec(kind._NAME).params()
     for name, value in kind()._params().items():
@@ -220,6 +221,76 @@ def test_in_a_pipeline_with_a_filter_odd_rows_are_not_learned() -> None:
     assert pickle.dumps(model) == before
 
 
+def arrivals(n: int = 600) -> list[dict[str, float]]:
+    """Return rows whose clock, in seconds, goes on at random and now and then back."""
+    rng = np.random.default_rng(11)
+    times = 1.7e9 + np.cumsum(rng.exponential(2.0, n))
+    times[50::70] -= 30.0
+    return [{"size": float(i), "time": time} for i, time in enumerate(times.tolist())]
+
+
+def test_a_silence_scores_as_the_detector_scores_the_arrival_that_ends_it() -> None:
+    model, data = river_api.Silence(), arrivals()
+    data[-1]["time"] += 3_600.0
+    scores = []
+    for x in data:
+        scores.append(model.score_one(x))
+        model.learn_one(x)
+    times = np.array([round(x["time"] * 1e6) for x in data], dtype=np.int64)
+    expected = registry.create("silence").score(np.zeros(len(data)), times)
+    assert np.nan_to_num(expected, nan=0.0).tolist() == scores
+    assert scores[-1] >= 1.0 > max(scores[:-1])
+
+
+def test_the_longer_the_silence_the_higher_the_score_with_nothing_learned() -> None:
+    model = river_api.Silence(timeout_s=60.0)
+    assert model.score_one({"time": 5.0}) == 0.0
+    model.learn_one({"time": 100.0})
+    before = pickle.dumps(model)
+    assert [model.score_one({"time": at}) for at in (100.0, 130.0, 160.0, 220.0, 90.0)] == [0.0, 0.5, 1.0, 2.0, 0.0]
+    with pytest.raises(ValueError, match="finite"):
+        model.score_one({"time": float("nan")})
+    with pytest.raises(ValueError, match="finite"):
+        model.learn_one({"time": float("inf")})
+    assert pickle.dumps(model) == before
+
+
+def test_a_time_that_goes_back_counts_as_the_latest_known() -> None:
+    model = river_api.Silence(timeout_s=60.0)
+    for time in (100.0, 40.0):
+        model.learn_one({"time": time})
+    assert model.score_one({"time": 130.0}) == 0.5
+
+
+def test_the_clock_of_a_silence_is_time_or_else_the_first_by_name_and_stays_so() -> None:
+    model = river_api.Silence(timeout_s=60.0)
+    model.learn_one({})
+    model.learn_one({"z": 5.0, "b": 100.0})
+    assert model.score_one({"b": 130.0, "a": 9e9, "time": 9e9}) == 0.5
+    assert model.score_one({"a": 9e9}) == 0.0
+    model.learn_one({"a": 9e9})
+    assert model.score_one({"b": 130.0}) == 0.5
+    for far in (1e300, -1e300, 1e18):
+        model.learn_one({"b": far})
+        assert model.score_one({"b": 1e300}) >= 0.0
+
+
+@pytest.mark.parametrize("again", [lambda model: pickle.loads(pickle.dumps(model)), copy.deepcopy, copy.copy])
+def test_a_copy_of_a_silence_goes_on_to_the_bit_and_by_itself(again: Callable[[Any], Any]) -> None:
+    model, data = river_api.Silence(), arrivals()
+    for x in data[:300]:
+        model.learn_one(x)
+    other = again(model)
+    for x in data[300:]:
+        other.learn_one(x)  # alone first: nothing is shared
+    for x in data[300:]:
+        model.learn_one(x)
+    late = {"time": data[-1]["time"] + 100.0}
+    assert other.score_one(late) == model.score_one(late) > 0.0
+    assert learned(other) == learned(model)
+    assert learned(model.clone()) == learned(river_api.Silence())
+
+
 @pytest.mark.parametrize("kind", DRIFTS)
 def test_a_drift_is_found_once_and_then_anew(kind: Any) -> None:
     rng = random.Random(7)
@@ -266,6 +337,7 @@ def test_a_copy_of_a_drift_detector_goes_on_to_the_bit(kind: Any, again: Callabl
         (river_api.RobustZ, {"sensitivity": "very"}),
         (river_api.Drift, {"reference": 3}),
         (river_api.Rate, {"limit": 1.0}),
+        (river_api.Silence, {"factor": 0.5}),
     ],
 )
 def test_wrong_parameters_are_refused_at_once(kind: Any, wrong: dict[str, Any]) -> None:
