@@ -512,7 +512,7 @@ class PredictionState(ModelState):
             for code in dict.fromkeys(what.errors.tolist()):
                 if code >= 0:
                     self.errors.note(what.error_names[code])
-        again = self.lately.recall(what.ids) if self._wants_ids and what.ids is not None else None
+        again = self.lately.recall(np.ascontiguousarray(what.ids[:, 0])) if self._wants_ids and what.ids is not None else None
         if self._wants_order:
             self._count_arrivals(what.times, progress)
         for window, rows in self._by_window(placed, offsets, versions):
@@ -525,7 +525,7 @@ class PredictionState(ModelState):
             if self._wants_usage and what.usage is not None:
                 window.add_usage(placed.index, placed.late, what.usage)
             if again is not None and what.ids is not None:
-                window.identified += int(np.count_nonzero(what.ids[rows]))
+                window.identified += int(np.count_nonzero(what.ids[rows, 0]))
                 window.repeated += int(np.count_nonzero(again[rows]))
             if self._wants_errors and what.errors is not None:
                 self._count_errors(window, what.errors[rows], what.error_names)
