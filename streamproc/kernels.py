@@ -25,6 +25,7 @@ U64: TypeAlias = npt.NDArray[np.uint64]
 I32: TypeAlias = npt.NDArray[np.int32]
 U16: TypeAlias = npt.NDArray[np.uint16]
 U32: TypeAlias = npt.NDArray[np.uint32]
+F32: TypeAlias = npt.NDArray[np.float32]
 
 # What a slot of a template holds.
 END: Final = 0

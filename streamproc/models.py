@@ -15,7 +15,7 @@ import numpy.typing as npt
 from msgspec import Struct
 
 from detectors.protocol import F64, I64
-from streamproc import kernels
+from streamproc import joins, kernels
 from streamproc.budget import Fleet
 from streamproc.columns import Features, PredictionColumns, Versions
 from streamproc.events import Alert, Share
@@ -143,6 +143,8 @@ class ModelState:
         self.silence = [SilenceWatch(r) for r in self.rules.of("silence")]
         self.started_us: int | None = None
         self.origins: dict[int, int] = {}  # greatest offset had from each partition before a re-keying
+        self.sent_on = -1  # the last offset whose row was sent on to be joined
+        self._outbox: list[bytes] = []
 
     # -- records in
 
@@ -170,6 +172,17 @@ class ModelState:
         progress = self.windows.advance(group.times, group.shared.arrivals, group.shared.before)
         index, late, alike = self.windows.place(group.times, progress)
         return self._columns(group.what, progress, group.shared.offsets, Placed(index, late, alike))
+
+    def _send_on(self, rows: joins.Rows | None) -> None:
+        """Send rows on to where predictions meet their labels."""
+        if rows is not None:
+            self._outbox += rows.pack(self.name)
+            self.sent_on = int(rows.offsets[-1])
+
+    def outbox(self) -> list[bytes]:
+        """Return the records to be sent on since this was last called."""
+        sent, self._outbox = self._outbox, []
+        return sent
 
     def losses(self) -> tuple[int, int, int, int]:
         """Return how many events were late, unanswered, given up on for want of room, and repeated."""
@@ -209,6 +222,10 @@ class ModelState:
             shift = self.windows.last_arrival_us + self.windows.idle_us - self.windows.max_event_us
             due += [d + shift for w in self.watches.values() if (d := w.life.due_us()) is not None]
         return min(due)
+
+    def keeps_us(self, idle_ttl_us: int) -> int:
+        """Return how long the model is kept without a record."""
+        return idle_ttl_us
 
     def retire(self) -> list[Alert]:
         """Resolve whatever still fires, before the model is forgotten."""
@@ -340,6 +357,7 @@ class ModelState:
             "version": STATE_VERSION,
             "scalars": [self.next_offset, self.last_arrival_us, self.started_us, self.first_stamp_us],
             "budget": [self.allotted, self.allowed_per_day],
+            "sent_on": self.sent_on,
             "origins": [list(o) for o in sorted(self.origins.items())],
             "window_us": self.windows.size_us,
             "windows": self.windows.snapshot(),
@@ -353,6 +371,7 @@ class ModelState:
         self.next_offset, self.last_arrival_us, self.started_us, self.first_stamp_us = tree["scalars"]
         self.allotted, self.allowed_per_day = tree["budget"]
         self.origins = {int(p): int(o) for p, o in tree["origins"]}
+        self.sent_on = tree.get("sent_on", -1)  # states of before have none
         self._restore_own(tree["own"])
         if tree["window_us"] == self.windows.size_us:
             self.windows.restore(tree["windows"])
@@ -445,6 +464,21 @@ class PredictionState(ModelState):
     def _put_together(self, joined: Joined) -> Group:
         shared = Shared(joined.offsets, joined.arrivals, joined.arrivals, joined.before)
         return Group(self.name, np.arange(len(joined.what)), joined.what.times, shared, joined.what)
+
+    def _observe(self, group: Group) -> list[Alert]:
+        if self.book.joins and len(group):
+            of = self.subject
+            self._send_on(
+                joins.of_predictions(
+                    group.what,
+                    group.shared.offsets,
+                    topic=of.topic,
+                    partition=of.partition,
+                    after=self.sent_on,
+                    loose=bool(self.exchanges),
+                )
+            )
+        return super()._observe(group)
 
     def advance(self, clock_us: int) -> list[Alert]:
         """Let the arrival clock pass without an event: requests without a response are given up on."""
@@ -873,6 +907,23 @@ class LabelState(ModelState):
     def __init__(self, book: RuleBook, name: str, topic: str, partition: int) -> None:
         super().__init__(book, name, topic, partition)
         self.classes = Classes(book.config.defaults.max_classes)
+
+    def _observe(self, group: Group) -> list[Alert]:
+        if self.book.joins:
+            stamps, of = group.shared.stamps, self.subject
+            latest = np.where(stamps < 0, group.times, stamps) + self.book.config.defaults.max_future.us
+            self._send_on(
+                joins.of_labels(
+                    group.what.events,
+                    group.times,
+                    latest,
+                    group.shared.offsets,
+                    topic=of.topic,
+                    partition=of.partition,
+                    after=self.sent_on,
+                )
+            )
+        return super()._observe(group)
 
     def _columns(self, what: EventRows, progress: I64, offsets: I64, placed: Placed) -> list[Alert]:  # noqa: ARG002
         events = what.events

@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger("streamproc.engine")
 
+#: Kinds of what others send; the rest is what we send ourselves, read again.
+SOURCES = frozenset(("predictions", "telemetry", "labels"))
+
 #: A snapshot may take this share of a worker's time; where it takes longer, it comes less often.
 _SNAPSHOT_SHARE = 0.1
 
@@ -280,6 +283,10 @@ class Engine:
             to = kafka.pages if paged else kafka.alerts
             await self._send(held, to, alert.labels["model"].encode(), value, headers)
             (m.pages if paged else m.alerts).labels(action=alert.action, severity=alert.severity).inc()
+        for model, record in out.forwarded:
+            await self._send(held, kafka.joins_topic(), model.encode(), record, [])
+        for outcome, count in out.outcomes.items():
+            m.joins.labels(outcome=outcome).inc(count)
         if batch is not None:
             for rejected in out.rejected:
                 key, whole, headers = dead_letter(batch, rejected, redact=self.config.worker.redact)
@@ -504,7 +511,7 @@ class Engine:
         from streamproc.pipeline import Pipeline
 
         share = self.config.defaults.discover.max_series / max(1, self._partitions.get(tp.topic, 1))
-        watched = sum(self._partitions.get(topic, 1) for topic, kind in self._kinds.items() if kind != "alerts")
+        watched = sum(self._partitions.get(topic, 1) for topic, kind in self._kinds.items() if kind in SOURCES)
         return Pipeline(
             self.book,
             kind=self._kinds[tp.topic],  # type: ignore[arg-type]
@@ -512,7 +519,7 @@ class Engine:
             partition=tp.partition,
             max_series=math.ceil(share),
             budget_share=1.0 / max(1, watched),
-            deduplicate=bool(self._raw_topics) and tp.topic != self.config.kafka.alerts,
+            deduplicate=bool(self._raw_topics) and self._kinds[tp.topic] in SOURCES,
         )
 
     def _snapshot_partition(self, tp: TP) -> int:
