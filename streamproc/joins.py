@@ -26,7 +26,16 @@ from streamproc.decoding import Decoded
 from streamproc.events import Label, ModelRef, RecordBatch, Rejected, time_us
 from streamproc.kernels import F32, U16, U32, U64
 
-__all__ = ["NEGATIVE", "NO_CLASS", "POSITIVE", "JoinDecoder", "Received", "Rows", "class_hash", "of_labels", "of_predictions"]
+__all__ = [
+    "NEGATIVE",
+    "NO_CLASS",
+    "POSITIVE",
+    "JoinDecoder",
+    "Rows",
+    "class_hash",
+    "of_labels",
+    "of_predictions",
+]
 
 #: Format of a record; others are refused by name.
 FORMAT = 1
@@ -250,8 +259,12 @@ class JoinDecoder:
             raise ValueError(f"rows of format {packed.format}; this program reads {FORMAT}")
         keys = np.frombuffer(packed.keys, "<u8").astype(np.uint64)
         n = len(keys)
-        versions = np.frombuffer(packed.versions, "<u2").astype(np.uint16) if packed.versions else np.zeros(n, np.uint16)
-        scores = np.frombuffer(packed.scores, "<f4").astype(np.float32) if packed.scores else np.full(n, np.nan, np.float32)
+        versions = (
+            np.frombuffer(packed.versions, "<u2").astype(np.uint16) if packed.versions else np.zeros(n, np.uint16)
+        )
+        scores = (
+            np.frombuffer(packed.scores, "<f4").astype(np.float32) if packed.scores else np.full(n, np.nan, np.float32)
+        )
         rows = Rows(
             packed.side,
             packed.topic,

@@ -776,8 +776,8 @@ def match(
     Writes chosen (n,), the template or -1, and row by row the columns: times (n,) in microseconds,
     latency and values (n,), nan for none; labels (n,) codes; failed (n,); cells and kinds (n, w); spans
     (n, 2) of bytes that hold the label; certainty (n, 2), confidence and entropy, nan for none; ids (n, 2),
-    hashes of an id within its source and of the id alone, 0 for none; error_spans (n, 2) of the bytes that name an error, where there is one; usage (n, 3),
-    tokens in and out and cost, nan for none.
+    hashes of an id within its source and of the id alone, 0 for none; error_spans (n, 2) of the bytes that
+    name an error, where there is one; usage (n, 3), tokens in and out and cost, nan for none.
     """
     start = 0
     count = 0

@@ -546,7 +546,9 @@ class PredictionState(ModelState):
             for code in dict.fromkeys(what.errors.tolist()):
                 if code >= 0:
                     self.errors.note(what.error_names[code])
-        again = self.lately.recall(np.ascontiguousarray(what.ids[:, 0])) if self._wants_ids and what.ids is not None else None
+        again = None
+        if self._wants_ids and what.ids is not None:
+            again = self.lately.recall(np.ascontiguousarray(what.ids[:, 0]))
         if self._wants_order:
             self._count_arrivals(what.times, progress)
         for window, rows in self._by_window(placed, offsets, versions):

@@ -147,6 +147,8 @@ class Outstanding:
     def _make_room(self, n: int) -> None:
         size = len(self.flags)
         if len(self) + n > size:
+            if self.crowded(n):
+                raise ValueError("no room: drop a chunk first")
             while size < len(self) + n:
                 size = 2 * size if size < CHUNK else min(2 * size, self._room)
             old, self.columns = self.columns, _empty(size)

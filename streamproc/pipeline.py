@@ -40,6 +40,7 @@ from streamproc.events import (
     Telemetry,
     model_name,
 )
+from streamproc.joins import JoinDecoder
 from streamproc.models import (
     STATE_VERSION,
     EventRows,
@@ -50,7 +51,6 @@ from streamproc.models import (
     Shared,
     TelemetryState,
 )
-from streamproc.joins import JoinDecoder
 from streamproc.pages import AlertDecoder, PageState
 from streamproc.quality import QualityState
 from streamproc.rules import RuleBook, detectors_of
@@ -156,7 +156,7 @@ class Pipeline:
     def _read_by(self, book: RuleBook) -> None:
         self._templates: Templates | None = None
         self._decoder: Decoder | AlertDecoder | JoinDecoder
-        if self.kind in ("alerts", "quality"):
+        if self.kind == "alerts" or self.kind == "quality":
             self._decoder = AlertDecoder() if self.kind == "alerts" else JoinDecoder()
             return
         field_map = book.config.fields.get(self.kind)

@@ -41,7 +41,7 @@ from streamproc.events import Alert, Span, rfc3339
 from streamproc.joins import NEGATIVE, NO_CLASS, POSITIVE, Rows
 from streamproc.kernels import U32
 from streamproc.models import Aggregate, Group, ModelState
-from streamproc.outstanding import ADDED, AGAIN, CHUNK, DONE, LABEL, Outstanding
+from streamproc.outstanding import AGAIN, CHUNK, DONE, LABEL, Outstanding
 from streamproc.rules import RuleBook
 from streamproc.signals import Kind
 from streamproc.windows import Accumulator, Windows
@@ -318,9 +318,7 @@ class QualityState(ModelState):
         if self.learned[0].sum() > _CALIBRATION:
             self.learned *= 0.5
 
-    def _show(
-        self, asked: dict[str, Any], right: Bools, answered: Bools, off: F64, offset: int
-    ) -> list[Alert]:
+    def _show(self, asked: dict[str, Any], right: Bools, answered: Bools, off: F64, offset: int) -> list[Alert]:
         """Show each pair's error to the detectors of change."""
         alerts: list[Alert] = []
         times = np.full(len(right), self.told.progress_us, np.int64)

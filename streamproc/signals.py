@@ -85,7 +85,7 @@ _JOINED: tuple[tuple[str, str, str, Literal["up", "down"], float, float], ...] =
     ("calibration_error", "expected calibration error of the answers that labels came for", "1", "up", 0.05, 0.0),
     ("mae", "mean absolute error of the numbers that labels came for in a window", "1", "up", 0.0, 0.1),
     ("label_delay", "median age of the predictions that labels came for; without any, growing", "s", "up", 1.0, 0.5),
-    ("unlabelled", "share without a label of predictions twice as old as labels usually find them", "1", "up", 0.05, 0.0),
+    ("unlabelled", "share of predictions still without a label at twice the usual delay", "1", "up", 0.05, 0.0),
 )
 
 SIGNALS: dict[str, SignalSpec] = {
