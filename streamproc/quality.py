@@ -1,10 +1,10 @@
 """Predictions joined with their labels, and how good a model so turns out to be; before its labels, how good it seems.
 
 A third agent reads what the pipelines of predictions and of labels send on (`joins`): one log, in which a prediction
-waits for its label (`outstanding`), or a label that came first for its prediction. Three clocks, all of event time:
+A third agent reads what the pipelines of predictions and of labels send on (`joins`): one log, in which a prediction
 
 - of predictions, which closes the windows of `estimated_accuracy`, `unlabelled` and of labels that stay away;
-- of labels, by which predictions have waited too long;
+- of labels;
 - the lesser of the two, which closes the windows of pairs. A pair is of its label's time: what is measured is news.
   With one topic read ahead of the other no window closes before both have reached it.
 
@@ -347,20 +347,23 @@ class QualityState(ModelState):
             self.windows.progress_us = max(both, self.windows.progress_us or both)
 
     def _expire(self) -> None:
-        """Give up on what has waited too long. Only at a record: when else the clock is looked at the cut decides."""
+        """Give up on what has waited too long, by the times of what it waits for: silence is no reason.
+
+        Only at a record: when else the clocks are looked at the cut decides.
+        """
         flags, times = self.waiting.flags, self.waiting.columns["times"]
         patience = self.rules.lateness_us + self.rules.window_us
         while self.early:
             number = self.early[0]
             place = number % len(flags)
             if number >= self.waiting.first and not flags[place] & DONE:
-                if self.asked.progress_us is None or int(times[place]) + patience > self.asked.progress_us:
+                if self.asked.max_event_us is None or int(times[place]) + patience > self.asked.max_event_us:
                     break
                 flags[place] |= DONE
                 self.counts["unmatched"] += 1
             self.early.popleft()
-        while (own := self.waiting.head()) is not None and self.told.progress_us is not None:
-            overdue = (flags[own] == 0) & (times[own] + self.rules.max_delay_us < self.told.progress_us)
+        while (own := self.waiting.head()) is not None and self.told.max_event_us is not None:
+            overdue = (flags[own] == 0) & (times[own] + self.rules.max_delay_us < self.told.max_event_us)
             if not (overdue | (flags[own] & DONE != 0)).all():
                 break
             self._drop("unlabelled")
@@ -377,10 +380,18 @@ class QualityState(ModelState):
                 self._dropped.append(chunk)
 
     def advance(self, clock_us: int) -> list[Alert]:
-        """Let the arrival clock pass without a record."""
-        alerts = self._pass(clock_us)
-        if self.windows.progress_us is not None:
-            alerts += self._ended(self.windows.progress_us)
+        """Let the arrival clock pass without a record.
+
+        From one moment at which something is due to the next: where the clocks then stand is so the same
+        whenever this is called.
+        """
+        alerts: list[Alert] = []
+        due, last = self._next_due(), -1
+        while due is not None and last < due <= clock_us:
+            alerts += self._pass(due)
+            if self.windows.progress_us is not None:
+                alerts += self._ended(self.windows.progress_us)
+            due, last = self._next_due(), due
         return alerts
 
     def _ended(self, now_us: int) -> list[Alert]:
@@ -394,7 +405,13 @@ class QualityState(ModelState):
 
     def due_us(self, idle_ttl_us: int) -> int:
         """Return the arrival clock at which `advance` would next do something."""
-        due = [self.last_arrival_us + max(idle_ttl_us, self.rules.max_delay_us)]
+        idle = self.last_arrival_us + self.keeps_us(idle_ttl_us)
+        due = self._next_due()
+        return idle if due is None else min(idle, due)
+
+    def _next_due(self) -> int | None:
+        """Return the arrival clock at which silence would close a window or end an alert, None for never."""
+        due = []
         if (window := self.asked.due_us()) is not None:
             due.append(window)
         ends = [end] if (end := self.windows.next_end_us()) is not None else []
@@ -402,7 +419,7 @@ class QualityState(ModelState):
             reached = [self.asked.reached_us(at), self.told.reached_us(at)]
             if None not in reached:
                 due.append(max(r for r in reached if r is not None))
-        return min(due)
+        return min(due, default=None)
 
     def keeps_us(self, idle_ttl_us: int) -> int:
         """Return how long the model is kept without a record: its labels may come so late."""
