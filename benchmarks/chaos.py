@@ -111,7 +111,7 @@ def stream(seed: int, events: int) -> Iterator[tuple[str, bytes, bytes, int]]:
         if more.random() < 0.5:
             # Late, and now and then before its prediction, twice, or of no prediction at all.
             told = at + (more.expovariate(0.5) if more.random() < 0.98 else -0.1)
-            wrong = more.random() < (0.5 if faulty else 0.15)
+            wrong = more.random() < (0.9 if faulty else 0.15)
             label = {
                 "prediction_id": event["id"] if more.random() < 0.99 else f"nobody-{i}",
                 "model": model,
@@ -151,8 +151,9 @@ defaults:
   resolve_after: 2s
   silence_after: 400ms
   signals:
-    accuracy: {{params: {{warm_up: 5, window: 20}}}}
-    prediction_error: {{params: {{reference: 100}}}}
+    accuracy: {{params: {{warm_up: 5, window: 20, limit: 3}}}}
+    label_delay: {{params: {{warm_up: 5, window: 20, limit: 3}}, breaches: 1/1}}
+    prediction_error: {{params: {{reference: 100, limit: 20}}}}
     prediction_drift: {{detector: page_hinkley, params: {{threshold: 20}}, resolve_after: 1s}}
     latency: {{detector: adwin, upper_limit: 60ms, resolve_after: 500ms}}
     failures: {{detector: ddm}}
@@ -504,7 +505,7 @@ def compare_joins(
 
 async def run(bootstrap: str, cluster: Any, args: argparse.Namespace, directory: Path) -> dict[str, Any]:
     """Run both and compare."""
-    for topic in TOPICS:
+    for topic in [*TOPICS, "chaos-joins", "reference-joins"]:
         workload.create_topic(bootstrap, topic, PARTITIONS, replication=args.nodes)
     rng = random.Random(args.seed)
     fleet = Fleet(directory, bootstrap, "chaos")

@@ -1,7 +1,8 @@
 """Predictions joined with their labels, and how good a model so turns out to be; before its labels, how good it seems.
 
 A third agent reads what the pipelines of predictions and of labels send on (`joins`): one log, in which a prediction
-A third agent reads what the pipelines of predictions and of labels send on (`joins`): one log, in which a prediction
+waits for its label (`outstanding`), or a label that came first for its prediction. Three clocks, all of event time, and
+moved on by silence:
 
 - of predictions, which closes the windows of `estimated_accuracy`, `unlabelled` and of labels that stay away;
 - of labels;
