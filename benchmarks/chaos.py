@@ -32,7 +32,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -249,12 +249,14 @@ def produce(bootstrap: str, seed: int, events: int, seconds: float, done: thread
     done.set()
 
 
-async def drained(bootstrap: str, app_id: str, timeout_s: float, fleet: Fleet) -> None:
-    """Wait until an app's committed offsets have reached the end of its sources."""
+async def drained(
+    bootstrap: str, app_id: str, timeout_s: float, fleet: Fleet, *, topics: Sequence[str] | None = None
+) -> None:
+    """Wait until an app's committed offsets have reached the end of what it reads."""
     consumer = AIOKafkaConsumer(bootstrap_servers=bootstrap, group_id=app_id, enable_auto_commit=False)
     await consumer.start()
     try:
-        tps = [TopicPartition(t, p) for t in [*TOPICS, f"{app_id}-joins"] for p in range(PARTITIONS)]
+        tps = [TopicPartition(t, p) for t in topics or [*TOPICS, f"{app_id}-joins"] for p in range(PARTITIONS)]
         consumer.assign(tps)
         deadline = time.monotonic() + timeout_s
         left: dict[str, int] = {}

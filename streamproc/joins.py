@@ -3,7 +3,7 @@
 The order between two topics is no log: a join that read both could not be repeated. So the pipelines of
 both send on what a join needs to one topic, keyed by model, and there one order holds for ever.
 
-A record has the rows of one model from one batch, as columns: some 42 bytes a prediction. A crash or a zombie
+A record has the rows of one model from one batch, as columns: 36 bytes a row. A crash or a zombie
 sends rows again, cut otherwise perhaps. Each record so says which offsets of its source it covers: those after
 `after`, up to its last row's. The receiver drops rows of offsets that are covered already, and a record that
 never arrived leaves a gap, which its copy fills.

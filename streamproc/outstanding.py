@@ -20,7 +20,7 @@ from detectors.kernels import kernel
 from detectors.protocol import I64
 from streamproc.kernels import U8, U32, U64
 
-__all__ = ["ADDED", "AGAIN", "CHUNK", "DONE", "LABEL", "Outstanding", "enter"]
+__all__ = ["ADDED", "AGAIN", "CHUNK", "DONE", "LABEL", "Outstanding", "enter", "warm_up"]
 
 #: Rows that are stored, and forgotten, together.
 CHUNK: Final = 1024
@@ -252,6 +252,15 @@ class Outstanding:
         self._done = np.empty(0, np.uint8)
         self._index()
         return [c for c in chunks if c not in ours], missing
+
+
+def warm_up() -> None:
+    """Run the loops once, so that they are compiled."""
+    ring = Outstanding(CHUNK)
+    blank = {name: np.zeros(1, kind) for name, kind in zip(_COLUMNS[1:-1], _TYPES[1:-1], strict=True)}
+    for side in (0, LABEL):
+        ring.enter(side, keys=np.ones(1, np.uint64), **blank)
+    ring._index()
 
 
 def _empty(size: int) -> dict[str, npt.NDArray[Any]]:

@@ -21,7 +21,7 @@ from msgspec import Struct, field
 
 from detectors import state as state_codec
 from detectors.compile import warm_up_kernels
-from streamproc import kernels
+from streamproc import kernels, outstanding
 from streamproc.budget import Fleet
 from streamproc.columns import columns as read_columns
 from streamproc.columns import event_times
@@ -485,6 +485,8 @@ def warm_up(config: Config, progress: Callable[[str, int, int], None] | None = N
     progress is called as (name, done, total) after each.
     """
     own: dict[str, Callable[[], None]] = {"templates": Templates.warm_up, "windows": kernels.warm_windows}
+    if config.kafka.joins_topic():
+        own["joins"] = outstanding.warm_up
     made = 0
 
     def tell(name: str, done: int, total: int) -> None:
