@@ -319,6 +319,7 @@ def _on_retry(attempt: int, wait_s: float, reason: str) -> None:
 )
 @_config_option
 @click.option("--kind", type=click.Choice(_KINDS), default="predictions", show_default=True)
+@click.option("--labels", "labels_file", metavar="FILE", help="Labels of these predictions, to be joined to them.")
 @click.option("--output", "-o", metavar="FILE", help="Where alerts go, as JSON lines. Without it: stdout.")
 @click.option(
     "--max-alerts", type=click.IntRange(min=0), metavar="N", help="Exit with 3 where more alerts open."
@@ -330,6 +331,7 @@ def replay(
     source: str,
     config_path: str | None,
     kind: Literal["predictions", "telemetry", "labels"],
+    labels_file: str | None,
     output: str | None,
     max_alerts: int | None,
     expect_alert: tuple[str, ...],
@@ -346,12 +348,13 @@ def replay(
       kcat -C -e -t predictions | streamproc replay --from-file -
       streamproc replay --from-file quiet-week.jsonl --config new.yaml --max-alerts 5
       streamproc replay --from-file incident.jsonl --config new.yaml --expect-alert latency_p95
+      streamproc replay --from-file may.jsonl --labels may-labels.jsonl --config worker.yaml
     """
     config = _load(config_path)
     from streamproc import signals
     from streamproc.cloudevents import to_json
     from streamproc.pipeline import warm_up
-    from streamproc.replay import Replay
+    from streamproc.replay import JoinedReplay, Replay
     from streamproc.rules import RuleBook
 
     for name in expect_alert:
@@ -360,10 +363,19 @@ def replay(
                 f"--expect-alert: there is no signal `{name}`; known: {', '.join(signals.names())}"
             )
     warm_up(config)
-    run = Replay(RuleBook(config), kind=kind)
+    book = RuleBook(config)
+    if labels_file is not None and (kind != "predictions" or not book.joins):
+        raise UsageError("--labels: only with predictions, and a config that names `kafka.labels`")
     started = time.monotonic()
-    with _reading(source) as lines, _writing(output) as out:
-        for alert in run.run(_counted(lines, started)):
+    with contextlib.ExitStack() as files:
+        lines = _counted(files.enter_context(_reading(source)), started)
+        out = files.enter_context(_writing(output))
+        run = Replay(book, kind=kind) if labels_file is None else JoinedReplay(book)
+        if labels_file is not None and isinstance(run, JoinedReplay):
+            alerts = run.run_both(lines, files.enter_context(_reading(labels_file, "--labels")))
+        else:
+            alerts = run.run(lines)
+        for alert in alerts:
             out.write(to_json(alert) + b"\n")
     _summarise(run.report, time.monotonic() - started)
     _check_gates(run.report, max_alerts, expect_alert)
@@ -442,6 +454,8 @@ def _summarise(report: Report, seconds: float) -> None:
         say(f"refused: {report.refused:,}, of models beyond max_series or outside discover.models")
     if report.untimed:
         say(f"without a time: {report.untimed:,}; taken as a millisecond after the event before")
+    if report.outcomes:
+        say("labels: " + ", ".join(f"{n:,} {outcome}" for outcome, n in report.outcomes.most_common()))
     say(f"alerts: {report.opened():,} opened")
     for (signal, action), count in sorted(report.alerts.items()):
         say(f"  {signal} {action}: {count:,}")

@@ -387,12 +387,12 @@ class QualityState(ModelState):
         whenever this is called.
         """
         alerts: list[Alert] = []
-        due, last = self._next_due(), -1
+        last, due = -1, self._next_due()
         while due is not None and last < due <= clock_us:
             alerts += self._pass(due)
             if self.windows.progress_us is not None:
                 alerts += self._ended(self.windows.progress_us)
-            due, last = self._next_due(), due
+            last, due = due, self._next_due()
         return alerts
 
     def _ended(self, now_us: int) -> list[Alert]:
