@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 from msgspec import Struct
 
 from detectors.protocol import F64, I64
@@ -109,7 +110,7 @@ class Rows(Struct, gc=False):
         records, after = [], self.after
         for start in range(0, len(self), MAX_ROWS):
             part = self.at(slice(start, start + MAX_ROWS))
-            codes, own = np.unique(part.versions, return_inverse=True)
+            codes, own = _coded(part.versions)
             base = int(part.offsets[0])
             records.append(
                 _encode(
@@ -159,6 +160,13 @@ class _Packed(Struct, array_like=True, gc=False):
 _encode = msgspec.msgpack.Encoder().encode
 
 
+def _coded(codes: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    """Return the codes there are, and which of them each is; one is what most models have."""
+    if (codes == codes[0]).all():
+        return codes[:1], np.zeros(len(codes), np.uint16)
+    return np.unique(codes, return_inverse=True)
+
+
 def of_predictions(
     what: PredictionColumns, offsets: I64, *, topic: str, partition: int, after: int, loose: bool
 ) -> Rows | None:
@@ -173,10 +181,10 @@ def of_predictions(
     ids: Any = what.ids  # which some of them have, so it is there
     n = len(what)
     classes = np.zeros(n, np.uint32)
-    for code in np.unique(what.labels).tolist():
+    for code in set(what.labels.tolist()):
         if code >= 0:
             classes[what.labels == code] = class_hash(str(what.names[code]))
-    codes, own = np.unique(what.versions.codes, return_inverse=True)
+    codes, own = _coded(what.versions.codes)
     return Rows(
         "predictions",
         topic,
