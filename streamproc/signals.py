@@ -418,7 +418,6 @@ SIGNALS: dict[str, SignalSpec] = {
             sources=_QUALITY,
             shape="event",
             detector="drift",
-            direction="up",
             category="model",
         ),
         SignalSpec(

@@ -132,9 +132,12 @@ class Watch:
         relative = rule.spec.relative_effect if rule.detector == rule.spec.detector else 0.0
         if values.ndim > 1 or (rule.direction == "both" and rule.min_effect == 0.0 and relative == 0.0):
             return True
-        expected = self.detector.explain(row).expected
+        evidence = self.detector.explain(row)
+        expected = evidence.expected
         if expected is None:
             return True
+        if evidence.side:  # a single one or zero says nothing of a rate's size
+            return rule.direction in ("both", "up" if evidence.side > 0 else "down")
         change = float(values[row]) - expected
         if (rule.direction == "up" and change < 0) or (rule.direction == "down" and change > 0):
             return False
@@ -377,7 +380,9 @@ def _summary(
         carried = ", ".join(f"{s.feature} {s.share:.0%}" for s in attribution[:3])
         return f"{what}: {rule.spec.summary}" + (f"; carried by {carried}" if carried else "")
     text = f"{what} is {_amount(value, unit)}"
-    if evidence.lower is not None and evidence.upper is not None:
+    if evidence.side and evidence.lower is not None and evidence.upper is not None:
+        text = f"{what}: {evidence.note}, from {_band(evidence.lower, evidence.upper, unit, of=value)}"
+    elif evidence.lower is not None and evidence.upper is not None:
         text += f", expected {_band(_least(rule, evidence.lower), evidence.upper, unit, of=value)}"
     elif evidence.upper is not None:
         text += f", the limit is {_amount(evidence.upper, unit)}"

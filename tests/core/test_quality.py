@@ -582,6 +582,16 @@ def test_a_fall_of_accuracy_is_found_from_labels_and_says_which_predictions_it_i
     assert 0 <= alert.evidence.offset_first <= alert.evidence.offset_last < len(chain.records)
 
 
+def test_a_rate_of_errors_that_falls_is_no_alert_and_one_that_rises_says_from_where() -> None:
+    chain = Chain()
+    at = steady(chain, 0, 1200, wrong=0.5)
+    at = steady(chain, at, 1200, wrong=0.05)
+    assert "prediction_error" not in opened(chain)
+    steady(chain, at, 1200, wrong=0.9)
+    alert = next(a for a in chain.alerts if a.signal == "prediction_error" and a.action == "opened")
+    assert "prediction_error: rate went up, from 0." in alert.summary
+
+
 def test_a_fall_of_confidence_moves_the_estimate_before_any_label() -> None:
     chain = Chain()
     at = steady(chain, 0, 1200)
