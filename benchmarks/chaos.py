@@ -377,7 +377,7 @@ def joined(bootstrap: str, app_id: str, log: list[RecordBatch]) -> tuple[dict[st
             topic=batch.topic,
             partition=batch.partition,
             max_series=math.ceil(config.defaults.discover.max_series / PARTITIONS),
-            budget_share=1.0 / (PARTITIONS * len(TOPICS)),
+            budget_share=1.0 / (PARTITIONS * (len(TOPICS) + 1)),
         )
         for start in range(0, len(batch), 97):
             for alert in pipeline.process(batch.rows(start, min(start + 97, len(batch)))).alerts:

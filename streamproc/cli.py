@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from streamproc.replay import Report
     from streamproc.rules import Rule, RuleBook
     from streamproc.scoring import Scorer
+    from streamproc.signals import Kind
 
 #: The two blocks that are enough.
 DEFAULT_CONFIG = """\
@@ -208,7 +209,10 @@ _COLUMNS = (
 
 
 def _show_rules(config: Config, book: RuleBook, name: str) -> None:
-    kinds = [k for k in _KINDS if getattr(config.kafka, k)]
+    topics: dict[Kind, list[str]] = {k: getattr(config.kafka, k) for k in _KINDS if getattr(config.kafka, k)}
+    if book.joins:
+        topics["quality"] = [config.kafka.joins_topic()]
+    kinds = list(topics)
     first = book.for_model(kinds[0], name)
     window, lateness = _length(first.window_us), _length(first.lateness_us)
     click.echo(f"models matching {name}" if "*" in name else f"model {name}")
@@ -218,7 +222,7 @@ def _show_rules(config: Config, book: RuleBook, name: str) -> None:
     for kind in kinds:
         rows = [_row(r) for rules in book.for_model(kind, name).rules.values() for r in rules]
         widths = [max(len(r[i]) for r in [_COLUMNS, *rows]) for i in range(len(_COLUMNS))]
-        click.echo(f"\n  {kind} from {', '.join(getattr(config.kafka, kind))}")
+        click.echo(f"\n  {kind} from {', '.join(topics[kind])}")
         for row in [_COLUMNS, *rows]:
             click.echo("    " + "  ".join(t.ljust(w) for t, w in zip(row, widths, strict=True)).rstrip())
     click.echo("")
