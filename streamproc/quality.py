@@ -184,7 +184,8 @@ class QualityState(ModelState):
             self.born = int(shared.offsets[0])
         at = zip(shared.arrivals.tolist(), shared.before.tolist(), shared.offsets.tolist(), strict=True)
         for event, (arrival, before, offset) in zip(group.what.events, at, strict=True):
-            alerts += self._pass(before)
+            alerts += self.advance(before)
+            self._idle(before)
             self._expire()
             rows = self._fresh(event.rows)
             if len(rows):
@@ -335,12 +336,11 @@ class QualityState(ModelState):
 
     # -- time
 
-    def _pass(self, clock_us: int) -> list[Alert]:
+    def _idle(self, clock_us: int) -> None:
         """Let the arrival clock pass: each clock goes on while nothing of its own comes."""
         self.asked.idle(clock_us)
         self.told.idle(clock_us)
         self._meet()
-        return self._close()
 
     def _meet(self) -> None:
         if self.asked.progress_us is not None and self.told.progress_us is not None:
@@ -383,13 +383,14 @@ class QualityState(ModelState):
     def advance(self, clock_us: int) -> list[Alert]:
         """Let the arrival clock pass without a record.
 
-        From one moment at which something is due to the next: where the clocks then stand is so the same
-        whenever this is called.
+        From one moment at which something is due to the next: the order in which windows of predictions and of
+        pairs close, and where the clocks then stand, are so the same whenever this is called.
         """
         alerts: list[Alert] = []
         last, due = -1, self._next_due()
         while due is not None and last < due <= clock_us:
-            alerts += self._pass(due)
+            self._idle(due)
+            alerts += self._close()
             if self.windows.progress_us is not None:
                 alerts += self._ended(self.windows.progress_us)
             last, due = due, self._next_due()
