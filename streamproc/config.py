@@ -135,6 +135,7 @@ class Kafka(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     pages: str = ""  # alerts under the cap of a model and day; empty: none
     dead_letters: str = "streamproc-dead-letters"
     snapshots: str = "streamproc-snapshots"
+    joins: str = ""  # predictions and labels, to be joined; empty: `<app_id>-joins`
     app_id: str = "streamproc"
     partitions: Annotated[int, Meta(ge=1, le=10_000)] = 4
     replication_factor: Annotated[int, Meta(ge=-1)] = -1
@@ -155,6 +156,10 @@ class Kafka(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         """Return every source topic with the kind of event on it."""
         kinds = {"predictions": self.predictions, "telemetry": self.telemetry, "labels": self.labels}
         return {topic: kind for kind, topics in kinds.items() for topic in topics}
+
+    def joins_topic(self) -> str:
+        """Return the topic on which predictions meet their labels, "" where no topic of labels is named."""
+        return (self.joins or f"{self.app_id}-joins") if self.labels and self.predictions else ""
 
     def broker_list(self) -> list[str]:
         """Return the brokers as host:port."""
@@ -208,6 +213,13 @@ class SignalRule(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     lower_limit: Quantity | None = None
 
 
+class Labels(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How long predictions wait for their labels, and how many of one model do; None takes what holds else."""
+
+    max_delay: Duration | None = None  # 14d
+    max_outstanding: Annotated[int, Meta(ge=1000, le=50_000_000)] | None = None  # 1000000
+
+
 class Defaults(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What holds for every model that says nothing else."""
 
@@ -225,6 +237,7 @@ class Defaults(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     silence_after: Duration | None = None
     max_features: Annotated[int, Meta(ge=1, le=2000)] = 200
     max_classes: Annotated[int, Meta(ge=1, le=1000)] = 50
+    labels: Labels = field(default_factory=Labels)
     signals: dict[str, SignalRule] | Literal["auto"] = "auto"
 
 
@@ -267,6 +280,7 @@ class ModelBlock(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     max_segments: Annotated[int, Meta(ge=1, le=1000)] | None = None
     segment_signals: list[str] | None = None
     reference: ReferenceRule | None = None
+    labels: Labels = field(default_factory=Labels)
     signals: dict[str, SignalRule] = field(default_factory=dict)
 
 
@@ -566,7 +580,8 @@ def _check_kafka(config: Config, report: Report) -> None:
         report("kafka", "E022", f"topic `{topic}` is named twice; a topic carries one kind of event")
     if config.kafka.pages and config.defaults.budget is None:
         report("kafka.pages", "E026", "needs a `budget`: its `per_model_per_day` is the cap")
-    for own in (config.kafka.pages, config.kafka.alerts, config.kafka.dead_letters, config.kafka.snapshots):
+    k = config.kafka
+    for own in (k.pages, k.alerts, k.dead_letters, k.snapshots, k.joins_topic()):
         if own in sources:
             report("kafka", "E023", f"topic `{own}` is both read and written; the worker would feed on itself")
     if config.kafka.security_protocol.startswith("SASL") and not (config.kafka.username and config.kafka.password):

@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger("streamproc.engine")
 
+#: Kinds of what others send; the rest is what we send ourselves, read again.
+SOURCES = frozenset(("predictions", "telemetry", "labels"))
+
 #: A snapshot may take this share of a worker's time; where it takes longer, it comes less often.
 _SNAPSHOT_SHARE = 0.1
 
@@ -313,6 +316,10 @@ class Engine:
             to = kafka.pages if paged else kafka.alerts
             await self._send(held, to, alert.labels["model"].encode(), value, headers)
             (m.pages if paged else m.alerts).labels(action=alert.action, severity=alert.severity).inc()
+        for model, record in out.forwarded:
+            await self._send(held, kafka.joins_topic(), model.encode(), record, [])
+        for outcome, count in out.outcomes.items():
+            m.joins.labels(outcome=outcome).inc(count)
         if batch is not None:
             for rejected in out.rejected:
                 key, whole, headers = dead_letter(batch, rejected, redact=self.config.worker.redact)
@@ -549,7 +556,7 @@ class Engine:
             max_series=math.ceil(share),
             budget_share=1.0 / max(1, watched),
             codecs=None if self.registry is None else self.registry.codecs,
-            deduplicate=bool(self._raw_topics) and tp.topic != self.config.kafka.alerts,
+            deduplicate=bool(self._raw_topics) and self._kinds[tp.topic] in SOURCES,
         )
 
     def _snapshot_partition(self, tp: TP) -> int:
