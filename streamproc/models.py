@@ -20,7 +20,7 @@ from streamproc import genai, joins, kernels, reference
 from streamproc.baseline import Baseline, Wanted
 from streamproc.budget import Fleet
 from streamproc.columns import Features, PredictionColumns, Versions
-from streamproc.events import Alert, Share
+from streamproc.events import Alert, Feedback, Share
 from streamproc.exchanges import Exchanges, Joined
 from streamproc.kernels import I32
 from streamproc.reference import Bins, Lately, jsd, psi
@@ -133,7 +133,8 @@ class ModelState:
         self.segment = segment  # dimension=value; empty for the whole model
         self.rules: ModelRules = self._rules(book)
         self.history = History()
-        self.subject = Subject(topic, partition, name, segment, self.history)
+        self.subject = Subject(topic, partition, name, segment, self.history, book.silences)
+        self.feedback_seen = -1  # offset of the last verdict that was taken
         self.next_offset = 0
         self.last_arrival_us = 0
         self.first_stamp_us = -1  # record time of its first record
@@ -244,6 +245,21 @@ class ModelState:
         """Return how long the model is kept without a record."""
         return idle_ttl_us
 
+    def feedback(self, verdicts: Sequence[tuple[int, Feedback]]) -> list[Alert]:
+        """Take what operators say of alerts, each with its offset; what was taken before passes by."""
+        fresh = [(offset, v) for offset, v in verdicts if offset > self.feedback_seen]
+        if not fresh:
+            return []
+        self.feedback_seen = fresh[-1][0]
+        now_us = self.windows.progress_us or self.last_arrival_us
+        named = {watch.fingerprint(self.subject): watch for watch in self.watches.values()}
+        return [
+            alert
+            for offset, verdict in fresh
+            if (watch := named.get(verdict.fingerprint)) is not None
+            for alert in watch.feedback(self.subject, verdict, offset, now_us)
+        ]
+
     def retire(self) -> list[Alert]:
         """Resolve whatever still fires, before the model is forgotten."""
         forever = 1 << 62
@@ -353,6 +369,7 @@ class ModelState:
         old = self.rules
         self.allotted, self.allowed_per_day = -1, 0.0
         self.book, self.rules = book, self._rules(book)
+        self.subject = msgspec.structs.replace(self.subject, silences=book.silences)
         self.windows.lateness_us = self.rules.lateness_us
         if self.rules.window_us != old.window_us:
             self.windows = Windows(
@@ -379,6 +396,7 @@ class ModelState:
             "version": STATE_VERSION,
             "scalars": [self.next_offset, self.last_arrival_us, self.started_us, self.first_stamp_us],
             "budget": [self.allotted, self.allowed_per_day],
+            "feedback": self.feedback_seen,
             "sent_on": self.sent_on,
             "origins": [list(o) for o in sorted(self.origins.items())],
             "window_us": self.windows.size_us,
@@ -392,6 +410,7 @@ class ModelState:
         """Take up what `snapshot` gave; what the config has since changed in structure warms up anew."""
         self.next_offset, self.last_arrival_us, self.started_us, self.first_stamp_us = tree["scalars"]
         self.allotted, self.allowed_per_day = tree["budget"]
+        self.feedback_seen = tree["feedback"]
         self.origins = {int(p): int(o) for p, o in tree["origins"]}
         self.sent_on = tree.get("sent_on", -1)  # states of before have none
         self._restore_own(tree["own"])
@@ -575,6 +594,13 @@ class PredictionState(ModelState):
             watch.detector.restore(theirs.detector.snapshot())
             if self.allowed_per_day > 0.0:
                 self._allot(watch, 1.0)
+
+    def feedback(self, verdicts: Sequence[tuple[int, Feedback]]) -> list[Alert]:
+        """Take what operators say of alerts, of the model and of its segments."""
+        alerts = super().feedback(verdicts)
+        for part in self.parts.values():
+            alerts += part.feedback(verdicts)
+        return alerts
 
     def _watching(self) -> int:
         return super()._watching() + sum(p._watching() for p in self.parts.values())
