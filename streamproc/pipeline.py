@@ -50,11 +50,11 @@ from streamproc.models import (
     Group,
     LabelState,
     ModelState,
-    PredictionState,
     Shared,
     TelemetryState,
 )
 from streamproc.pages import AlertDecoder, PageState
+from streamproc.predictions import PredictionState
 from streamproc.quality import QualityState
 from streamproc.rules import RuleBook, detectors_of
 from streamproc.signals import Kind
