@@ -89,7 +89,8 @@ class Alertmanager:
         directory.mkdir(parents=True, exist_ok=True)
         self.port = child.free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        receiver = {"name": "test", **({"webhook_configs": [{"url": webhook, "send_resolved": True}]} if webhook else {})}
+        hooks = [{"url": webhook, "send_resolved": True}] if webhook is not None else []
+        receiver = {"name": "test", "webhook_configs": hooks}
         route = {"receiver": "test", "group_by": ["model"], "group_wait": group_wait, "group_interval": "1s",
                  "repeat_interval": "1h"}  # fmt: skip
         # JSON is YAML.

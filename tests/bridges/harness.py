@@ -154,6 +154,9 @@ class Receiver:
             protocol_version = "HTTP/1.1"
 
             def handle_one(self) -> None:
+                if receiver._server is None:  # stopped, and with it what was connected
+                    self.close_connection = True
+                    return
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
                 headers = {k.lower(): v for k, v in self.headers.items()}
                 request = Request(self.command, self.path, headers, body)
@@ -188,6 +191,9 @@ class Receiver:
     def start(self) -> None:
         class Server(ThreadingHTTPServer):
             daemon_threads = True
+
+            def handle_error(self, *_: Any) -> None:
+                pass  # a bridge that is killed hangs up
 
         self._server = Server(("127.0.0.1", self.port), self._handler)
         threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
