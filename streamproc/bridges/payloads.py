@@ -25,10 +25,10 @@ import msgspec
 import orjson
 
 from streamproc.bridges.steps import Episode, Event, Step
+from streamproc.cloudevents import RETRAIN_SCHEMA, RETRAIN_TYPE
 from streamproc.config import AlertmanagerBridge, PagerdutyBridge
-from streamproc.events import rfc3339
+from streamproc.events import RetrainRequest, rfc3339
 
-RETRAIN_TYPE = "io.streamproc.retrain.v1"
 CLIENT = "streamproc"
 
 _NOT_A_LABEL = re.compile(r"[^a-zA-Z0-9_]")
@@ -77,7 +77,7 @@ def label_set(labels: Mapping[str, str]) -> dict[str, str]:
     out = {}
     for name, value in labels.items():
         plain = _NOT_A_LABEL.sub("_", name)
-        if value:
+        if value and plain:
             out["_" + plain if plain[:1].isdigit() else plain] = value
     return out
 
@@ -191,7 +191,7 @@ def pagerduty_event(step: Step, config: PagerdutyBridge) -> dict[str, Any] | Non
     labels = event.all_labels
     chosen = config.severities.get(event.severity)  # type: ignore[call-overload]
     payload: dict[str, Any] = {
-        "summary": cut(event.summary or event.name, 1024),
+        "summary": cut(event.summary or event.name or event.id, 1024),
         "source": labels.get("model") or event.name or CLIENT,
         "severity": chosen or _PAGERDUTY_SEVERITY.get(event.severity, "warning"),
         "custom_details": details(event),
@@ -288,40 +288,39 @@ def _key(secret: str) -> bytes:
     return base64.b64decode(secret.removeprefix("whsec_"))
 
 
-def retrain_request(step: Step, *, source: str) -> tuple[dict[str, str], dict[str, Any]]:
+def retrain_request(step: Step, *, source: str) -> tuple[dict[str, str], RetrainRequest]:
     """Return the CloudEvent that asks for a retraining, once an episode: its attributes and its data."""
     event = step.event
     id_ = hashlib.sha256(f"retrain\0{event.episode}".encode()).hexdigest()[:32]
     labels = event.all_labels
-    model = labels.get("model", "")
-    data = {
-        "id": id_,
-        "model": model,
-        "model_version": labels.get("model_version"),
-        "models": event.models,
-        "reason": event.summary,
-        "signal": event.signal or labels.get("signal"),
-        "severity": event.severity,
-        "episode_id": event.episode,
-        "fingerprint": event.fingerprint,
-        "labels": event.labels,
-        "cause": None if event.cause is None else msgspec.to_builtins(event.cause),
-        "evidence": event.evidence,
-        "since": event.startsAt,
-        "requested_by": event.id,
-    }
+    request = RetrainRequest(
+        id=id_,
+        model=labels.get("model", ""),
+        reason=event.summary,
+        episode_id=event.episode,
+        fingerprint=event.fingerprint,
+        requested_by=event.id,
+        since=event.startsAt,
+        severity=event.severity,
+        model_version=labels.get("model_version"),
+        models=event.models,
+        signal=event.signal or labels.get("signal", ""),
+        labels=event.labels,
+        cause=None if event.cause is None else msgspec.to_builtins(event.cause),
+        evidence=event.evidence,
+    )
     attributes = {
         "specversion": "1.0",
         "type": RETRAIN_TYPE,
         "source": source,
         "id": id_,
         "time": event.lastReceived or event.startsAt,
-        "subject": model,
-        "partitionkey": model,
+        "dataschema": RETRAIN_SCHEMA,
+        "subject": request.model,
+        "partitionkey": request.model,
         "correlationid": event.episode,
     }
-    kept = {k: v for k, v in data.items() if v not in (None, "", [], {})}
-    return {k: v for k, v in attributes.items() if v}, kept
+    return {k: v for k, v in attributes.items() if v}, request
 
 
 # -------------------------------------------------------------------------------------------- Slack

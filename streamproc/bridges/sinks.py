@@ -358,12 +358,12 @@ class RetrainSink(Sink):
         """Ask, where this is the first step of its episode that says so."""
         if not step.asks:
             raise Skipped("asks for no retraining, or did already")
-        attributes, data = payloads.retrain_request(step, source=self._source)
-        value = orjson.dumps(data)
+        attributes, request = payloads.retrain_request(step, source=self._source)
+        value = msgspec.json.encode(request)
         if self._bridge.requests is not None:
             headers = [(f"ce_{k}", v.encode()) for k, v in attributes.items()]
             headers += [("content-type", b"application/json"), ("idempotency-key", attributes["id"].encode())]
-            await self._publish(self._bridge.requests, data.get("model", "").encode() or None, value, headers)
+            await self._publish(self._bridge.requests, request.model.encode() or None, value, headers)
         if self._bridge.url is not None:
             await post_cloudevent(
                 self.http,
