@@ -15,6 +15,7 @@ import msgspec
 import structlog
 from aiohttp import web
 from aiokafka import TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
 
 from streamproc.bridges import sinks, steps
@@ -34,6 +35,9 @@ _FIRST_BACKOFF_S = 0.5
 _NEVER_MS = 2**31 - 1
 
 _MAX_BYTES = 8_000_000
+
+#: Beside a position: what fires at it is still to be told.
+_BEGINNING = "beginning"
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -250,21 +254,21 @@ class BridgeProcess(aiokafka.ConsumerRebalanceListener):  # type: ignore[misc]
         track = steps.Track(self.settings.bridge.match, asks=self.sink.asks)
         until, fresh = await self._rewind(partition)
         empty = 0
-        while until > 0 and not self._stopping.is_set():
+        while not self._stopping.is_set() and await self._consumer.position(partition) < until:
             records = await self._read(partition, until)
             for record in records:
                 with contextlib.suppress(msgspec.MsgspecError, UnicodeDecodeError):
                     track.take(steps.decode(record.value), record.value, _headers(record), record.timestamp)
             # The last offsets before `until` may hold no record: markers of transactions, compaction.
             empty = 0 if records else empty + 1
-            if await self._consumer.position(partition) >= until or empty >= 3:
+            if empty >= 3:
                 break
         if self._stopping.is_set():
             return  # half a past is none: what it makes of the rest would be wrong
         self.sink.restored(partition, track)
         self._ready.add(partition)
         log.info("partition restored", partition=partition.partition, position=until, firing=len(track.open()))
-        if fresh and until > 0:
+        if fresh:
             for firing in track.again():
                 if not await self._tell(partition, firing, None):
                     return
@@ -296,11 +300,14 @@ class BridgeProcess(aiokafka.ConsumerRebalanceListener):  # type: ignore[misc]
         committed = await consumer.committed(partition)
         begin = (await consumer.beginning_offsets([partition]))[partition]
         end = (await consumer.end_offsets([partition]))[partition]
-        fresh = committed is None
-        if fresh:
+        if committed is None:
             until = end if self.settings.bridge.start == "firing" else begin
+            fresh = True
+            # Before anything is told: a crash must not lead to another beginning, past what has come since.
+            await self._commit(partition, until, _BEGINNING)
         else:
             until = committed
+            fresh = await self._note(partition) == _BEGINNING
             if committed < begin:
                 log.error("records were deleted before they were told", partition=partition.partition,
                           lost=begin - committed)  # fmt: skip
@@ -312,7 +319,7 @@ class BridgeProcess(aiokafka.ConsumerRebalanceListener):  # type: ignore[misc]
             log.warning("reads the topic from its beginning", reason=repr(e))
             past = begin
         consumer.seek(partition, max(begin, min(past, until)))
-        return until if max(begin, min(past, until)) < until else 0, fresh
+        return until, fresh
 
     async def _read(self, partition: TopicPartition, until: int | None) -> list[Any]:
         try:
@@ -326,11 +333,22 @@ class BridgeProcess(aiokafka.ConsumerRebalanceListener):  # type: ignore[misc]
             records = [r for r in records if r.offset < until]
         return list(records)
 
-    async def _commit(self, partition: TopicPartition, offset: int) -> None:
+    async def _note(self, partition: TopicPartition) -> str:
+        """Return what was noted beside the position."""
+        admin = AIOKafkaAdminClient(**for_aiokafka(connection(self.config)))
+        await admin.start()
+        try:
+            group = self.settings.group(self.config)
+            found = await admin.list_consumer_group_offsets(group, partitions=[partition])
+        finally:
+            await admin.close()
+        return found[partition].metadata or "" if partition in found else ""
+
+    async def _commit(self, partition: TopicPartition, offset: int, note: str = "") -> None:
         wait_s = 0.1
         while True:
             try:
-                await self._consumer.commit({partition: offset})
+                await self._consumer.commit({partition: (offset, note)})
                 return
             except (CommitFailedError, IllegalStateError):
                 return  # ours no longer: whoever has it tells this again

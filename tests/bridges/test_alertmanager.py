@@ -12,6 +12,7 @@ import pytest
 from tests.bridges.alertmanager import Alertmanager
 from tests.bridges.harness import Receiver, alert, bridge, config, eventually, tell
 from tests.brokers.kafka import KafkaCluster
+from tests.worker.harness import topic
 
 pytestmark = pytest.mark.usefixtures("alertmanager_binary")
 
@@ -144,6 +145,7 @@ def test_each_of_two_alertmanagers_is_told_and_one_that_was_away_catches_up(brok
 
 @pytest.mark.kafka
 def test_a_bridge_that_never_ran_begins_with_what_is_firing(kafka: KafkaCluster, tmp_path: Path) -> None:
+    topic(kafka.bootstrap, "new-alerts", partitions=1)
     tell(kafka.bootstrap, "new", alert("old"), alert("lasting"), alert("old", "resolved"))
     with Alertmanager(tmp_path / "am") as am:
         text = config(kafka.bootstrap, "new", "alertmanager", block(am))
