@@ -203,6 +203,10 @@ def check(config_path: str | None, models: tuple[str, ...]) -> None:
             _show_rules(config, book, name)
     for name in unwatched:
         click.echo(f"{name} is not watched: defaults.discover.models and no block of models match it")
+    for kind in BRIDGES:
+        for name, block in getattr(config.bridges, kind).items():
+            which = ", ".join(f"{label} {glob}" for label, glob in block.match.items()) or "all"
+            click.echo(f"bridge {kind} {name}: {which} of {block.topic}")
     click.echo(f"{config_path or 'the built-in config'}: ok")
 
 

@@ -391,10 +391,7 @@ class BridgeProcess(aiokafka.ConsumerRebalanceListener):  # type: ignore[misc]
                     return False
             except sinks.Refused as e:
                 step.episode.refused = True
-                if record is not None:
-                    await self._set_aside(record, e.error_type, str(e))
-                else:
-                    log.error("refused", reason=str(e), **about)
+                await self._set_aside(record or _as_record(partition, step), e.error_type, str(e))
                 break
             except sinks.Skipped as e:
                 self.metrics.skipped.labels(reason="nothing_to_tell").inc()
@@ -505,6 +502,22 @@ async def _cancelled(task: asyncio.Task[None]) -> None:
     task.cancel()
     with contextlib.suppress(asyncio.CancelledError, Exception):
         await task
+
+
+class _Told(msgspec.Struct):
+    """A record as it was when it was read back."""
+
+    topic: str
+    partition: int
+    timestamp: int
+    value: bytes
+    headers: list[tuple[str, bytes]]
+    offset: int = -1  # not kept
+    key: bytes | None = None
+
+
+def _as_record(partition: TopicPartition, step: steps.Step) -> _Told:
+    return _Told(partition.topic, partition.partition, step.at_ms, step.value, step.headers)
 
 
 def _headers(record: Any) -> list[tuple[str, bytes]]:

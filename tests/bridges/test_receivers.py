@@ -9,10 +9,10 @@ from typing import Any
 import orjson
 import pytest
 
-from tests.bridges.harness import alert, bridge, config, eventually, incident, tell
+from tests.bridges.harness import Bridge, alert, bridge, config, eventually, incident, tell
 from tests.bridges.servers import CLOUDEVENT, Mlflow, PagerDuty, Slack, Webhooks, wrong
 from tests.brokers.kafka import KafkaCluster
-from tests.worker.harness import read
+from tests.worker.harness import read, topic
 
 
 def pagerduty(server: PagerDuty, **more: Any) -> dict[str, Any]:
@@ -104,6 +104,46 @@ def test_killed_between_an_answer_and_its_commit_a_bridge_pages_once_and_resolve
     actions = [(r.json()["event_action"], r.json()["dedup_key"]) for r in server.requests]
     assert (server.pages, server.resolved, server.invalid) == (["fp-fraud", "fp-last"], ["fp-fraud"], [])
     assert actions.count(("trigger", "fp-fraud")) > 2, actions  # there were repeats, and they were no pages
+
+
+@pytest.mark.kafka
+def test_killed_at_its_very_beginning_a_bridge_still_tells_what_fired_and_its_end(
+    kafka: KafkaCluster, tmp_path: Path
+) -> None:
+    topic(kafka.bootstrap, "begin-alerts", partitions=1)
+    tell(kafka.bootstrap, "begin", alert("over"), alert("a"), alert("b"), alert("over", "resolved"))
+    with PagerDuty() as server:
+        victims: list[Any] = []
+        taken = server.answer
+
+        def deadly(request: Any) -> tuple[int, Any]:
+            answer = taken(request)
+            if len(server.requests) == 1:
+                tell(kafka.bootstrap, "begin", alert("a", "resolved"), alert("c"), alert("c", "resolved"))
+                victims[0].process.send_signal(signal.SIGKILL)
+            return answer
+
+        server.answer = deadly  # type: ignore[method-assign]
+        running = Bridge(tmp_path, "pagerduty", config(kafka.bootstrap, "begin", "pagerduty", pagerduty(server)))
+        victims.append(running)
+        try:
+            running.process.wait(60)
+            running.start()
+            eventually(lambda: "fp-c" in server.resolved, "all of it", 60)
+        finally:
+            running.stop(signal.SIGKILL)
+    assert (server.pages, server.resolved) == (["fp-a", "fp-b", "fp-c"], ["fp-a", "fp-c"])
+
+
+def test_sigterm_ends_a_bridge_whose_receiver_is_down_and_the_next_start_tells(broker: str, tmp_path: Path) -> None:
+    server = PagerDuty()
+    with bridge(tmp_path, "pagerduty", config(broker, "term", "pagerduty", pagerduty(server))) as running:
+        tell(broker, "term", alert())
+        eventually(lambda: running.metric("streamproc_bridge_blocked_seconds") > 0, "blocked")
+        assert running.stop(timeout_s=8.0) == 0
+        with server:
+            running.start()
+            eventually(lambda: server.pages == ["fp-fraud"], "told by the next")
 
 
 @pytest.mark.parametrize("mode", ["structured", "binary"])
