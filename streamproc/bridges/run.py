@@ -166,6 +166,7 @@ class BridgeProcess(aiokafka.ConsumerRebalanceListener):  # type: ignore[misc]
         self._assigned = False
         self._blocked_since: dict[TopicPartition, float] = {}
         self._stack = contextlib.AsyncExitStack()
+        self.metrics.blocked.set_function(self._blocked_s)
 
     async def __aenter__(self) -> BridgeProcess:
         """Connect and begin."""
@@ -448,11 +449,13 @@ class BridgeProcess(aiokafka.ConsumerRebalanceListener):  # type: ignore[misc]
 
     # -------------------------------------------------------------------------------- the web
 
+    def _blocked_s(self) -> float:
+        now = time.monotonic()
+        return max((now - since for since in self._blocked_since.values()), default=0.0)
+
     async def _watch(self) -> None:
         """Keep the gauges."""
         while True:
-            now = time.monotonic()
-            self.metrics.blocked.set(max((now - t for t in self._blocked_since.values()), default=0.0))
             self.metrics.open.set(sum(len(t.open()) for t in self.sink.tracks.values()))
             for partition in list(self._partitions):
                 with contextlib.suppress(IllegalStateError, KafkaError):
@@ -477,9 +480,9 @@ class BridgeProcess(aiokafka.ConsumerRebalanceListener):  # type: ignore[misc]
         async def ready(_: web.Request) -> web.Response:
             if not self._assigned or any(p not in self._ready for p in self._partitions):
                 return web.Response(text="restoring\n", status=503)
-            longest = max((time.monotonic() - t for t in self._blocked_since.values()), default=0.0)
-            if longest > 0:
-                return web.Response(text=f"the receiver has taken nothing for {longest:.0f} s\n", status=503)
+            if self._blocked_since:
+                text = f"the receiver has taken nothing for {self._blocked_s():.0f} s\n"
+                return web.Response(text=text, status=503)
             return web.Response(text="ready\n")
 
         app = web.Application()

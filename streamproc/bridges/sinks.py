@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import email.utils
 import ssl
@@ -164,7 +165,8 @@ def credentials(bridge: Any) -> dict[str, str]:
     if bridge.token is not None:
         return {"Authorization": f"Bearer {bridge.token}"}
     if bridge.username is not None:
-        return {"Authorization": aiohttp.BasicAuth(bridge.username, bridge.password or "").encode()}
+        pair = base64.b64encode(f"{bridge.username}:{bridge.password or ''}".encode()).decode()
+        return {"Authorization": f"Basic {pair}"}
     return {}
 
 

@@ -8,6 +8,7 @@ that was on its way. See docs/adr/0012.
 from __future__ import annotations
 
 import fnmatch
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -93,7 +94,17 @@ _decode = msgspec.json.Decoder(Event, strict=True).decode
 
 def decode(value: bytes | None) -> Event:
     """Return the event in a record's value. Raises msgspec.MsgspecError where there is none."""
-    return _decode(value or b"")
+    try:
+        return _decode(value or b"")
+    except msgspec.ValidationError:
+        # Some encoders write null for what is not there.
+        return msgspec.convert(_without_nulls(msgspec.json.decode(value or b"")), Event)
+
+
+def _without_nulls(tree: Any) -> Any:
+    if isinstance(tree, dict):
+        return {k: _without_nulls(v) for k, v in tree.items() if v is not None}
+    return tree
 
 
 def matcher(match: Mapping[str, str]) -> Callable[[Event], bool]:
@@ -144,9 +155,14 @@ class Step(Struct, frozen=True):
     at_ms: int  # the record's time
     first: bool  # nothing of the episode was told before
     last: bool  # nothing else of the condition is firing still
-    open: tuple[Episode, ...] = ()  # every episode that is open after this step
+    track: Track
     asks: bool = False  # for what an episode asks for once, and has not before
     again: bool = False  # this may have been told already, just before a crash
+
+    @property
+    def open(self) -> list[Episode]:
+        """Return every episode of the partition that is open now."""
+        return self.track.open()
 
 
 class Track:
@@ -157,6 +173,7 @@ class Track:
     ) -> None:
         self.episodes: dict[str, Episode] = {}  # in the order of their latest step
         self._open: dict[str, Episode] = {}
+        self._firing: Counter[str] = Counter()  # open episodes by fingerprint
         self._seen: dict[str, None] = {}
         self._held: dict[str, None] = {}  # episodes that were passed over and not told since
         self._fits = matcher(match or {})
@@ -164,7 +181,7 @@ class Track:
         self.skipped = ""
 
     def open(self) -> list[Episode]:
-        """Return the episodes that are firing, oldest first."""
+        """Return the episodes that are firing, in the order of their latest steps."""
         return list(self._open.values())
 
     def recent(self, since_ms: int) -> list[Episode]:
@@ -207,15 +224,13 @@ class Track:
         episode = self._tell(known, event, value, headers, at_ms)
         asks = not episode.asked and self._asks(event)
         episode.asked |= asks
-        still = any(e.fingerprint == event.fingerprint for e in self._open.values())
-        last = event.status == "resolved" and not still
-        return Step(event, episode, value, headers, at_ms, first, last, tuple(self.open()), asks)
+        last = event.status == "resolved" and not self._firing[episode.fingerprint]
+        return Step(event, episode, value, headers, at_ms, first, last, self, asks)
 
     def again(self) -> list[Step]:
         """Return a step for each open episode, as if its latest were told now: for a bridge that has never run."""
         return [
-            Step(e.latest, e, e.raw, e.headers, e.latest_ms, True, False, tuple(self.open()), e.asked, True)
-            for e in self.open()
+            Step(e.latest, e, e.raw, e.headers, e.latest_ms, True, False, self, e.asked, True) for e in self.open()
         ]
 
     def _hold(self, event: Event, reason: str) -> None:
@@ -238,10 +253,13 @@ class Track:
         known.open = event.status == "firing"
         self.episodes.pop(known.id, None)
         self.episodes[known.id] = known
+        was = self._open.pop(known.id, None) is not None
+        self._firing[known.fingerprint] += known.open - was
         if known.open:
             self._open[known.id] = known
         else:
-            self._open.pop(known.id, None)
+            if not self._firing[known.fingerprint]:
+                del self._firing[known.fingerprint]
             if len(self.episodes) - len(self._open) > _REMEMBERED:
                 oldest = next(e.id for e in self.episodes.values() if not e.open)
                 del self.episodes[oldest]

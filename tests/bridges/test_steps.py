@@ -41,6 +41,15 @@ def test_an_incident_goes_by_its_own_id_and_unknown_fields_are_no_trouble() -> N
     assert read.cause.category == "data"
 
 
+def test_null_is_as_good_as_nothing() -> None:
+    nothing = {"description": None, "signal": None, "category": None, "endsAt": None, "post_mortem": None}
+    made = incident(**nothing, labels={"model": "m", "team": None}) | {"cause": {"category": None}}
+    read = decode(orjson.dumps(made))
+    assert read.description == ""
+    assert read.all_labels["model"] == "m"
+    assert "team" not in read.all_labels
+
+
 @pytest.mark.parametrize("value", [None, b"", b"\xff", b"[]", b'{"id": 1}', orjson.dumps({**alert(), "status": "ok"})])
 def test_what_is_neither_is_an_error_and_nothing_else(value: bytes | None) -> None:
     with pytest.raises((msgspec.MsgspecError, UnicodeDecodeError)):
