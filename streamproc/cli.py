@@ -36,6 +36,9 @@ kafka:
 
 _KINDS: tuple[Literal["predictions", "telemetry", "labels"], ...] = ("predictions", "telemetry", "labels")
 
+#: The kinds of `streamproc.config.BRIDGES`, which takes too long to load for `--help`.
+BRIDGES = ("alertmanager", "pagerduty", "slack", "webhook", "retrain", "mlflow")
+
 #: A command shorter than this needs no progress line.
 _PROGRESS_AFTER_S = 1.0
 
@@ -83,6 +86,7 @@ def cli() -> None:
       streamproc worker --config worker.yaml         run it
       streamproc silence add --help                  hide alerts for a while
       streamproc feedback --help                     say what an alert was
+      streamproc bridge slack --config worker.yaml   bring its alerts to where people are
 
     \b
     Exit codes: 0 ok, 1 invalid config, 2 usage, 3 a replay gate failed, 4 broker unreachable.
@@ -203,6 +207,10 @@ def check(config_path: str | None, models: tuple[str, ...]) -> None:
             _show_rules(config, book, name)
     for name in unwatched:
         click.echo(f"{name} is not watched: defaults.discover.models and no block of models match it")
+    for kind in BRIDGES:
+        for name, block in getattr(config.bridges, kind).items():
+            which = ", ".join(f"{label} {glob}" for label, glob in block.match.items()) or "all"
+            click.echo(f"bridge {kind} {name}: {which} of {block.topic}")
     click.echo(f"{config_path or 'the built-in config'}: ok")
 
 
@@ -271,6 +279,85 @@ def _length(us: int) -> str:
     return repr(Duration(us)) if us else "0s"
 
 
+@cli.command()
+@click.argument("kind", type=click.Choice(BRIDGES))
+@click.option(
+    "--config", "-c", "config_path", required=True, metavar="FILE", help="The YAML file with a block `bridges`."
+)
+@click.option("--name", metavar="NAME", help="Which of the bridges of this kind, where the config has several.")
+@click.option(
+    "--topic", metavar="TOPIC", help="What to read instead: alerts, pages, incidents, or a topic's name."
+)
+@click.option(
+    "--web-port",
+    type=click.IntRange(0, 65535),
+    default=0,
+    show_default=True,
+    metavar="PORT",
+    envvar="STREAMPROC_BRIDGE_WEB_PORT",
+    help="For /metrics, /-/healthy and /-/ready; 0: none.",
+)
+@click.option("--web-host", default="0.0.0.0", show_default=True, metavar="HOST")
+@click.option(
+    "--connect-timeout",
+    type=click.FloatRange(min=0.1),
+    default=60.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long to wait for a broker before giving up with exit code 4.",
+)
+@click.option(
+    "--log-format",
+    type=click.Choice(["console", "json"]),
+    default="console",
+    show_default=True,
+    envvar="STREAMPROC_LOG_FORMAT",
+)
+@click.option(
+    "--log-level",
+    type=click.Choice(["debug", "info", "warning", "error"]),
+    default="info",
+    show_default=True,
+    envvar="STREAMPROC_LOG_LEVEL",
+)
+def bridge(
+    kind: str,
+    config_path: str,
+    name: str | None,
+    topic: str | None,
+    web_port: int,
+    web_host: str,
+    connect_timeout: float,
+    log_format: Literal["console", "json"],
+    log_level: str,
+) -> None:
+    """Deliver alerts or incidents to a receiver until a signal ends it.
+
+    At least once, in order, under keys by which the receiver knows a repeat: it commits a record only
+    once it is delivered, and waits for a receiver that is down for as long as that takes. What a receiver
+    will never take goes to <app_id>-bridge-dead-letters. A bridge that never ran begins with what is
+    firing. Two of one name share the work; docs/bridges.md has a config for each kind.
+
+    \b
+    Examples:
+      streamproc bridge alertmanager --config worker.yaml
+      streamproc bridge pagerduty --config worker.yaml --name oncall --topic pages
+      streamproc bridge slack --config worker.yaml --web-port 6067 --log-format json
+      streamproc bridge retrain --config worker.yaml --topic incidents
+    """
+    from streamproc.worker import logs
+
+    logs.configure(form=log_format, level=log_level)
+    config = _load(config_path)
+    from streamproc.bridges import run
+
+    grace_s = config.worker.shutdown_grace.us / 1e6
+    settings = run.choose(
+        config, kind, name=name, topic=topic, web_host=web_host, web_port=web_port, grace_s=grace_s
+    )
+    sys.exit(run.run(config, settings, connect_timeout_s=connect_timeout))
+
+
 @cli.group()
 def topics() -> None:
     """Create or list the topics a worker reads and writes."""
@@ -287,10 +374,10 @@ def create_topics(config_path: str | None, timeout: float) -> None:
       streamproc topics create --config worker.yaml
     """
     config = _load(config_path)
-    from streamproc.worker import app, run, topics
+    from streamproc.worker import connection, run, topics
 
     report = topics.ensure(
-        app.connection(config), run.topic_specs(config), create=True, timeout_s=timeout, on_retry=_on_retry
+        connection.connection(config), run.topic_specs(config), create=True, timeout_s=timeout, on_retry=_on_retry
     )
     for name in sorted({*report.created, *report.existing}):
         what = "created" if name in report.created else "was there"
@@ -310,10 +397,10 @@ def list_topics(config_path: str | None, timeout: float) -> None:
       streamproc topics list --config worker.yaml
     """
     config = _load(config_path)
-    from streamproc.worker import app, run, topics
+    from streamproc.worker import connection, run, topics
 
     names = [spec.name for spec in run.topic_specs(config)]
-    found = topics.describe(app.connection(config), names, timeout_s=timeout, on_retry=_on_retry)
+    found = topics.describe(connection.connection(config), names, timeout_s=timeout, on_retry=_on_retry)
     for name in names:
         click.echo(f"{name}: {found[name]} partitions" if name in found else f"{name}: missing")
 

@@ -10,6 +10,9 @@ from streamproc.events import Alert
 ALERT_TYPE = "io.streamproc.alert.v1"
 ALERT_SCHEMA = "https://streamproc.dev/schemas/alert.v1.json"
 
+RETRAIN_TYPE = "io.streamproc.retrain.v1"
+RETRAIN_SCHEMA = "https://streamproc.dev/schemas/retrain-request.v1.json"
+
 #: Fields that are published even where they equal their default: readers rely on them.
 ALWAYS = ("threshold", "schema_version", "source", "category")
 

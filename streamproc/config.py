@@ -5,6 +5,7 @@ Two blocks are enough (`version` and `kafka`); all else has a default that works
 
 from __future__ import annotations
 
+import base64
 import datetime as dt
 import difflib
 import fnmatch
@@ -27,6 +28,9 @@ _ENV = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 Sensitivity = Literal["low", "medium", "high"]
 Severity = Literal["critical", "warning", "info"]
 Direction = Literal["up", "down", "both"]
+
+#: The kinds of bridges.
+BRIDGES = ("alertmanager", "pagerduty", "slack", "webhook", "retrain", "mlflow")
 
 
 class Duration:
@@ -322,6 +326,107 @@ class SchemaRegistry(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     timeout: Duration = Duration(10_000_000)
 
 
+class Bridge(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What every bridge may be told: what it reads, which of it, and how long a request may take.
+
+    match: globs by label, all of which must fit; `severity`, `status` and `signal` are labels too. start: what a bridge
+    that has never run begins with: what is firing now, or all the topic still has. history: how far back it reads, at
+    each start, to know what is firing.
+    """
+
+    topic: str = "alerts"  # alerts, pages, incidents, or a topic's name
+    match: dict[str, str] = field(default_factory=dict)
+    start: Literal["firing", "earliest"] = "firing"
+    history: Duration = Duration(30 * 86_400_000_000)
+    timeout: Duration = Duration(10_000_000)
+    max_backoff: Duration = Duration(60_000_000)
+    ssl_cafile: str | None = None
+
+
+class AlertmanagerBridge(Bridge, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where Alertmanagers of one cluster are; each gets everything.
+
+    show_for: what began and ended while none could be reached is shown as firing for so long, or as long as it lasted.
+    """
+
+    urls: Annotated[list[str], Meta(min_length=1)]
+    username: str | None = None
+    password: str | None = None
+    token: str | None = None
+    resend: Duration = Duration(60_000_000)
+    keep_resolved: Duration = Duration(300_000_000)
+    show_for: Duration = Duration(30_000_000)
+    labels: dict[str, str] = field(default_factory=dict)  # added to each alert's
+    generator_url: str = ""  # with {model}, {signal} or any other label
+
+
+class PagerdutyBridge(Bridge, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which PagerDuty service is paged, by its Events API v2."""
+
+    routing_key: str
+    url: str = "https://events.pagerduty.com/v2/enqueue"
+    severities: dict[Severity, Literal["critical", "error", "warning", "info"]] = field(default_factory=dict)
+    actions: dict[
+        Literal["opened", "updated", "escalated", "resolved"], Literal["trigger", "acknowledge", "resolve", "none"]
+    ] = field(default_factory=dict)
+    dashboard_url: str = ""  # with {model}, {signal} or any other label
+
+
+class SlackBridge(Bridge, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where in Slack to write: an incoming webhook, or a token and a channel, which makes threads."""
+
+    webhook_url: str | None = None
+    token: str | None = None
+    channel: str | None = None
+    api_url: str = "https://slack.com/api"
+    dashboard_url: str = ""
+
+
+class WebhookBridge(Bridge, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where CloudEvents are posted to. Several secrets sign side by side, for the time one replaces the other."""
+
+    url: str
+    secrets: list[str] = field(default_factory=list)
+    mode: Literal["structured", "binary"] = "structured"
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+class RetrainBridge(Bridge, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How a retraining is asked for, once an episode: on a topic, by a webhook, or both.
+
+    suggested: only where the suggested action is to retrain; else whatever `match` fits.
+    """
+
+    requests: str | None = "retrain-requests"  # the topic; null: none
+    url: str | None = None
+    secrets: list[str] = field(default_factory=list)
+    headers: dict[str, str] = field(default_factory=dict)
+    suggested: bool = True
+
+
+class MlflowBridge(Bridge, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which MLflow registry is told of its models' health, and how our names and versions are found there."""
+
+    url: str
+    username: str | None = None
+    password: str | None = None
+    token: str | None = None
+    tag: Annotated[str, Meta(min_length=1, max_length=250)] = "streamproc.status"
+    names: dict[str, str] = field(default_factory=dict)  # a model's name in the registry, where it is another
+    alias: str | None = None  # the version to tag where an alert names none
+
+
+class Bridges(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where alerts and incidents are delivered, by kind and name; each is a `streamproc bridge` of its own."""
+
+    alertmanager: dict[str, AlertmanagerBridge] = field(default_factory=dict)
+    pagerduty: dict[str, PagerdutyBridge] = field(default_factory=dict)
+    slack: dict[str, SlackBridge] = field(default_factory=dict)
+    webhook: dict[str, WebhookBridge] = field(default_factory=dict)
+    retrain: dict[str, RetrainBridge] = field(default_factory=dict)
+    mlflow: dict[str, MlflowBridge] = field(default_factory=dict)
+
+
 class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Everything an operator can say."""
 
@@ -333,6 +438,7 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     serving: Serving = field(default_factory=Serving)
     schema_registry: SchemaRegistry | None = None
     silences: list[SilenceBlock] = field(default_factory=list)
+    bridges: Bridges = field(default_factory=Bridges)
     worker: Worker = field(default_factory=Worker)
 
     def blocks_for(self, model: str) -> list[ModelBlock]:
@@ -348,7 +454,7 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 #: Codes of mistakes in the name of a field rather than in its value.
-_OF_NAMES = frozenset({"E011", "E030"})
+_OF_NAMES = frozenset({"E011", "E030", "E060"})
 
 #: Reports a mistake: the path of the field, a code, and what is wrong and what to do.
 Report = Callable[[str, str, str], None]
@@ -403,7 +509,7 @@ def parse(
         path = _deepest(places, path)
         report(path, "E010", _friendly(message, _choices(path)))
         raise ConfigError(problems) from None
-    for check in (_check_kafka, *checks):
+    for check in (_check_kafka, _check_bridges, *checks):
         check(config, report)
     if problems:
         raise ConfigError(problems)
@@ -623,3 +729,71 @@ def _check_kafka(config: Config, report: Report) -> None:
         report("serving.response_timeout", "E025", "a response has at least 1ms to come")
     if config.defaults.window.us < 1000:
         report("defaults.window", "E025", "a window is at least 1ms")
+
+
+#: What becomes part of a consumer group's name.
+_NAME = re.compile(r"[A-Za-z0-9._-]{1,100}")
+
+
+def _check_bridges(config: Config, report: Report) -> None:
+    """Report what no receiver of alerts would take."""
+    for kind in BRIDGES:
+        for name, bridge in getattr(config.bridges, kind).items():
+            path = f"bridges.{kind}.{name}"
+            if not _NAME.fullmatch(name):
+                report(path, "E060", f'"{name}" names a consumer group; write letters, digits, `.`, `_` and `-` only')
+            if bridge.timeout.us < 1000:
+                report(f"{path}.timeout", "E025", "a request has at least 1ms")
+            if bridge.topic == "pages" and not config.kafka.pages:
+                report(f"{path}.topic", "E061", "there are no pages; name their topic in `kafka: {pages: ...}`")
+            for key, url in _urls(bridge):
+                if not url.startswith(("http://", "https://")):
+                    # Not quoted: such an address may itself be the credential.
+                    report(f"{path}.{key}", "E027", "is no address; write http://host:port or https://host")
+            if isinstance(bridge, WebhookBridge | RetrainBridge):
+                for i, secret in enumerate(bridge.secrets):
+                    if (problem := _weak(secret)) is not None:
+                        report(f"{path}.secrets[{i}]", "E062", problem)
+            _check_bridge(bridge, path, report)
+
+
+def _check_bridge(bridge: Bridge, path: str, report: Report) -> None:
+    """Report what is of one kind of bridge only."""
+    match bridge:
+        case AlertmanagerBridge():
+            if bridge.resend.us < 1_000_000:
+                report(f"{path}.resend", "E025", "is at least 1s")
+            if bridge.token is not None and bridge.username is not None:
+                report(f"{path}.token", "E063", "is given beside `username`; one of them goes")
+        case PagerdutyBridge() if len(bridge.routing_key) != 32:
+            found = len(bridge.routing_key)
+            report(f"{path}.routing_key", "E064", f"has {found} characters; an integration key of Events API v2 has 32")
+        case SlackBridge():
+            if (bridge.webhook_url is None) == (bridge.token is None):
+                report(path, "E065", "needs `webhook_url`, or `token` and `channel` for threads; one of the two")
+            elif bridge.token is not None and not bridge.channel:
+                report(f"{path}.token", "E065", "needs a `channel` to write to, best by its id, such as C024BE91L")
+        case RetrainBridge():
+            if bridge.requests is None and bridge.url is None:
+                report(path, "E066", "asks nobody; name a topic under `requests`, a `url`, or both")
+            if not bridge.suggested and not bridge.match:
+                report(path, "E067", "`suggested: false` without `match` would retrain on every alert; name which")
+        case _:
+            pass
+
+
+def _urls(bridge: Bridge) -> list[tuple[str, str]]:
+    urls = [(f"urls[{i}]", url) for i, url in enumerate(getattr(bridge, "urls", []))]
+    urls += [(key, getattr(bridge, key, None) or "") for key in ("url", "webhook_url", "api_url")]
+    return [(key, url) for key, url in urls if url or (key == "url" and isinstance(bridge, WebhookBridge))]
+
+
+def _weak(secret: str) -> str | None:
+    """Return what is wrong with a secret of Standard Webhooks, None where nothing is."""
+    try:
+        size = len(base64.b64decode(secret.removeprefix("whsec_"), validate=True))
+    except ValueError:
+        return "is no base64; make one with `echo whsec_$(openssl rand -base64 32)`"
+    if not 24 <= size <= 64:
+        return f"is {size} bytes; Standard Webhooks asks for 24 to 64: `echo whsec_$(openssl rand -base64 32)`"
+    return None

@@ -321,6 +321,28 @@ class Alert(Struct, frozen=True, gc=False, omit_defaults=True, kw_only=True):
     evidence: Span | None = None
 
 
+class RetrainRequest(Struct, frozen=True, gc=False, omit_defaults=True, kw_only=True):
+    """That a model should be trained anew, asked for once an episode.
+
+    `id` names the request and repeats when it is sent again: train once for each. `since` is event time, RFC 3339.
+    """
+
+    id: str
+    model: str
+    reason: str
+    episode_id: str
+    fingerprint: str
+    requested_by: str  # the id of the step of an alert or incident that asked
+    since: str
+    severity: str
+    model_version: str | None = None
+    models: Any = None
+    signal: str = ""
+    labels: dict[str, str] = field(default_factory=dict)
+    cause: Any = None
+    evidence: Any = None
+
+
 def time_us(value: dt.datetime | float | int) -> int:
     """Return a wire time as microseconds since the epoch.
 

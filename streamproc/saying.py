@@ -189,8 +189,7 @@ def _run(config_path: str, what: str, work: Callable[[dict[str, Any], str], Awai
 
     from streamproc import rules
     from streamproc.worker import run
-    from streamproc.worker.app import connection
-    from streamproc.worker.connection import for_aiokafka
+    from streamproc.worker.connection import connection, for_aiokafka
 
     config = rules.load(Path(config_path), env=dict(os.environ))
     topic: str = getattr(config.kafka, what)

@@ -17,7 +17,7 @@ from msgspec import NODEFAULT, Meta, Struct
 
 from streamproc import __version__, cloudevents
 from streamproc.config import Breaches, Config, Duration, Kafka, Quantity
-from streamproc.events import Alert, Feedback, Label, Prediction, Telemetry
+from streamproc.events import Alert, Feedback, Label, Prediction, RetrainRequest, Telemetry
 
 BASE = "https://streamproc.dev/schemas/"
 
@@ -57,6 +57,7 @@ def schemas() -> dict[str, dict[str, Any]]:
         "label.v1": _of(Label, "label.v1", _label_needs),
         "feedback.v1": _of(Feedback, "feedback.v1"),
         "alert.v1": _of(Alert, "alert.v1", _alert_needs),
+        "retrain-request.v1": _of(RetrainRequest, "retrain-request.v1"),
         "config.v1": _of(_written(Config), "config.v1"),
     }
 
@@ -186,6 +187,19 @@ def asyncapi() -> dict[str, Any]:
             "content-type": {"const": "application/json"},
         },
     }
+    requested = {
+        "type": "object",
+        "description": "CloudEvents 1.0 in binary mode; idempotency-key is its id.",
+        "required": [*attributes, "ce_correlationid", "idempotency-key", "content-type"],
+        "properties": {
+            **attributes,
+            "ce_correlationid": {"type": "string"},
+            "idempotency-key": {"type": "string"},
+            "ce_specversion": {"const": "1.0"},
+            "ce_type": {"const": cloudevents.RETRAIN_TYPE},
+            "content-type": {"const": "application/json"},
+        },
+    }
     errors = [f"__streams.errors.{name}" for name in ("exception", "message", "topic", "partition", "offset")]
     dead = {
         "type": "object",
@@ -233,6 +247,12 @@ def asyncapi() -> dict[str, Any]:
             kafka.pages or "pages", "alert", "Alerts under the cap of a model and day, and digests of the rest."
         ),
         "deadLetters": channel(kafka.dead_letters, "deadLetter", "Records that could not be read, whole."),
+        "retrainRequests": channel(
+            "retrain-requests", "retrainRequest", "What should be trained anew, keyed by model; by a bridge."
+        ),
+        "bridgeDeadLetters": channel(
+            f"{kafka.app_id}-bridge-dead-letters", "deadLetter", "Alerts and incidents that no receiver takes, whole."
+        ),
         "snapshots": channel(
             kafka.snapshots, "snapshot", "The worker's own state; not for others.", compact=True
         ),
@@ -251,6 +271,9 @@ def asyncapi() -> dict[str, Any]:
             key={"type": "string", "description": "The alert's fingerprint."},
         ),
         "alert": message("alert", "One step of one alert's life", headers=published, schema="alert.v1"),
+        "retrainRequest": message(
+            "retrainRequest", "One request", headers=requested, schema="retrain-request.v1"
+        ),
         "deadLetter": message(
             "deadLetter", "One unreadable record", headers=dead, key={"description": "The record's own key."}
         ),
@@ -261,7 +284,8 @@ def asyncapi() -> dict[str, Any]:
             key={"type": "string", "description": "What the state is of."},
         ),
     }
-    received, sent = ("predictions", "telemetry", "labels"), ("alerts", "pages", "deadLetters", "snapshots")
+    received = ("predictions", "telemetry", "labels")
+    sent = ("alerts", "pages", "deadLetters", "retrainRequests", "bridgeDeadLetters", "snapshots")
     return {
         "asyncapi": "3.0.0",
         "info": {

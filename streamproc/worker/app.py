@@ -15,7 +15,7 @@ from faust.web import Request, Response, View
 from streamproc.baseline import Table
 from streamproc.config import Config
 from streamproc.worker import driver
-from streamproc.worker.connection import Connection, for_aiokafka, for_faust
+from streamproc.worker.connection import connection, for_aiokafka, for_faust
 from streamproc.worker.engine import Engine
 from streamproc.worker.metrics import Metrics
 from streamproc.worker.repartition import Repartitioner, internal_topic
@@ -41,23 +41,6 @@ class WorkerApp(faust.App):  # type: ignore[misc]
         """End the worker for an error it cannot go on from; the first one is the reason."""
         if error is not None and not self.failure.done():
             self.failure.set_result(error)
-
-
-def connection(config: Config) -> Connection:
-    """Return how the config reaches the brokers."""
-    k = config.kafka
-    return Connection(
-        brokers=tuple(k.broker_list()),
-        security_protocol=k.security_protocol,
-        sasl_mechanism=k.sasl_mechanism,
-        username=k.username,
-        password=k.password,
-        ssl_cafile=k.ssl_cafile,
-        ssl_certfile=k.ssl_certfile,
-        ssl_keyfile=k.ssl_keyfile,
-        ssl_check_hostname=k.ssl_check_hostname,
-        client_id=k.app_id,
-    )
 
 
 def build(

@@ -21,6 +21,7 @@ from aiokafka.conn import create_conn
 from aiokafka.protocol.metadata import MetadataRequest
 from yarl import URL
 
+from streamproc.config import Config
 from streamproc.errors import BrokerAuthFailed, BrokerError, BrokerUnreachable, InvalidConnection
 
 #: Called before each new attempt: number of the attempt that failed, seconds till the next, the reason.
@@ -128,6 +129,23 @@ class Connection(msgspec.Struct, frozen=True, kw_only=True):
     def bootstrap(self) -> str:
         """The brokers as one string, for messages and for clients that want it so."""
         return ",".join(self.brokers)
+
+
+def connection(config: Config) -> Connection:
+    """Return how the config reaches the brokers."""
+    k = config.kafka
+    return Connection(
+        brokers=tuple(k.broker_list()),
+        security_protocol=k.security_protocol,
+        sasl_mechanism=k.sasl_mechanism,
+        username=k.username,
+        password=k.password,
+        ssl_cafile=k.ssl_cafile,
+        ssl_certfile=k.ssl_certfile,
+        ssl_keyfile=k.ssl_keyfile,
+        ssl_check_hostname=k.ssl_check_hostname,
+        client_id=k.app_id,
+    )
 
 
 def for_faust(conn: Connection) -> dict[str, Any]:

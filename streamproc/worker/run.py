@@ -26,6 +26,7 @@ from streamproc.config import Config
 from streamproc.errors import BrokerUnreachable, StreamprocError
 from streamproc.worker import app as app_module
 from streamproc.worker import topics
+from streamproc.worker.connection import connection
 from streamproc.worker.repartition import internal_topic
 from streamproc.worker.snapshots import MAX_SNAPSHOT_BYTES
 
@@ -84,7 +85,7 @@ def prepare_topics(config: Config, *, timeout_s: float, create: bool | None = No
         log.warning("no broker yet", attempt=attempt, retry_in_s=round(wait_s, 1), reason=reason)
 
     report = topics.ensure(
-        app_module.connection(config),
+        connection(config),
         topic_specs(config),
         create=config.kafka.create_topics if create is None else create,
         timeout_s=timeout_s,

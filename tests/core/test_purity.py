@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 PURE = sorted(
     p for p in [*(ROOT / "streamproc").glob("*.py"), *(ROOT / "detectors").glob("*.py")]
     if p.name not in ("cli.py", "saying.py", "tables.py")  # commands, and what reads files
-)
+) + [ROOT / "streamproc" / "bridges" / name for name in ("steps.py", "payloads.py")]
 
 #: The one file that is read, by name and once: a config.
 READS = {("streamproc/config.py", "read_text")}
