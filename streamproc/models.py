@@ -20,7 +20,7 @@ from streamproc import genai, kernels, reference
 from streamproc.baseline import Baseline, Wanted
 from streamproc.budget import Fleet
 from streamproc.columns import Features, PredictionColumns, Versions
-from streamproc.events import Alert, Share
+from streamproc.events import Alert, Incident, Share
 from streamproc.exchanges import Exchanges, Joined
 from streamproc.kernels import I32
 from streamproc.reference import Bins, Lately, jsd, psi
@@ -168,6 +168,10 @@ class ModelState:
         alerts += self._observe(self._joined(group))
         self.last_arrival_us = int(arrivals[-1])
         return alerts + self._close()
+
+    def incidents(self) -> list[Incident]:
+        """Return the incidents to be published, once; none but of the kind that finds them."""
+        return []
 
     def _joined(self, group: Group) -> Group:
         """Return what a group's records come to: predictions, where some are halves of one."""

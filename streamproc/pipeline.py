@@ -32,6 +32,7 @@ from streamproc.events import (
     MAX_NAME,
     ORIGIN_HEADER,
     Alert,
+    Incident,
     Label,
     ModelRef,
     Prediction,
@@ -41,6 +42,7 @@ from streamproc.events import (
     model_name,
 )
 from streamproc.framed import Codec
+from streamproc.incidents import IncidentDecoder, IncidentState
 from streamproc.models import (
     STATE_VERSION,
     EventRows,
@@ -68,6 +70,7 @@ _STATES: dict[Kind, type[ModelState]] = {
     "telemetry": TelemetryState,
     "labels": LabelState,
     "alerts": PageState,
+    "incidents": IncidentState,
 }
 
 #: A model may be forgotten for a newcomer once it has been quiet this long.
@@ -77,6 +80,7 @@ class Output(Struct):
     """What a batch came to."""
 
     alerts: list[Alert] = field(default_factory=list)
+    incidents: list[Incident] = field(default_factory=list)
     rejected: list[Rejected] = field(default_factory=list)
     events: int = 0
     late: int = 0
@@ -92,6 +96,7 @@ class Output(Struct):
     def add(self, part: Output, start: int) -> None:
         """Add what came of a part of the batch, which began at row `start`."""
         self.alerts += part.alerts
+        self.incidents += part.incidents
         self.rejected += [msgspec.structs.replace(r, row=r.row + start) for r in part.rejected]
         self.evicted += part.evicted
         for name in ("events", "late", "fenced", "refused", "misplaced", "unanswered", "outnumbered", "repeated"):
@@ -142,8 +147,8 @@ class Pipeline:
     def _read_by(self, book: RuleBook) -> None:
         self._templates: Templates | None = None
         self._decoder: Decoder | AlertDecoder
-        if self.kind == "alerts":
-            self._decoder = AlertDecoder()
+        if self.kind == "alerts" or self.kind == "incidents":
+            self._decoder = AlertDecoder() if self.kind == "alerts" else IncidentDecoder()
             return
         field_map = book.config.fields.get(self.kind)
         self._decoder = Decoder(_KINDS[self.kind], field_map=field_map)
@@ -156,7 +161,7 @@ class Pipeline:
 
     def process(self, batch: RecordBatch) -> Output:
         """Take a batch in the order of the log; return alerts, rejections and counts."""
-        if self.kind == "alerts":
+        if self.kind in ("alerts", "incidents"):
             return self._take_batch(batch)
         traces = self.kind == "predictions" and serving.seldon_topic(self.topic) is None
         unpacked = unpack(batch, self.codecs, traces=traces)
@@ -342,6 +347,7 @@ class Pipeline:
             self._allot(model)
         before = model.losses()
         out.alerts += model.take(group)
+        out.incidents += model.incidents()
         out.note(before, model.losses())
         model.next_offset = int(group.shared.offsets[-1]) + 1
         self.models.move_to_end(name)
@@ -354,7 +360,7 @@ class Pipeline:
             model.allot(self.fleet, allowed_per_day=budget.false_alerts_per_day * self.budget_share)
 
     def _admit(self, name: str, now_us: int, out: Output) -> ModelState | None:
-        if not self.book.discovers(name):
+        if self.kind != "incidents" and not self.book.discovers(name):
             return None
         if len(self.models) >= self.max_series:
             oldest = next(iter(self.models))
@@ -368,6 +374,7 @@ class Pipeline:
     def _evict(self, name: str, out: Output) -> None:
         model = self.models.pop(name)
         out.alerts += model.retire()
+        out.incidents += model.incidents()
         out.evicted.append(name)
         self.dirty.discard(name)
         self.gone.add(name)
@@ -392,6 +399,7 @@ class Pipeline:
                 continue
             before = model.losses()
             out.alerts += model.advance(self.clock_us)
+            out.incidents += model.incidents()
             out.note(before, model.losses())
             self.dirty.add(name)
             self._schedule(name, model)

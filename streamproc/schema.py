@@ -17,7 +17,7 @@ from msgspec import NODEFAULT, Meta, Struct
 
 from streamproc import __version__, cloudevents
 from streamproc.config import Breaches, Config, Duration, Kafka, Quantity
-from streamproc.events import Alert, Feedback, Label, Prediction, Telemetry
+from streamproc.events import Alert, Feedback, Incident, Label, Prediction, Telemetry
 
 BASE = "https://streamproc.dev/schemas/"
 
@@ -57,6 +57,7 @@ def schemas() -> dict[str, dict[str, Any]]:
         "label.v1": _of(Label, "label.v1", _label_needs),
         "feedback.v1": _of(Feedback, "feedback.v1"),
         "alert.v1": _of(Alert, "alert.v1", _alert_needs),
+        "incident.v1": _of(Incident, "incident.v1", _incident_needs),
         "config.v1": _of(_written(Config), "config.v1"),
     }
 
@@ -124,6 +125,10 @@ def _alert_needs(root: dict[str, Any]) -> None:
     root["required"] += [n for n in _ALERT_ALWAYS if n not in root["required"]]
 
 
+def _incident_needs(root: dict[str, Any]) -> None:
+    root["required"] += [n for n in cloudevents.INCIDENT_ALWAYS if n not in root["required"]]
+
+
 def _written(kind: Any) -> Any:
     """Return a type with the config's own types replaced by how they are written, all the way down."""
     if kind in _WRITTEN:
@@ -173,19 +178,21 @@ def asyncapi() -> dict[str, Any]:
         "description": "CloudEvents 1.0 in binary mode; bare JSON and structured mode are read too.",
         "properties": {**attributes, "content-type": {"type": "string"}},
     }
-    published = {
-        "type": "object",
-        "description": "CloudEvents 1.0 in binary mode.",
-        "required": [*attributes, *extensions, "content-type"],
-        "properties": {
-            **attributes,
-            **{name: {"type": "string"} for name in extensions},
-            "ce_specversion": {"const": "1.0"},
-            "ce_type": {"const": cloudevents.ALERT_TYPE},
-            "ce_dataschema": {"const": cloudevents.ALERT_SCHEMA},
-            "content-type": {"const": "application/json"},
-        },
-    }
+    def published(kind: str, schema: str) -> Any:
+        return {
+            "type": "object",
+            "description": "CloudEvents 1.0 in binary mode.",
+            "required": [*attributes, *extensions, "content-type"],
+            "properties": {
+                **attributes,
+                **{name: {"type": "string"} for name in extensions},
+                "ce_specversion": {"const": "1.0"},
+                "ce_type": {"const": kind},
+                "ce_dataschema": {"const": schema},
+                "content-type": {"const": "application/json"},
+            },
+        }
+
     errors = [f"__streams.errors.{name}" for name in ("exception", "message", "topic", "partition", "offset")]
     dead = {
         "type": "object",
@@ -232,6 +239,9 @@ def asyncapi() -> dict[str, Any]:
         "pages": channel(
             kafka.pages or "pages", "alert", "Alerts under the cap of a model and day, and digests of the rest."
         ),
+        "incidents": channel(
+            kafka.incidents, "incident", "Alerts that have one cause, told once, keyed by incident."
+        ),
         "deadLetters": channel(kafka.dead_letters, "deadLetter", "Records that could not be read, whole."),
         "snapshots": channel(
             kafka.snapshots, "snapshot", "The worker's own state; not for others.", compact=True
@@ -250,7 +260,19 @@ def asyncapi() -> dict[str, Any]:
             schema="feedback.v1",
             key={"type": "string", "description": "The alert's fingerprint."},
         ),
-        "alert": message("alert", "One step of one alert's life", headers=published, schema="alert.v1"),
+        "alert": message(
+            "alert",
+            "One step of one alert's life",
+            headers=published(cloudevents.ALERT_TYPE, cloudevents.ALERT_SCHEMA),
+            schema="alert.v1",
+        ),
+        "incident": message(
+            "incident",
+            "One step of one incident's life",
+            headers=published(cloudevents.INCIDENT_TYPE, cloudevents.INCIDENT_SCHEMA),
+            schema="incident.v1",
+            key={"type": "string", "description": "The incident's id."},
+        ),
         "deadLetter": message(
             "deadLetter", "One unreadable record", headers=dead, key={"description": "The record's own key."}
         ),
@@ -261,7 +283,8 @@ def asyncapi() -> dict[str, Any]:
             key={"type": "string", "description": "What the state is of."},
         ),
     }
-    received, sent = ("predictions", "telemetry", "labels"), ("alerts", "pages", "deadLetters", "snapshots")
+    received = ("predictions", "telemetry", "labels")
+    sent = ("alerts", "pages", "incidents", "deadLetters", "snapshots")
     return {
         "asyncapi": "3.0.0",
         "info": {

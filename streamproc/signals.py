@@ -23,7 +23,7 @@ from streamproc.cells import IS_NULL, IS_TEXT
 from streamproc.events import Outcome, Prediction
 
 SourceKind = Literal["predictions", "telemetry", "labels"]
-Kind = Literal["predictions", "telemetry", "labels", "alerts"]  # the last is what we publish, read again
+Kind = Literal["predictions", "telemetry", "labels", "alerts", "incidents"]  # the last two read what we publish
 Shape = Literal["window", "event", "vector", "arrivals"]
 
 #: Events from which a model's feature names and types are learned before any is called missing.

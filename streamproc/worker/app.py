@@ -108,6 +108,8 @@ def build(
     read = {internal_topic(kafka.app_id, t): kind for t, kind in sources.items()} if kafka.repartition else sources
     if kafka.pages:  # never keyed anew: its producer is ours
         read = {**read, kafka.alerts: "alerts"}
+    if kafka.alert_feed:
+        read = {**read, kafka.alert_feed: "incidents"}
     driver.install([*read, *sources])
     app.engine = Engine(
         app,

@@ -20,10 +20,10 @@ from aiokafka.errors import MessageSizeTooLargeError
 from faust.types import TP
 
 from streamproc.baseline import Table
-from streamproc.cloudevents import encode_alert
+from streamproc.cloudevents import encode_alert, encode_incident
 from streamproc.config import Config
 from streamproc.errors import SnapshotError
-from streamproc.events import Alert, RecordBatch
+from streamproc.events import FLEET_KEY, Alert, RecordBatch
 from streamproc.rules import RuleBook
 from streamproc.unpack import schema_ids
 from streamproc.worker import snapshots
@@ -46,6 +46,9 @@ _STUCK_S = 60.0
 
 #: A dead letter that large may meet a topic's limit, which by Kafka's default is a million bytes.
 _LARGE = 500_000
+
+#: Kinds whose records are our own alerts.
+_OURS = ("alerts", "incidents")
 
 #: Nothing read for this long, and nothing left to read: the arrival clock follows the wall clock.
 _IDLE_S = 2.0
@@ -312,7 +315,13 @@ class Engine:
             paged = pipeline.kind == "alerts"
             to = kafka.pages if paged else kafka.alerts
             await self._send(held, to, alert.labels["model"].encode(), value, headers)
+            if kafka.alert_feed and not paged:
+                await self._send(held, kafka.alert_feed, FLEET_KEY, value, headers)
             (m.pages if paged else m.alerts).labels(action=alert.action, severity=alert.severity).inc()
+        for incident in out.incidents:
+            value, headers = encode_incident(incident, source=self._source)
+            await self._send(held, kafka.incidents, incident.incident_id.encode(), value, headers)
+            m.incidents.labels(action=incident.action, severity=incident.severity, cause=incident.cause.category).inc()
         if batch is not None:
             for rejected in out.rejected:
                 key, whole, headers = dead_letter(batch, rejected, redact=self.config.worker.redact)
@@ -540,7 +549,7 @@ class Engine:
         from streamproc.pipeline import Pipeline
 
         share = self.config.defaults.discover.max_series / max(1, self._partitions.get(tp.topic, 1))
-        watched = sum(self._partitions.get(topic, 1) for topic, kind in self._kinds.items() if kind != "alerts")
+        watched = sum(self._partitions.get(topic, 1) for topic, kind in self._kinds.items() if kind not in _OURS)
         return Pipeline(
             self.book,
             kind=self._kinds[tp.topic],  # type: ignore[arg-type]
@@ -549,7 +558,7 @@ class Engine:
             max_series=math.ceil(share),
             budget_share=1.0 / max(1, watched),
             codecs=None if self.registry is None else self.registry.codecs,
-            deduplicate=bool(self._raw_topics) and tp.topic != self.config.kafka.alerts,
+            deduplicate=bool(self._raw_topics) and self._kinds[tp.topic] not in _OURS,
         )
 
     def _snapshot_partition(self, tp: TP) -> int:
