@@ -2,7 +2,15 @@
 
 The words are vmalert's. A condition is met when `k` of the last `n` values are over the limit; it
 fires once it has been met for `for_us`, and resolves once it has not been met for
-`resolve_after_us`. Each firing is one episode: one `opened`, one `resolved`, the same `episode_id`.
+`resolve_after_us` (Prometheus' `keep_firing_for`). Each firing is one episode: one `opened`, one
+`resolved`, the same `episode_id`, and between them
+
+- `updated`, where its score has doubled since it was last told of, or it has lasted for another
+  `renotify_us`;
+- `escalated`, once: it has lasted for `escalate_after_us` and is still far over its limit.
+
+What fires again soon after it resolved is one thing that comes and goes. Each time it does so the
+next resolution waits twice as long, so that it is told of ever less often (flap damping).
 """
 
 from __future__ import annotations
@@ -22,7 +30,8 @@ class Policy(Struct, frozen=True, gc=False):
     """When a condition becomes an alert; times in microseconds.
 
     clear: the score below which a firing alert counts as quiet. Evidence that gathers and fades crosses its limit
-    many times on the way down; it is one alert until it is down to `clear`.
+    many times on the way down; it is one alert until it is down to `clear`. renotify_us and escalate_after_us: 0 for
+    never.
     """
 
     for_us: int = 0
@@ -30,12 +39,22 @@ class Policy(Struct, frozen=True, gc=False):
     k: int = 1
     n: int = 1
     clear: float = 1.0
+    renotify_us: int = 0
+    escalate_after_us: int = 0
+
+
+#: What has lasted escalates where its score is still so many times the limit.
+ESCALATE_SCORE = 2.0
+
+#: Fires again within so many times what it takes to resolve: it flaps. It is damped so many times at most.
+_FLAPS_WITHIN = 6
+_MOST_FLAPS = 4
 
 
 class Step(Struct, frozen=True, gc=False):
     """One transition, at `row` of the values observed (-1: by the passing of time)."""
 
-    action: Literal["opened", "resolved"]
+    action: Literal["opened", "updated", "escalated", "resolved"]
     row: int
     at_us: int
     started_us: int
@@ -43,6 +62,9 @@ class Step(Struct, frozen=True, gc=False):
     offset_first: int
     offset_last: int
     peak: float
+    escalated: bool = False
+    values: int = 0  # over the limit so far
+    weight: int = 0  # of those, in what each stands for
 
 
 class Lifecycle:
@@ -59,9 +81,24 @@ class Lifecycle:
         self.offset_first = -1
         self.offset_last = -1
         self.peak = 0.0
+        self.told = 0.0  # the peak when it was last told of
+        self.told_us = 0
+        self.escalated = False
+        self.values = self.weight = 0
+        self.resolved_us: int | None = None  # when it last resolved
+        self.flaps = 0
 
-    def observe(self, breach: np.typing.NDArray[np.bool_], scores: F64, times: I64, offsets: I64) -> list[Step]:
-        """Take values in order; return the transitions. All (n,); `offsets` names the evidence."""
+    @property
+    def _resolve_after_us(self) -> int:
+        return self.policy.resolve_after_us << self.flaps
+
+    def observe(
+        self, breach: np.typing.NDArray[np.bool_], scores: F64, times: I64, offsets: I64, *, weight: int = 1
+    ) -> list[Step]:
+        """Take values in order; return the transitions.
+
+        All (n,); `offsets` names the evidence. weight: how many events each of the values stands for.
+        """
         if self.state == "inactive" and not breach.any():
             self.seen += len(breach)
             return []
@@ -70,8 +107,8 @@ class Lifecycle:
         for row in range(len(breach)):
             at = int(times[row])
             self.seen += 1
-            if self.state == "firing" and at - self.last_us >= policy.resolve_after_us:
-                steps.append(self._resolve(row, self.last_us + policy.resolve_after_us))
+            if self.state == "firing" and at - self.last_us >= self._resolve_after_us:
+                steps.append(self._resolve(row, self.last_us + self._resolve_after_us))
             met = False
             if breach[row]:
                 if self.state == "inactive" and (not self.recent or self.seen - self.recent[-1] >= policy.n):
@@ -83,6 +120,8 @@ class Lifecycle:
                     self.offset_first = int(offsets[row])
                 self.offset_last = int(offsets[row])
                 self.peak = max(self.peak, float(scores[row]))
+                self.values += 1
+                self.weight += weight
             if met:
                 if self.state == "inactive":
                     self.state = "pending"
@@ -91,7 +130,10 @@ class Lifecycle:
                 self.last_us = at
                 if self.state == "pending" and at - self.since_us >= policy.for_us:
                     self.state = "firing"
-                    steps.append(self._step("opened", row, at))
+                    self._note_flap(at)
+                    steps.append(self._tell("opened", row, at))
+                elif self.state == "firing":
+                    steps += self._news(row, at, float(scores[row]))
             elif self.state == "firing" and policy.clear < 1.0 and scores[row] >= policy.clear:
                 self.last_us = at
             elif self.state == "pending" and self.seen - self.recent[0] >= policy.n:
@@ -100,16 +142,38 @@ class Lifecycle:
 
     def expire(self, now_us: int) -> list[Step]:
         """Resolve what has been quiet long enough at `now_us`, though no value came."""
-        if self.state == "firing" and now_us - self.last_us >= self.policy.resolve_after_us:
-            return [self._resolve(-1, self.last_us + self.policy.resolve_after_us)]
+        if self.state == "firing" and now_us - self.last_us >= self._resolve_after_us:
+            return [self._resolve(-1, self.last_us + self._resolve_after_us)]
         return []
 
     def due_us(self) -> int | None:
         """Return when `expire` would resolve, or None."""
-        return self.last_us + self.policy.resolve_after_us if self.state == "firing" else None
+        return self.last_us + self._resolve_after_us if self.state == "firing" else None
+
+    def _note_flap(self, at_us: int) -> None:
+        soon_us = _FLAPS_WITHIN * self._resolve_after_us
+        again = self.resolved_us is not None and at_us - self.resolved_us < soon_us
+        self.flaps = min(self.flaps + 1, _MOST_FLAPS) if again else 0
+
+    def _news(self, row: int, at_us: int, score: float) -> list[Step]:
+        """Return what is worth telling of an alert that fires on."""
+        policy = self.policy
+        lasted = policy.escalate_after_us and at_us - self.since_us >= policy.escalate_after_us
+        if lasted and not self.escalated and score >= ESCALATE_SCORE:
+            self.escalated = True
+            return [self._tell("escalated", row, at_us)]
+        worse = self.peak >= 2.0 * self.told and at_us - self.told_us >= policy.resolve_after_us
+        if policy.renotify_us and (worse or at_us - self.told_us >= policy.renotify_us):
+            return [self._tell("updated", row, at_us)]
+        return []
+
+    def _tell(self, action: Literal["opened", "updated", "escalated"], row: int, at_us: int) -> Step:
+        self.told, self.told_us = self.peak, at_us
+        return self._step(action, row, at_us)
 
     def _resolve(self, row: int, at_us: int) -> Step:
         step = self._step("resolved", row, at_us)
+        self.resolved_us = at_us
         self._reset()
         return step
 
@@ -118,10 +182,22 @@ class Lifecycle:
         self.recent = []
         self.opening = self.offset_first = self.offset_last = -1
         self.peak = 0.0
+        self.escalated = False
+        self.values = self.weight = 0
 
-    def _step(self, action: Literal["opened", "resolved"], row: int, at_us: int) -> Step:
+    def _step(self, action: Literal["opened", "updated", "escalated", "resolved"], row: int, at_us: int) -> Step:
         return Step(
-            action, row, at_us, self.since_us, self.opening, self.offset_first, self.offset_last, self.peak
+            action,
+            row,
+            at_us,
+            self.since_us,
+            self.opening,
+            self.offset_first,
+            self.offset_last,
+            self.peak,
+            self.escalated,
+            self.values,
+            self.weight,
         )
 
     def snapshot(self) -> list[Any]:
@@ -136,6 +212,7 @@ class Lifecycle:
             self.offset_first,
             self.offset_last,
             self.peak,
+            [self.told, self.told_us, self.escalated, self.values, self.weight, self.resolved_us, self.flaps],
         ]
 
     def restore(self, state: list[Any]) -> None:
@@ -150,6 +227,7 @@ class Lifecycle:
             self.offset_first,
             self.offset_last,
             self.peak,
+            (self.told, self.told_us, self.escalated, self.values, self.weight, self.resolved_us, self.flaps),
         ) = state
         self.recent = list(self.recent)
 

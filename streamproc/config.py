@@ -208,6 +208,8 @@ class SignalRule(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     for_: Duration | None = field(name="for", default=None)
     resolve_after: Duration | None = None
     breaches: Breaches | None = None
+    renotify: Duration | None = None
+    escalate_after: Duration | None = None
     upper_limit: Quantity | None = None
     lower_limit: Quantity | None = None
 
@@ -224,6 +226,8 @@ class Defaults(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     min_samples: Annotated[int, Meta(ge=0)] = 50
     for_: Duration | None = field(name="for", default=None)
     resolve_after: Duration | None = None
+    renotify: Duration = Duration(4 * 3_600_000_000)  # 0s: never
+    escalate_after: Duration = Duration(3_600_000_000)  # 0s: never
     silence_after: Duration | None = None
     max_features: Annotated[int, Meta(ge=1, le=2000)] = 200
     max_classes: Annotated[int, Meta(ge=1, le=1000)] = 50
@@ -259,6 +263,7 @@ class ModelBlock(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     match: Match
     owner: str | None = None
     runbook: str | None = None
+    dashboard: str | None = None
     env: str | None = None
     window: Duration | None = None
     lateness: Duration | None = None

@@ -247,6 +247,13 @@ class Share(Struct, frozen=True, gc=False):
     share: Annotated[float, Meta(ge=0, le=1.0000001)]
 
 
+class Impact(Struct, frozen=True, gc=False):
+    """What an alert has come to so far: events in values over the limit, and how long, in seconds of event time."""
+
+    events: int
+    duration_s: float
+
+
 class Span(Struct, frozen=True, gc=False):
     """The records an alert rests on."""
 
@@ -303,10 +310,13 @@ class Alert(Struct, frozen=True, gc=False, omit_defaults=True, kw_only=True):
     service: str = ""
     url: str = ""
     endsAt: str | None = None  # noqa: N815
+    generatorURL: str = ""  # noqa: N815
     value: float | None = None
     expected: Expected | None = None
     effect: float | None = None
     n: int | None = None
+    confidence: Annotated[float, Meta(ge=0, le=1)] | None = None
+    impact: Impact | None = None
     category: Literal["data", "model", "infra", "traffic", "unknown"] = "unknown"
     attribution: list[Share] = field(default_factory=list)
     changes: list[Changed] = field(default_factory=list)

@@ -138,8 +138,13 @@ class PageState(ModelState):
             return []
         self.seen[alert.id] = None
         _trim(self.seen)
+        held = self.held.get(alert.episode_id)
+        if alert.action == "escalated" and (held is not None or alert.episode_id in self.gone):
+            # It has become critical, and those are never held back: to a person this is the first of it.
+            self.held.pop(alert.episode_id, None)
+            self.gone.pop(alert.episode_id, None)
+            return [alert]
         if alert.action != "opened":
-            held = self.held.get(alert.episode_id)
             if held is not None and alert.action == "resolved":
                 held.lasting = False
             return [] if held is not None or alert.episode_id in self.gone else [alert]

@@ -52,6 +52,7 @@ class Rule(Struct, frozen=True, kw_only=True):
     budget: Literal["limit", "alpha"] | None  # the parameter that the budget sets, if it does
     owner: str
     runbook: str
+    dashboard: str
     environment: str
     structure: str  # equal for two rules whose learned state is interchangeable
     params_hash: str
@@ -244,6 +245,9 @@ class RuleBook:
                 k=k,
                 n=n,
                 clear=_CLEAR if found.budget == "limit" else 1.0,
+                renotify_us=(merged.renotify or defaults.renotify).us,
+                # What is critical already, or for information only, stays it.
+                escalate_after_us=(merged.escalate_after or defaults.escalate_after).us if severity == "warning" else 0,
             ),
             # What is critical is never held back, and what an operator says of a limit holds.
             budget=(
@@ -253,6 +257,7 @@ class RuleBook:
             ),
             owner=last("owner", ""),
             runbook=last("runbook", ""),
+            dashboard=last("dashboard", ""),
             environment=last("env", ""),
             structure=_hash([detector, sorted(checked.items()), window_us if spec.shape == "window" else 0]),
             params_hash=_hash([detector, sorted(params.items())]),

@@ -13,9 +13,12 @@ from detectors.protocol import F64, I64, Detector, Evidence
 from streamproc import budget
 from streamproc.alerts import Lifecycle, Step, identity
 from streamproc.config import Sensitivity
-from streamproc.events import Alert, Changed, DetectorRef, Expected, Share, Span, rfc3339
+from streamproc.events import Alert, Changed, DetectorRef, Expected, Impact, Share, Span, rfc3339
 from streamproc.rules import Rule
 from streamproc.segments import Change, History
+
+#: What a dashboard shows before and after an alert.
+_BEFORE_MS = 3_600_000
 
 #: What of its share of the budget a sensitivity allows a watch.
 _SHARES: dict[Sensitivity, float] = {"low": 0.1, "medium": 1.0, "high": 10.0}
@@ -87,7 +90,7 @@ class Watch:
             for row in np.nonzero(breach)[0]:
                 if not self._matters(values, int(row)):
                     breach[row] = False
-        steps = self.life.observe(breach, scores, times, offsets)
+        steps = self.life.observe(breach, scores, times, offsets, weight=n or 1)
         alerts = []
         for step in steps:
             if step.action == "opened":
@@ -163,26 +166,38 @@ class Watch:
         carried: Callable[[], list[Share]] | None = None,
         against: Callable[[], str] | None = None,
     ) -> Alert:
-        opened = step.action == "opened"
+        shown = step.action != "resolved"
         evidence, value = Evidence(), None
-        if opened and values is not None and step.row >= 0:
+        if shown and values is not None and step.row >= 0:
             evidence = self.detector.explain(step.row)
             value = float(values[step.row]) if values.ndim == 1 else None
-        score = float(scores[step.row]) if opened and scores is not None else step.peak
+        score = float(scores[step.row]) if shown and scores is not None else step.peak
         return build_alert(
             self.rule,
             subject,
             step,
             score=score,
             value=value,
-            n=n if opened else None,
+            n=n if shown else None,
             evidence=evidence,
             columns=self.columns,
-            carried=carried() if opened and carried is not None else [],
-            against=against() if opened and against is not None else "",
+            carried=carried() if shown and carried is not None else [],
+            against=against() if shown and against is not None else "",
             last_offset=last_offset,
             version=self.version,
+            confidence=self._confidence(score) if shown else None,
         )
+
+    def _confidence(self, score: float) -> float | None:
+        """Return how sure it is that this is no chance, None where nothing can be said.
+
+        Evidence of E comes up without a change in at most one series of E (Ville's inequality); of a limit that the
+        own past was measured for, a share of the values is beyond it.
+        """
+        if self.rule.budget is None or self.budgeted is None:
+            return None
+        chance = self.budgeted ** -min(score, 100.0) if self.rule.budget == "limit" else self.budgeted
+        return round(1.0 - min(chance, 1.0), 9)
 
     def snapshot(self) -> dict[str, Any]:
         """Return the state as a tree."""
@@ -301,6 +316,7 @@ def build_alert(
     against: str = "",
     last_offset: int | None = None,
     version: str | None = None,
+    confidence: float | None = None,
 ) -> Alert:
     """Return the alert that one transition is published as."""
     whole = (subject.model, rule.signal, rule.detector)
@@ -310,13 +326,14 @@ def build_alert(
         *(Share(columns[i], min(1.0, s)) for i, s in evidence.shares if i < len(columns)),
         *carried,
     ]
-    opened = step.action == "opened"
-    change = subject.change(step) if opened else None
+    shown = step.action != "resolved"
+    severity = "critical" if step.escalated else rule.severity
+    change = subject.change(step) if shown else None
     summary = _summary(rule, subject, step, value=value, evidence=evidence, attribution=attribution, change=change)
     labels = {
         "alertname": rule.signal,
         "model": subject.model,
-        "severity": rule.severity,
+        "severity": severity,
         "signal": rule.signal,
         "detector": rule.detector,
     }
@@ -333,23 +350,30 @@ def build_alert(
         annotations["reference"] = against
     if rule.runbook:
         annotations["runbook_url"] = rule.runbook.replace("{model}", subject.model).replace("{signal}", rule.signal)
+    if rule.dashboard:
+        annotations["dashboard_url"] = (
+            rule.dashboard.replace("{model}", subject.model)
+            .replace("{signal}", rule.signal)
+            .replace("{from_ms}", str(step.started_us // 1000 - _BEFORE_MS))
+            .replace("{to_ms}", str(step.at_us // 1000 + _BEFORE_MS))
+        )
     expected = None
     if evidence.expected is not None or evidence.upper is not None or evidence.lower is not None:
         expected = Expected(evidence.expected, evidence.lower, evidence.upper)
     return Alert(
-        id=identity(episode, step.action),
+        id=identity(episode, step.action, step.at_us) if step.action == "updated" else identity(episode, step.action),
         fingerprint=fingerprint,
         episode_id=episode,
         name=" ".join(filter(None, (subject.model, subject.segment, rule.signal))),
-        status="firing" if opened else "resolved",
-        severity=rule.severity,
+        status="firing" if shown else "resolved",
+        severity=severity,
         summary=summary[:1024],
         action=step.action,
         labels=labels,
         annotations=annotations,
         startsAt=rfc3339(step.started_us),
         lastReceived=rfc3339(step.at_us),
-        endsAt=None if opened else rfc3339(step.at_us),
+        endsAt=None if shown else rfc3339(step.at_us),
         signal=rule.signal,
         detector=DetectorRef(rule.detector, rule.params_hash),
         score=score,
@@ -362,6 +386,9 @@ def build_alert(
         expected=expected,
         effect=value - evidence.expected if value is not None and evidence.expected is not None else None,
         n=n,
+        confidence=confidence,
+        impact=Impact(step.weight, max(0, step.at_us - step.started_us) / 1e6) if step.values else None,
+        generatorURL=annotations.get("dashboard_url", ""),
         category=rule.spec.category,
         attribution=attribution,
         changes=[] if change is None else [Changed("version", change.version, change.before, rfc3339(change.at_us))],
@@ -369,7 +396,7 @@ def build_alert(
             subject.topic,
             subject.partition,
             step.offset_first,
-            max(step.offset_last, last_offset if last_offset is not None and opened else -1),
+            max(step.offset_last, last_offset if last_offset is not None and shown else -1),
         ),
     )
 
@@ -404,15 +431,15 @@ def _what_is(
     what = f"{subject.model} ({subject.segment})" if subject.segment else subject.model
     what += f": {rule.signal}"
     if step.action == "resolved":
-        lasted = (step.at_us - step.started_us) / 1e6
-        return f"{what} is back to normal after {_amount(lasted, 's')}"
+        return f"{what} is back to normal after {_amount((step.at_us - step.started_us) / 1e6, 's')}"
     unit = rule.spec.unit
     if rule.spec.shape == "arrivals":
         return f"{what}: no event for {_amount(value or 0.0, 's')}"
     if value is None:
         carried = ", ".join(f"{s.feature} {s.share:.0%}" for s in attribution[:3])
         return f"{what}: {rule.spec.summary}" + (f"; carried by {carried}" if carried else "")
-    text = f"{what} is {_amount(value, unit)}"
+    lasted = "" if step.action == "opened" else f" after {_amount((step.at_us - step.started_us) / 1e6, 's')} still"
+    text = f"{what}{lasted} is {_amount(value, unit)}"
     if evidence.lower is not None and evidence.upper is not None:
         text += f", expected {_band(_least(rule, evidence.lower), evidence.upper, unit, of=value)}"
     elif evidence.upper is not None:

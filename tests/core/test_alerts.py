@@ -43,9 +43,53 @@ def test_a_condition_that_stays_is_one_episode() -> None:
 
 
 def test_a_condition_that_comes_back_after_it_resolved_is_another_episode() -> None:
-    steps = run(AT_ONCE, "#.....#.....")
-    assert told(steps) == [("opened", 0), ("resolved", 3), ("opened", 6), ("resolved", 9)]
-    assert [s.opening for s in steps] == [100, 100, 106, 106]
+    steps = run(AT_ONCE, "#" + 25 * "." + "#.....")
+    assert told(steps) == [("opened", 0), ("resolved", 3), ("opened", 26), ("resolved", 29)]
+    assert [s.opening for s in steps] == [100, 100, 126, 126]
+
+
+def test_what_comes_back_soon_resolves_twice_as_late_each_time() -> None:
+    steps = run(AT_ONCE, "#...." * 12)
+    # Three seconds of quiet, then six: by then it never is quiet for so long.
+    assert told(steps) == [("opened", 0), ("resolved", 3), ("opened", 5)]
+    assert told(run(AT_ONCE, "#.....#" + 40 * ".")) == [("opened", 0), ("resolved", 3), ("opened", 6), ("resolved", 12)]
+
+
+def test_damping_is_over_once_it_has_been_quiet_for_long() -> None:
+    quiet = 50 * "."
+    steps = told(run(AT_ONCE, "#.....#" + quiet + "#" + quiet))
+    assert steps[-2:] == [("opened", 57), ("resolved", 60)]
+
+
+def test_what_fires_on_is_told_of_again_at_its_interval() -> None:
+    policy = Policy(resolve_after_us=3 * S, renotify_us=10 * S)
+    assert told(run(policy, 25 * "#" + "....")) == [
+        ("opened", 0), ("updated", 10), ("updated", 20), ("resolved", 27),
+    ]  # fmt: skip
+
+
+def test_what_becomes_twice_as_bad_is_told_of_before_its_interval() -> None:
+    life = Lifecycle(Policy(resolve_after_us=3 * S, renotify_us=1000 * S))
+    scores = np.array([1.0, 1.5, 1.9, 1.9, 2.0, 3.0, 3.9, 4.1, 4.1, 8.0])
+    steps = life.observe(scores >= 1, scores, np.arange(10) * S, np.arange(10))
+    assert told(steps) == [("opened", 0), ("updated", 4), ("updated", 7)]
+
+
+def test_what_has_lasted_and_is_far_over_escalates_once() -> None:
+    policy = Policy(resolve_after_us=3 * S, escalate_after_us=5 * S)
+    steps = run(policy, 20 * "#" + "....")
+    assert told(steps) == [("opened", 0), ("escalated", 5), ("resolved", 22)]
+    assert [s.escalated for s in steps] == [False, True, True]
+    life = Lifecycle(policy)
+    mild = np.full(20, 1.5)
+    assert told(life.observe(mild >= 1, mild, np.arange(20) * S, np.arange(20))) == [("opened", 0)]
+
+
+def test_an_episode_counts_what_was_over_its_limit() -> None:
+    life = Lifecycle(AT_ONCE)
+    scores = np.array([2.0, 0.5, 2.0, 0.5, 0.5, 0.5, 0.5])
+    steps = life.observe(scores >= 1, scores, np.arange(7) * S, np.arange(7), weight=50)
+    assert [(s.action, s.values, s.weight) for s in steps] == [("opened", 1, 50), ("resolved", 2, 100)]
 
 
 def test_for_waits_until_the_condition_has_lasted() -> None:
