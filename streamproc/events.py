@@ -351,10 +351,10 @@ class Symptom(Struct, frozen=True, gc=False, omit_defaults=True):
     endsAt: str | None = None  # noqa: N815
 
 
-class Impact(Struct, frozen=True, gc=False):
+class IncidentImpact(Struct, frozen=True, gc=False):
     """What an incident did so far; None where the alerts do not tell.
 
-    models: how many are hit. predictions: made by them meanwhile, at the rate of the windows that raised the alerts.
+    models: how many are hit. predictions: of them those in values over a limit, of the worst signal of each model.
     duration_s: seconds. cost: spent beyond what is usual, in the producer's currency.
     """
 
@@ -388,7 +388,7 @@ class PostMortem(Struct, frozen=True, gc=False):
 
     timeline: list[Moment]
     duration_s: float
-    impact: Impact
+    impact: IncidentImpact
     cause: Cause
     suggested_action: SuggestedAction
     kpis: Kpis
@@ -417,7 +417,7 @@ class Incident(Struct, frozen=True, gc=False, omit_defaults=True, kw_only=True):
     models: list[str]
     cause: Cause
     root: str
-    impact: Impact
+    impact: IncidentImpact
     alerts: int
     suggested_action: SuggestedAction
     schema_version: str = "v1"

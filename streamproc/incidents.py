@@ -29,8 +29,8 @@ from streamproc.events import (
     Category,
     Cause,
     Changed,
-    Impact,
     Incident,
+    IncidentImpact,
     Kpis,
     ModelRef,
     Moment,
@@ -111,7 +111,7 @@ class _Member(Struct, gc=False, kw_only=True):
     end_us: int = -1
     value: float | None = None
     expected: float | None = None
-    n: int | None = None
+    events: int | None = None  # in values over the limit
     features: list[str] = field(default_factory=list)
     upstreams: list[str] = field(default_factory=list)
     version: list[Any] | None = None  # of a change shortly before: to, before, at
@@ -222,8 +222,8 @@ class IncidentState(ModelState):
             del self.seen[next(iter(self.seen))]
         if alert.action == "opened":
             self._join(alert, now_us)
-        elif alert.action == "resolved" and (found := self.of.pop(alert.episode_id, None)) is not None:
-            self._over(self.open[found], alert, at_us, now_us)
+        elif (found := self.of.get(alert.episode_id)) is not None:
+            self._go_on(self.open[found], alert, at_us, now_us)
 
     def _join(self, alert: Alert, now_us: int) -> None:
         member = self._member(alert)
@@ -276,7 +276,7 @@ class IncidentState(ModelState):
             opened_us=_us(alert.lastReceived),
             value=alert.value,
             expected=None if alert.expected is None else alert.expected.value,
-            n=alert.n,
+            events=None if alert.impact is None else alert.impact.events,
             features=features[:5],
             upstreams=[u for u in upstreams if causes.links(u, group)][:_LISTED],
             version=None if change is None else [change.to, change.before, change.at],
@@ -326,9 +326,19 @@ class IncidentState(ModelState):
         incident.firing[member.episode_id] = None
         self.of[member.episode_id] = incident.incident_id
 
-    def _over(self, incident: _Open, alert: Alert, at_us: int, now_us: int) -> None:
-        del incident.firing[alert.episode_id]
+    def _go_on(self, incident: _Open, alert: Alert, at_us: int, now_us: int) -> None:
+        """Take the next step of an alert that is part of an incident."""
         member = incident.members.get(alert.episode_id)
+        if member is not None and alert.impact is not None:
+            member.events = alert.impact.events
+        if alert.action == "escalated":
+            incident.rank = max(incident.rank, _RANK[alert.severity])
+            if member is not None:
+                member.severity = alert.severity
+            self._tell(incident, now_us)
+        if alert.action != "resolved":
+            return
+        del incident.firing[alert.episode_id], self.of[alert.episode_id]
         if member is not None:
             member.end_us = at_us
         incident.ended_us = max(incident.ended_us, at_us)
@@ -537,28 +547,23 @@ class IncidentState(ModelState):
             )
         )
 
-    def _impact(self, incident: _Open, until_us: int) -> Impact:
+    def _impact(self, incident: _Open, until_us: int) -> IncidentImpact:
         duration_s = max(0, until_us - incident.started_us) / 1e6
-        by_model: dict[str, list[_Member]] = {}
-        for member in incident.members.values():
-            by_model.setdefault(member.model, []).append(member)
-        made: float | None = None
-        for model, own in by_model.items():
-            numbers = [m.n for m in own if m.n is not None]
-            if numbers:
-                begin = min(m.start_us for m in own)
-                end = max(m.end_us if m.end_us >= 0 else until_us for m in own)
-                window_us = self.book.for_model("predictions", model).window_us
-                made = (made or 0.0) + max(numbers) * max(0, end - begin) / window_us
+        by_model: dict[str, int] = {}
+        for m in incident.members.values():
+            if m.events is not None and m.group != "machine":
+                by_model[m.model] = max(by_model.get(m.model, 0), m.events)
         cost: float | None = None
         for m in incident.members.values():
             if m.signal == "cost_per_hour" and not m.segment and m.value is not None and m.expected is not None:
                 hours = max(0, (m.end_us if m.end_us >= 0 else until_us) - m.start_us) / 3.6e9
                 cost = (cost or 0.0) + (m.value - m.expected) * hours
-        return Impact(
-            len(incident.models), duration_s, None if made is None else round(made),
+        return IncidentImpact(
+            len(incident.models),
+            duration_s,
+            sum(by_model.values()) if by_model else None,
             None if cost is None else round(cost, 6),
-        )  # fmt: skip
+        )
 
     # -- state
 
@@ -634,7 +639,7 @@ def _timeline(incident: _Open) -> list[Moment]:
     return [Moment(rfc3339(at), what[:300]) for at, _, what in ordered]
 
 
-def _kpis(members: list[_Member], impact: Impact, end_us: int) -> Kpis:
+def _kpis(members: list[_Member], impact: IncidentImpact, end_us: int) -> Kpis:
     whole = impact.duration_s * 1e6 * max(1, impact.models)
     down: dict[str, float] = {}
     worst: float | None = None

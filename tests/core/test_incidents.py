@@ -15,7 +15,18 @@ from streamproc import schema
 from streamproc.alerts import identity
 from streamproc.cloudevents import encode_alert, encode_incident, incident_json
 from streamproc.config import Config
-from streamproc.events import FLEET_KEY, Alert, Changed, DetectorRef, Expected, Incident, RecordBatch, Share, rfc3339
+from streamproc.events import (
+    FLEET_KEY,
+    Alert,
+    Changed,
+    DetectorRef,
+    Expected,
+    Impact,
+    Incident,
+    RecordBatch,
+    Share,
+    rfc3339,
+)
 from streamproc.pipeline import Pipeline
 from streamproc.rules import RuleBook
 from tests.core.make import BEGIN_US, batch, config, cut
@@ -211,10 +222,10 @@ def test_what_is_over_has_a_post_mortem() -> None:
     change = [Changed("version", "8", "7", rfc3339(BEGIN_US - 5 * MINUTE))]
     found = story(
         alert("silence", 0, severity="critical", changes=change),
-        alert("accuracy", 10, value=0.6, expected=Expected(0.8), n=50),
+        alert("accuracy", 10, value=0.6, expected=Expected(0.8)),
         alert("cost_per_hour", 11, value=12.0, expected=Expected(2.0), effect=10.0),
         alert("silence", 60, action="resolved"),
-        alert("accuracy", 120, action="resolved"),
+        alert("accuracy", 120, action="resolved", impact=Impact(500, 6600.0)),
         alert("cost_per_hour", 71, action="resolved"),
     )
     last = found[-1]
@@ -228,7 +239,7 @@ def test_what_is_over_has_a_post_mortem() -> None:
     assert last.post_mortem.kpis.uptime == 0.5
     assert last.post_mortem.kpis.accuracy_stability == 0.75
     assert last.post_mortem.kpis.cost == pytest.approx(10.0)
-    assert last.impact.predictions == 50 * 110 + 0  # windows of a minute, from the first alert that counts to the last
+    assert (last.impact.models, last.impact.predictions, last.impact.duration_s) == (1, 500, 7200)
 
 
 def test_copies_of_an_alert_open_nothing_anew() -> None:
