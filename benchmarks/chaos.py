@@ -6,8 +6,14 @@ with --broker kafka the broker is restarted too. Then the same topic is read onc
 that nobody disturbs, and everything the two left behind is compared: each model's state to the bit,
 and every alert.
 
-Prints one JSON object: events_lost, states_differing, alerts_missing, alerts_conflicting (all must
-be 0), alerts_duplicated (the same id twice, which consumers drop) and what was done.
+Labels come late, and are joined to their predictions in the order in which both were sent on: a log of each
+run's own. So of joins is compared what was sent on (rows lost or conflicting), what that comes to (labels
+joined, overdue and repeated, of each model), and the states and alerts of the disturbed run's own log with
+what a pipeline that nobody disturbs makes of it.
+
+Prints one JSON object: events_lost, states_differing, alerts_missing, alerts_conflicting, joins_lost,
+joins_conflicting, joins_differing (all must be 0), alerts_duplicated (the same id twice, which consumers
+drop) and what was done.
 """
 
 from __future__ import annotations
@@ -15,6 +21,8 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import heapq
+import math
 import os
 import random
 import signal
@@ -23,7 +31,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,21 +42,44 @@ from confluent_kafka import Producer
 
 from benchmarks import workload
 from detectors import state as state_codec
+from streamproc import rules, signals
+from streamproc.cloudevents import encode_alert
+from streamproc.events import RecordBatch
+from streamproc.joins import JoinDecoder
+from streamproc.pipeline import PART, Pipeline
 from streamproc.worker import snapshots
 
 PARTITIONS = 4
 MODELS = 40
 VIRTUAL_RATE = 2_000.0  # events a second of event time
 START_S = 1_790_000_000.0
-TOPICS = {"predictions": "predictions", "telemetry": "telemetry"}
+#: What there must be none of.
+NONE = (
+    "events_lost",
+    "states_differing",
+    "alerts_missing",
+    "alerts_conflicting",
+    "joins_lost",
+    "joins_conflicting",
+    "joins_differing",
+    "join_states_differing",
+    "join_alerts_missing",
+    "join_alerts_conflicting",
+)
+TOPICS = {"predictions": "predictions", "telemetry": "telemetry", "labels": "labels"}
 
 
 def stream(seed: int, events: int) -> Iterator[tuple[str, bytes, bytes, int]]:
     """Yield topic, key, value and timestamp of a stream that keeps every part of the worker busy."""
     rng = random.Random(seed)
+    more = random.Random(seed + 1)
     span_s = events / VIRTUAL_RATE
+    labels: list[tuple[float, int, bytes, bytes]] = []
     for i in range(events):
         at = START_S + i / VIRTUAL_RATE
+        while labels and labels[0][0] <= at:
+            told, _, key, value = heapq.heappop(labels)
+            yield "labels", key, value, int(told * 1000)
         number = rng.randrange(MODELS)
         model = f"model-{number}"
         faulty = number % 4 == 0 and at - START_S > 0.7 * span_s
@@ -76,6 +108,19 @@ def stream(seed: int, events: int) -> Iterator[tuple[str, bytes, bytes, int]]:
             event["features"]["f3"] *= 100
         if rng.random() < (0.2 if faulty else 0.002):
             event |= {"prediction": None, "error": {"type": "timeout"}}
+        if more.random() < 0.5:
+            # Late, and now and then before its prediction, twice, or of no prediction at all.
+            told = at + (more.expovariate(0.5) if more.random() < 0.98 else -0.1)
+            wrong = more.random() < (0.9 if faulty else 0.15)
+            label = {
+                "prediction_id": event["id"] if more.random() < 0.99 else f"nobody-{i}",
+                "model": model,
+                "label": "b" if wrong else "a",
+                "time": max(told, at),
+            }
+            for copy in range(1 + (more.random() < 0.01)):
+                heapq.heappush(labels, (told + copy * 0.5, 2 * i + copy, model.encode(), orjson.dumps(label)))
+        event["prediction"] = event["prediction"] and {**event["prediction"], "score": more.uniform(0.5, 1.0)}
         value = orjson.dumps(event)
         if rng.random() < 0.001:
             value = value[: len(value) // 2]  # unreadable
@@ -92,6 +137,7 @@ kafka:
   brokers: "{bootstrap}"
   predictions: [predictions]
   telemetry: [telemetry]
+  labels: [labels]
   app_id: {app_id}
   alerts: {app_id}-alerts
   dead_letters: {app_id}-dead-letters
@@ -105,6 +151,9 @@ defaults:
   resolve_after: 2s
   silence_after: 400ms
   signals:
+    accuracy: {{params: {{warm_up: 5, window: 20, limit: 3}}}}
+    label_delay: {{params: {{warm_up: 5, window: 20, limit: 3}}, breaches: 1/1}}
+    prediction_error: {{params: {{reference: 100, limit: 20}}}}
     prediction_drift: {{detector: page_hinkley, params: {{threshold: 20}}, resolve_after: 1s}}
     latency: {{detector: adwin, upper_limit: 60ms, resolve_after: 500ms}}
     failures: {{detector: ddm}}
@@ -200,12 +249,14 @@ def produce(bootstrap: str, seed: int, events: int, seconds: float, done: thread
     done.set()
 
 
-async def drained(bootstrap: str, app_id: str, timeout_s: float, fleet: Fleet) -> None:
-    """Wait until an app's committed offsets have reached the end of its sources."""
+async def drained(
+    bootstrap: str, app_id: str, timeout_s: float, fleet: Fleet, *, topics: Sequence[str] | None = None
+) -> None:
+    """Wait until an app's committed offsets have reached the end of what it reads."""
     consumer = AIOKafkaConsumer(bootstrap_servers=bootstrap, group_id=app_id, enable_auto_commit=False)
     await consumer.start()
     try:
-        tps = [TopicPartition(t, p) for t in TOPICS for p in range(PARTITIONS)]
+        tps = [TopicPartition(t, p) for t in topics or [*TOPICS, f"{app_id}-joins"] for p in range(PARTITIONS)]
         consumer.assign(tps)
         deadline = time.monotonic() + timeout_s
         left: dict[str, int] = {}
@@ -255,7 +306,7 @@ async def read_states(bootstrap: str, app_id: str) -> dict[tuple[str, str], byte
         await consumer.stop()
     claims = {
         (source, p): (p, ends[TopicPartition(topic, p)] - 1)
-        for source in TOPICS
+        for source in [*TOPICS, f"{app_id}-joins"]
         for p in range(PARTITIONS)
         if ends[TopicPartition(topic, p)] > 0
     }
@@ -264,6 +315,87 @@ async def read_states(bootstrap: str, app_id: str) -> dict[tuple[str, str], byte
     for (source, partition), s in stored.items():
         states[source, f"(partition {partition})"] = orjson.dumps(s.manifest)
     return states
+
+
+async def read_joins(bootstrap: str, app_id: str) -> list[RecordBatch]:
+    """Return all that was sent on to be joined, by partition."""
+    topic = f"{app_id}-joins"
+    found: dict[int, list[Any]] = {p: [] for p in range(PARTITIONS)}
+    consumer = AIOKafkaConsumer(bootstrap_servers=bootstrap, enable_auto_commit=False, auto_offset_reset="earliest")
+    await consumer.start()
+    try:
+        tps = [TopicPartition(topic, p) for p in range(PARTITIONS)]
+        consumer.assign(tps)
+        await consumer.seek_to_beginning(*tps)
+        ends = await consumer.end_offsets(tps)
+        while any([await consumer.position(tp) < ends[tp] for tp in tps]):
+            for tp, records in (await consumer.getmany(timeout_ms=500)).items():
+                found[tp.partition] += records
+    finally:
+        await consumer.stop()
+    return [
+        RecordBatch(
+            topic,
+            p,
+            [r.offset for r in records],
+            [r.timestamp for r in records],
+            [r.key for r in records],
+            [r.value for r in records],
+            [()] * len(records),
+        )
+        for p, records in found.items()
+    ]
+
+
+Rows = dict[tuple[Any, ...], set[tuple[Any, ...]]]
+
+
+def rows_of(log: list[RecordBatch]) -> Rows:
+    """Return every row that was sent on, by where it came from."""
+    found: Rows = {}
+    for batch in log:
+        for event in JoinDecoder().decode(batch).events:
+            rows = event.rows
+            columns = [c.tolist() for c in (rows.keys, rows.times, rows.values, rows.classes, rows.scores)]
+            versions = [rows.names[v] for v in rows.versions.tolist()]
+            for offset, *row in zip(rows.offsets.tolist(), *columns, versions, strict=True):
+                key = (event.model.name, rows.topic, rows.partition, offset)
+                found.setdefault(key, set()).add(tuple(map(repr, row)))
+    return found
+
+
+def joined(bootstrap: str, app_id: str, log: list[RecordBatch]) -> tuple[dict[str, bytes], dict[Any, bytes], Any]:
+    """Return what a pipeline that nobody disturbs makes of a log: alerts, states, and outcomes by model."""
+    config = rules.parse(config_text(bootstrap, app_id))
+    alerts: dict[str, bytes] = {}
+    states: dict[Any, bytes] = {}
+    outcomes: dict[str, Counter[str]] = {}
+    for batch in log:
+        pipeline = Pipeline(
+            rules.RuleBook(config),
+            kind="quality",
+            topic=batch.topic,
+            partition=batch.partition,
+            max_series=math.ceil(config.defaults.discover.max_series / PARTITIONS),
+            budget_share=1.0 / (PARTITIONS * (len(TOPICS) + 1)),
+        )
+        for start in range(0, len(batch), 97):
+            for alert in pipeline.process(batch.rows(start, min(start + 97, len(batch)))).alerts:
+                alerts[alert.id] = encode_alert(alert, source="")[0]
+        names = list(pipeline.models)
+        states |= {(batch.topic, name): data for name, data in pipeline.snapshot_models(names)}
+        manifest = orjson.dumps({**pipeline.manifest(), "gone": []})
+        states[batch.topic, f"(partition {batch.partition})"] = manifest
+        for name in names:
+            counts: Counter[str] = pipeline.models[name].counts  # type: ignore[attr-defined]
+            outcomes[name] = Counter({k: counts[k] for k in ("joined", "overdue", "repeated")})
+    return alerts, states, outcomes
+
+
+def of_joins(alert: bytes) -> bool:
+    """Whether an alert rests on joined labels, or on what waits for them."""
+    signal = signals.find(orjson.loads(alert)["signal"])
+    return signal is not None and "quality" in signal.sources
 
 
 def events_of(state: bytes) -> int:
@@ -317,6 +449,10 @@ def compare(
 ) -> dict[str, int]:
     """Return the differences between the two runs."""
     (alerts, states), (got_alerts, got_states) = reference, chaos
+    alerts = {i: copies for i, copies in alerts.items() if not of_joins(copies[0])}
+    got_alerts = {i: copies for i, copies in got_alerts.items() if not of_joins(copies[0])}
+    states = {k: s for k, s in states.items() if k[0] in TOPICS}
+    got_states = {k: s for k, s in got_states.items() if k[0] in TOPICS}
     lost = 0
     for key, state in states.items():
         if not key[1].startswith("("):
@@ -336,9 +472,42 @@ def compare(
     }
 
 
+def compare_joins(
+    bootstrap: str,
+    logs: tuple[list[RecordBatch], list[RecordBatch]],
+    got: tuple[dict[str, list[bytes]], dict[tuple[str, str], bytes]],
+) -> dict[str, Any]:
+    """Return the differences in what was joined: the reference's log and the disturbed run's, and what it left."""
+    rows, got_rows = map(rows_of, logs)
+    alerts, states, outcomes = joined(bootstrap, "chaos", logs[1])
+    *_, expected = joined(bootstrap, "reference", logs[0])
+    got_alerts = {i: copies for i, copies in got[0].items() if of_joins(copies[0])}
+    got_states = {k: s for k, s in got[1].items() if k[0] not in TOPICS}
+    without_gone = {
+        k: orjson.dumps({**orjson.loads(s), "gone": []}) if k[1].startswith("(") else s for k, s in got_states.items()
+    }
+    differing = sorted(k for k in {*states, *got_states} if states.get(k) != without_gone.get(k))
+    return {
+        "joins_lost": len(rows.keys() - got_rows.keys()),
+        "joins_conflicting": len(got_rows.keys() - rows.keys())
+        + sum(len(found) > 1 or found != rows.get(key, found) for key, found in got_rows.items()),
+        "joins_differing": sum(expected.get(m) != outcomes.get(m) for m in {*expected, *outcomes}),
+        "join_states_differing": len(differing),
+        "join_alerts_missing": len(alerts.keys() - got_alerts.keys()),
+        "join_alerts_conflicting": sum(
+            i not in alerts or any(c != alerts[i] for c in copies) for i, copies in got_alerts.items()
+        ),
+        "joined": sum(c["joined"] for c in outcomes.values()),
+        "join_alerts": len(alerts),
+        "join_states": len(states),
+        "join_parts": sum(PART in name for _, name in states),
+        "join_records_repeated": sum(map(len, logs[1])) - sum(map(len, logs[0])),
+    }
+
+
 async def run(bootstrap: str, cluster: Any, args: argparse.Namespace, directory: Path) -> dict[str, Any]:
     """Run both and compare."""
-    for topic in TOPICS:
+    for topic in [*TOPICS, "chaos-joins", "reference-joins"]:
         workload.create_topic(bootstrap, topic, PARTITIONS, replication=args.nodes)
     rng = random.Random(args.seed)
     fleet = Fleet(directory, bootstrap, "chaos")
@@ -362,10 +531,12 @@ async def run(bootstrap: str, cluster: Any, args: argparse.Namespace, directory:
         fleet.stop()
     print("undisturbed run", flush=True)
     await undisturbed(directory, bootstrap)
+    got = (await read_alerts(bootstrap, "chaos-alerts"), await read_states(bootstrap, "chaos"))
     result: dict[str, Any] = compare(
-        (await read_alerts(bootstrap, "reference-alerts"), await read_states(bootstrap, "reference")),
-        (await read_alerts(bootstrap, "chaos-alerts"), await read_states(bootstrap, "chaos")),
+        (await read_alerts(bootstrap, "reference-alerts"), await read_states(bootstrap, "reference")), got
     )
+    logs = (await read_joins(bootstrap, "reference"), await read_joins(bootstrap, "chaos"))
+    result |= compare_joins(bootstrap, logs, got)
     return result | {
         "actions": done,
         "events": args.events,
@@ -403,7 +574,7 @@ def main() -> None:
         directory.mkdir(parents=True, exist_ok=True)
         result = asyncio.run(run(cluster.bootstrap, cluster, args, directory))
     print(orjson.dumps(result).decode(), flush=True)
-    failed = [k for k in ("events_lost", "states_differing", "alerts_missing", "alerts_conflicting") if result[k]]
+    failed = [k for k in NONE if result[k]]
     sys.stdout.flush()
     os._exit(1 if failed else 0)
 

@@ -49,7 +49,6 @@ WARM_UP_H: Final = 36
 GRACE_S: Final = 7200
 LABEL_AFTER_S: Final = 3600
 LABELLED: Final = 0.5
-LABELS = False
 
 #: Kind of fault → its cause, what it is of, hours it lasts.
 KINDS: Final[dict[str, tuple[str, str, float, float]]] = {
@@ -294,10 +293,10 @@ class World:
                 "model": {"name": model.name, "version": constant if version is None else version[float(times[j])]},
                 "prediction": {
                     "label": "1" if score[j] >= 0.5 else "0",
-                    "scores": {"0": round(1.0 - score[j], 4), "1": round(score[j], 4)},
+                    "scores": {"0": round(1.0 - float(score[j]), 4), "1": round(float(score[j]), 4)},
                 },
                 "features": features,
-                "duration_s": round(latency[j], 5),
+                "duration_s": round(float(latency[j]), 5),
             }
             if failed[j]:
                 event["error"] = "internal"
@@ -332,13 +331,13 @@ class World:
                 "source": "sim",
                 "time": BEGIN_US + round(times[j] * 1e6),
                 "model": {"name": model.name, "version": constant},
-                "duration_s": round(latency[j] * 10, 5),
+                "duration_s": round(float(latency[j]) * 10, 5),
                 "gen_ai.request.model": model.name,
                 "gen_ai.provider.name": model.provider,
                 "gen_ai.operation.name": "chat",
                 "gen_ai.usage.input_tokens": int(given[j]),
                 "gen_ai.usage.output_tokens": int(made[j]),
-                "gen_ai.usage.cost": round(given[j] * 1e-6 + made[j] * 4e-6, 8),
+                "gen_ai.usage.cost": round(float(given[j] * 1e-6 + made[j] * 4e-6), 8),
                 "gen_ai.response.finish_reasons": ["content_filter" if refused[j] else "stop"],
             }
             if failed[j]:
@@ -408,7 +407,7 @@ class Worker:
 
 
 def simulate(
-    seed: int, *, models: int, days: float, quiet: bool, labels: bool = LABELS, progress: bool = True
+    seed: int, *, models: int, days: float, quiet: bool, labels: bool = True, progress: bool = True
 ) -> tuple[list[Fault], Worker]:
     """Return the faults that were injected and the worker that saw them."""
     rng = np.random.default_rng(seed)

@@ -113,7 +113,7 @@ async def run(bootstrap: str, args: argparse.Namespace, directory: Path) -> dict
         after = 1_790_000_000.0 + EVENTS_A_MODEL + 1
         flood = workload.predictions(2 * args.models, models=2 * args.models, prefix="flood", seed=3, start_s=after)
         await asyncio.to_thread(workload.publish, bootstrap, "predictions", flood)
-        await drained(bootstrap, "memory", 200.0, fleet)
+        await drained(bootstrap, "memory", 200.0, fleet, topics=["predictions", "telemetry"])
         flooded = metric(port, "streamproc_series_active")
         refused = metric(port, "streamproc_refused_events_total")
         growth = rss(pid) - calm

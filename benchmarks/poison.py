@@ -108,7 +108,7 @@ async def run(bootstrap: str, args: argparse.Namespace, directory: Path) -> dict
         if named and value in wanted:
             wanted[value] -= 1
     states = await read_states(bootstrap, "poison")
-    scored = sum(events_of(s) for (_, name), s in states.items() if not name.startswith("("))
+    scored = sum(events_of(s) for (source, name), s in states.items() if source == "predictions" and name[0] != "(")
     good = len(made) - len(bad)
     reasons: dict[str, int] = {}
     for _, headers in letters:

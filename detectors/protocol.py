@@ -27,6 +27,7 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
     expected, lower, upper are in the value's own unit; None where a detector has no such notion.
     shares holds (column index, share of the score), largest first, summing to at most 1.
     note is one short phrase for a person, such as "nothing for 90 s".
+    side is 1 for up and -1 for down where a single value does not tell, as of a rate; else 0.
     """
 
     expected: float | None = None
@@ -34,6 +35,7 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
     upper: float | None = None
     shares: tuple[tuple[int, float], ...] = ()
     note: str = ""
+    side: int = 0
 
 
 @runtime_checkable

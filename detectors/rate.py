@@ -236,6 +236,7 @@ class Rate:
             lower=max(rate - 2.0 * error, 0.0),
             upper=min(rate + 2.0 * error, 1.0),
             note="rate went up" if side > 0 else "rate went down",
+            side=1 if side > 0 else -1,
         )
 
     def warming(self) -> int:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from streamproc.replay import Report
     from streamproc.rules import Rule, RuleBook
     from streamproc.scoring import Scorer
+    from streamproc.signals import Kind
 
 #: The two blocks that are enough.
 DEFAULT_CONFIG = """\
@@ -216,7 +217,10 @@ _COLUMNS = (
 
 
 def _show_rules(config: Config, book: RuleBook, name: str) -> None:
-    kinds = [k for k in _KINDS if getattr(config.kafka, k)]
+    topics: dict[Kind, list[str]] = {k: getattr(config.kafka, k) for k in _KINDS if getattr(config.kafka, k)}
+    if book.joins:
+        topics["quality"] = [config.kafka.joins_topic()]
+    kinds = list(topics)
     first = book.for_model(kinds[0], name)
     window, lateness = _length(first.window_us), _length(first.lateness_us)
     click.echo(f"models matching {name}" if "*" in name else f"model {name}")
@@ -226,7 +230,7 @@ def _show_rules(config: Config, book: RuleBook, name: str) -> None:
     for kind in kinds:
         rows = [_row(r) for rules in book.for_model(kind, name).rules.values() for r in rules]
         widths = [max(len(r[i]) for r in [_COLUMNS, *rows]) for i in range(len(_COLUMNS))]
-        click.echo(f"\n  {kind} from {', '.join(getattr(config.kafka, kind))}")
+        click.echo(f"\n  {kind} from {', '.join(topics[kind])}")
         for row in [_COLUMNS, *rows]:
             click.echo("    " + "  ".join(t.ljust(w) for t, w in zip(row, widths, strict=True)).rstrip())
     click.echo("")
@@ -327,6 +331,7 @@ def _on_retry(attempt: int, wait_s: float, reason: str) -> None:
 )
 @_config_option
 @click.option("--kind", type=click.Choice(_KINDS), default="predictions", show_default=True)
+@click.option("--labels", "labels_file", metavar="FILE", help="Labels of these predictions, to be joined to them.")
 @click.option("--output", "-o", metavar="FILE", help="Where alerts go, as JSON lines. Without it: stdout.")
 @click.option(
     "--max-alerts", type=click.IntRange(min=0), metavar="N", help="Exit with 3 where more alerts open."
@@ -338,6 +343,7 @@ def replay(
     source: str,
     config_path: str | None,
     kind: Literal["predictions", "telemetry", "labels"],
+    labels_file: str | None,
     output: str | None,
     max_alerts: int | None,
     expect_alert: tuple[str, ...],
@@ -354,12 +360,13 @@ def replay(
       kcat -C -e -t predictions | streamproc replay --from-file -
       streamproc replay --from-file quiet-week.jsonl --config new.yaml --max-alerts 5
       streamproc replay --from-file incident.jsonl --config new.yaml --expect-alert latency_p95
+      streamproc replay --from-file may.jsonl --labels may-labels.jsonl --config worker.yaml
     """
     config = _load(config_path)
     from streamproc import signals
     from streamproc.cloudevents import to_json
     from streamproc.pipeline import warm_up
-    from streamproc.replay import Replay
+    from streamproc.replay import JoinedReplay, Replay
     from streamproc.rules import RuleBook
 
     for name in expect_alert:
@@ -368,10 +375,19 @@ def replay(
                 f"--expect-alert: there is no signal `{name}`; known: {', '.join(signals.names())}"
             )
     warm_up(config)
-    run = Replay(RuleBook(config, _tables(config, config_path)), kind=kind)
+    book = RuleBook(config, _tables(config, config_path))
+    if labels_file is not None and (kind != "predictions" or not book.joins):
+        raise UsageError("--labels: only with predictions, and a config that names `kafka.labels`")
     started = time.monotonic()
-    with _reading(source) as lines, _writing(output) as out:
-        for alert in run.run(_counted(lines, started)):
+    with contextlib.ExitStack() as files:
+        lines = _counted(files.enter_context(_reading(source)), started)
+        out = files.enter_context(_writing(output))
+        run = Replay(book, kind=kind) if labels_file is None else JoinedReplay(book)
+        if labels_file is not None and isinstance(run, JoinedReplay):
+            alerts = run.run_both(lines, files.enter_context(_reading(labels_file, "--labels")))
+        else:
+            alerts = run.run(lines)
+        for alert in alerts:
             out.write(to_json(alert) + b"\n")
     _summarise(run.report, time.monotonic() - started)
     _check_gates(run.report, max_alerts, expect_alert)
@@ -450,6 +466,8 @@ def _summarise(report: Report, seconds: float) -> None:
         say(f"refused: {report.refused:,}, of models beyond max_series or outside discover.models")
     if report.untimed:
         say(f"without a time: {report.untimed:,}; taken as a millisecond after the event before")
+    if report.outcomes:
+        say("labels: " + ", ".join(f"{n:,} {outcome}" for outcome, n in report.outcomes.most_common()))
     say(f"alerts: {report.opened():,} opened")
     for (signal, action), count in sorted(report.alerts.items()):
         say(f"  {signal} {action}: {count:,}")

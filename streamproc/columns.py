@@ -124,7 +124,8 @@ class PredictionColumns(Struct, gc=False):
 
     times in microseconds; latency in seconds and values, nan for none; buckets of latency, -1 for none;
     labels, codes of names, NO_LABEL for none; failed, whether it has an error's type; versions; features;
-    certainty (n, 2), confidence and entropy, nan for none; ids, hashes, 0 for none; errors, codes of
+    certainty (n, 2), confidence and entropy, nan for none; ids (n, 2), hashes of an id within its source and of
+    the id alone, 0 for none; errors, codes of
     error_names, -1 for none; usage (n, 3), tokens in and out and cost, nan for none. These last four are
     None where no row has any. halves: the `Half` at each row, None where it is a whole prediction; llm: its
     `LlmUsage` or None; segments: its segment, a dict, or None; ages (n,): how old its features are, in seconds,
@@ -278,10 +279,15 @@ def _segment_name(value: Any) -> str:
 
 
 def identities(events: Sequence[Prediction]) -> U64:
-    """Return a hash of each event's id within its source, 0 where it has none."""
-    texts = [t.encode("utf-8", "surrogatepass") for e in events for t in (e.id, e.source)]
+    """Return hashes of each event's id within its source and of its id alone, (n, 2), 0 where it has none."""
+    return hashed_ids([t for e in events for t in (e.id, e.source)])
+
+
+def hashed_ids(names: Sequence[str]) -> U64:
+    """Return what `identities` does, for ids and sources in turn."""
+    texts = [t.encode("utf-8", "surrogatepass") for t in names]
     ends = np.fromiter(map(len, texts), np.int64, len(texts)).cumsum()
-    found = np.empty(len(events), np.uint64)
+    found = np.empty((len(texts) // 2, 2), np.uint64)
     kernels.hash_identities(np.frombuffer(bytearray(b"".join(texts) + bytes(8)), np.uint8), ends, found)
     return found
 

@@ -136,6 +136,7 @@ class Kafka(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     incidents: str = "incidents"  # alerts grouped by what caused them; empty: none
     dead_letters: str = "streamproc-dead-letters"
     snapshots: str = "streamproc-snapshots"
+    joins: str = ""  # predictions and labels, to be joined; empty: `<app_id>-joins`
     app_id: str = "streamproc"
     partitions: Annotated[int, Meta(ge=1, le=10_000)] = 4
     replication_factor: Annotated[int, Meta(ge=-1)] = -1
@@ -161,6 +162,10 @@ class Kafka(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         """Return every source topic with the kind of event on it."""
         kinds = {"predictions": self.predictions, "telemetry": self.telemetry, "labels": self.labels}
         return {topic: kind for kind, topics in kinds.items() for topic in topics}
+
+    def joins_topic(self) -> str:
+        """Return the topic on which predictions meet their labels, "" where no topic of labels is named."""
+        return (self.joins or f"{self.app_id}-joins") if self.labels and self.predictions else ""
 
     def broker_list(self) -> list[str]:
         """Return the brokers as host:port."""
@@ -214,6 +219,13 @@ class SignalRule(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     lower_limit: Quantity | None = None
 
 
+class Labels(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How long predictions wait for their labels, and how many of one model do; None takes what holds else."""
+
+    max_delay: Duration | None = None  # 14d
+    max_outstanding: Annotated[int, Meta(ge=1000, le=50_000_000)] | None = None  # 1000000
+
+
 class Defaults(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What holds for every model that says nothing else."""
 
@@ -231,6 +243,7 @@ class Defaults(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     silence_after: Duration | None = None
     max_features: Annotated[int, Meta(ge=1, le=2000)] = 200
     max_classes: Annotated[int, Meta(ge=1, le=1000)] = 50
+    labels: Labels = field(default_factory=Labels)
     signals: dict[str, SignalRule] | Literal["auto"] = "auto"
 
 
@@ -274,6 +287,7 @@ class ModelBlock(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     segment_signals: list[str] | None = None
     depends_on: list[Annotated[str, Meta(min_length=1, max_length=512)]] | None = None
     reference: ReferenceRule | None = None
+    labels: Labels = field(default_factory=Labels)
     signals: dict[str, SignalRule] = field(default_factory=dict)
 
 
@@ -592,7 +606,8 @@ def _check_kafka(config: Config, report: Report) -> None:
     if config.kafka.pages and config.defaults.budget is None:
         report("kafka.pages", "E026", "needs a `budget`: its `per_model_per_day` is the cap")
     k = config.kafka
-    for own in (k.pages, k.alerts, k.incidents, k.alert_feed, k.dead_letters, k.snapshots):
+    own_topics = (k.pages, k.alerts, k.incidents, k.alert_feed, k.dead_letters, k.snapshots, k.joins_topic())
+    for own in own_topics:
         if own and own in sources:
             report("kafka", "E023", f"topic `{own}` is both read and written; the worker would feed on itself")
     if config.kafka.security_protocol.startswith("SASL") and not (config.kafka.username and config.kafka.password):

@@ -46,6 +46,7 @@ class Waiting(Struct, gc=False):
     version: str | None
     features: dict[str, Any] | None
     llm: Any
+    id: int = 0  # hash of the id that both halves share
 
 
 class Answered(Struct, gc=False):
@@ -62,6 +63,7 @@ class Answered(Struct, gc=False):
     version: str | None
     features: dict[str, Any] | None
     llm: Any
+    id: int
 
 
 class Joined(Struct, gc=False):
@@ -226,6 +228,7 @@ def _waiting(what: PredictionColumns, row: int, half: Any, arrival_us: int) -> W
         what.versions[row],
         half.features,
         half.llm,
+        0 if what.ids is None else int(what.ids[row, 1]),
     )
 
 
@@ -245,6 +248,7 @@ def _answered(
         half.version or (None if request is None else request.version),
         half.features or (None if request is None else request.features),
         half.llm or (None if request is None else request.llm),
+        half.id,
     )
 
 
@@ -279,6 +283,7 @@ def _columns(
     dicts = merged(empty if features.dicts is None else features.dicts, [s.features for s in new])
     llm = merged(empty if what.llm is None else what.llm, [s.llm for s in new])
     none = np.full((len(what), 3), np.nan)
+    ids = merged(np.zeros((len(what), 2), np.uint64) if what.ids is None else what.ids, [(0, s.id) for s in new])
     usage = merged(none if what.usage is None else what.usage, [_usage(s.llm) for s in new])
     found = PredictionColumns(
         merged(what.times, [s.time_us for s in new]),
@@ -297,7 +302,7 @@ def _columns(
         ),
         names,
         None if what.certainty is None else merged(what.certainty, [(np.nan, np.nan)] * len(new)),
-        None if what.ids is None else merged(what.ids, [0] * len(new)),  # copies were dropped in joining
+        ids if ids.any() else None,  # of those put together, the first is 0: copies were dropped in joining
         None if what.errors is None else merged(what.errors, [-1] * len(new)),
         what.error_names,
         usage if np.isfinite(usage).any() else None,
@@ -321,7 +326,8 @@ def _usage(llm: LlmUsage | None) -> tuple[float, float, float]:
 
 
 def _plain(half: Waiting) -> list[Any]:
-    return [getattr(half, n) for n in half.__struct_fields__[:-1]] + [msgspec.to_builtins(half.llm)]
+    *fields, _, _ = half.__struct_fields__
+    return [*(getattr(half, n) for n in fields), msgspec.to_builtins(half.llm), half.id]
 
 
 def _restored(row: Sequence[Any]) -> Waiting:

@@ -25,6 +25,7 @@ U64: TypeAlias = npt.NDArray[np.uint64]
 I32: TypeAlias = npt.NDArray[np.int32]
 U16: TypeAlias = npt.NDArray[np.uint16]
 U32: TypeAlias = npt.NDArray[np.uint32]
+F32: TypeAlias = npt.NDArray[np.float32]
 
 # What a slot of a template holds.
 END: Final = 0
@@ -252,11 +253,15 @@ def hash_cells(data: U8, ends: I64, out: F64) -> None:
 
 @kernel
 def hash_identities(data: U8, ends: I64, out: U64) -> None:
-    """Write the hash of each id within its source; data: id, source, id, source, and eight bytes more."""
+    """Write the hash of each id within its source, and of the id alone, as (n, 2).
+
+    data: id, source, id, source, and eight bytes more.
+    """
     start = 0
-    for i in range(out.size):
+    for i in range(out.shape[0]):
         middle = ends[2 * i]
-        out[i] = _identity(hash_text(data, start, middle), hash_text(data, middle, ends[2 * i + 1]))
+        out[i, 1] = hash_text(data, start, middle)
+        out[i, 0] = _identity(out[i, 1], hash_text(data, middle, ends[2 * i + 1]))
         start = ends[2 * i + 1]
 
 
@@ -723,7 +728,7 @@ def _walk(
     values[row] = score if np.isnan(value) else value
     labels[row] = label
     failed[row] = has_failed if has_error else flat_failed
-    ids[row] = _identity(own_id, source)
+    ids[row, 0], ids[row, 1] = _identity(own_id, source), own_id
     if scored:
         certainty[row, 0], certainty[row, 1] = _certainty(best, total, spread)
     else:
@@ -773,9 +778,9 @@ def match(
 
     Writes chosen (n,), the template or -1, and row by row the columns: times (n,) in microseconds,
     latency and values (n,), nan for none; labels (n,) codes; failed (n,); cells and kinds (n, w); spans
-    (n, 2) of bytes that hold the label; certainty (n, 2), confidence and entropy, nan for none; ids (n,)
-    hashes, 0 for none; error_spans (n, 2) of the bytes that name an error, where there is one; usage (n, 3),
-    tokens in and out and cost, nan for none.
+    (n, 2) of bytes that hold the label; certainty (n, 2), confidence and entropy, nan for none; ids (n, 2),
+    hashes of an id within its source and of the id alone, 0 for none; error_spans (n, 2) of the bytes that
+    name an error, where there is one; usage (n, 3), tokens in and out and cost, nan for none.
     """
     start = 0
     count = 0
@@ -1085,8 +1090,9 @@ def warm_windows() -> None:
     learn_words(keys, given, np.zeros(4, np.uint32), times, 1, 1)
     count_words(keys, given, flags, np.zeros(4, np.uint32), times, 1, times, times)
     ids = np.zeros(2, np.uint64)
+    pairs = np.zeros((2, 2), np.uint64)
     recall(ids, 0, np.zeros(4, np.uint16), np.zeros(4, np.uint16), 0, 1, flags)
     octets = np.zeros(16, np.uint8)
     hash_cells(octets, times, numbers)
-    hash_identities(octets, np.zeros(4, np.int64), ids)
+    hash_identities(octets, np.zeros(4, np.int64), pairs)
     certainties(numbers, times, np.zeros((2, 2)))

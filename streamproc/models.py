@@ -16,7 +16,7 @@ import numpy.typing as npt
 from msgspec import Struct
 
 from detectors.protocol import F64, I64
-from streamproc import genai, kernels, reference
+from streamproc import genai, joins, kernels, reference
 from streamproc.baseline import Baseline, Wanted
 from streamproc.budget import Fleet
 from streamproc.columns import Features, PredictionColumns, Versions
@@ -149,6 +149,8 @@ class ModelState:
         self.silence = [SilenceWatch(r) for r in self.rules.of("silence")]
         self.started_us: int | None = None
         self.origins: dict[int, int] = {}  # greatest offset had from each partition before a re-keying
+        self.sent_on = -1  # the last offset whose row was sent on to be joined
+        self._outbox: list[bytes] = []
 
     def _rules(self, book: RuleBook) -> ModelRules:
         rules = book.for_model(self.kind, self.name)
@@ -184,6 +186,17 @@ class ModelState:
         progress = self.windows.advance(group.times, group.shared.arrivals, group.shared.before)
         index, late, alike = self.windows.place(group.times, progress)
         return self._columns(group.what, progress, group.shared.offsets, Placed(index, late, alike))
+
+    def _send_on(self, rows: joins.Rows | None) -> None:
+        """Send rows on to where predictions meet their labels."""
+        if rows is not None:
+            self._outbox += rows.pack(self.name)
+            self.sent_on = int(rows.offsets[-1])
+
+    def outbox(self) -> list[bytes]:
+        """Return the records to be sent on since this was last called."""
+        sent, self._outbox = self._outbox, []
+        return sent
 
     def losses(self) -> tuple[int, int, int, int]:
         """Return how many events were late, unanswered, given up on for want of room, and repeated."""
@@ -230,6 +243,10 @@ class ModelState:
             shift = self.windows.last_arrival_us + self.windows.idle_us - self.windows.max_event_us
             due += [d + shift for w in self.watches.values() if (d := w.life.due_us()) is not None]
         return min(due)
+
+    def keeps_us(self, idle_ttl_us: int) -> int:
+        """Return how long the model is kept without a record."""
+        return idle_ttl_us
 
     def retire(self) -> list[Alert]:
         """Resolve whatever still fires, before the model is forgotten."""
@@ -366,6 +383,7 @@ class ModelState:
             "version": STATE_VERSION,
             "scalars": [self.next_offset, self.last_arrival_us, self.started_us, self.first_stamp_us],
             "budget": [self.allotted, self.allowed_per_day],
+            "sent_on": self.sent_on,
             "origins": [list(o) for o in sorted(self.origins.items())],
             "window_us": self.windows.size_us,
             "windows": self.windows.snapshot(),
@@ -379,6 +397,7 @@ class ModelState:
         self.next_offset, self.last_arrival_us, self.started_us, self.first_stamp_us = tree["scalars"]
         self.allotted, self.allowed_per_day = tree["budget"]
         self.origins = {int(p): int(o) for p, o in tree["origins"]}
+        self.sent_on = tree.get("sent_on", -1)  # states of before have none
         self._restore_own(tree["own"])
         if tree["window_us"] == self.windows.size_us:
             self.windows.restore(tree["windows"])
@@ -491,6 +510,18 @@ class PredictionState(ModelState):
         if end < len(group):  # as if the batch had been cut there
             alerts = self._observe(group.at(slice(end))) + self._close()
             return alerts + self._observe(group.at(slice(end, None)))
+        if self.book.joins and not self.segment:
+            of = self.subject
+            self._send_on(
+                joins.of_predictions(
+                    group.what,
+                    group.shared.offsets,
+                    topic=of.topic,
+                    partition=of.partition,
+                    after=self.sent_on,
+                    loose=bool(self.exchanges),
+                )
+            )
         if not self.segment:
             self.history.note(group.what.versions, group.what.versions.codes, group.times)
         alerts = super()._observe(group)
@@ -645,7 +676,9 @@ class PredictionState(ModelState):
             for code in dict.fromkeys(what.errors.tolist()):
                 if code >= 0:
                     self.errors.note(what.error_names[code])
-        again = self.lately.recall(what.ids) if self._wants_ids and what.ids is not None else None
+        again = None
+        if self._wants_ids and what.ids is not None:
+            again = self.lately.recall(np.ascontiguousarray(what.ids[:, 0]))
         if self._wants_order:
             self._count_arrivals(what.times, progress)
         calls: F64 | None = None
@@ -666,7 +699,7 @@ class PredictionState(ModelState):
             if self._wants_ages and what.ages is not None:
                 window.add_ages(placed.index, placed.late, what.ages)
             if again is not None and what.ids is not None:
-                window.identified += int(np.count_nonzero(what.ids[rows]))
+                window.identified += int(np.count_nonzero(what.ids[rows, 0]))
                 window.repeated += int(np.count_nonzero(again[rows]))
             if self._wants_errors and what.errors is not None:
                 self._count_errors(window, what.errors[rows], what.error_names)
@@ -1095,6 +1128,23 @@ class LabelState(ModelState):
         super().__init__(book, name, topic, partition)
         self.classes = Classes(book.config.defaults.max_classes)
         self.evaluations: list[str] = []
+
+    def _observe(self, group: Group) -> list[Alert]:
+        if self.book.joins:
+            stamps, of = group.shared.stamps, self.subject
+            latest = np.where(stamps < 0, group.times, stamps) + self.book.config.defaults.max_future.us
+            self._send_on(
+                joins.of_labels(
+                    group.what.events,
+                    group.times,
+                    latest,
+                    group.shared.offsets,
+                    topic=of.topic,
+                    partition=of.partition,
+                    after=self.sent_on,
+                )
+            )
+        return super()._observe(group)
 
     def _columns(self, what: EventRows, progress: I64, offsets: I64, placed: Placed) -> list[Alert]:  # noqa: ARG002
         events = what.events

@@ -11,7 +11,7 @@ records it has already seen pass it by, wherever the replay begins (the fence).
 from __future__ import annotations
 
 import heapq
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -21,7 +21,7 @@ from msgspec import Struct, field
 
 from detectors import state as state_codec
 from detectors.compile import warm_up_kernels
-from streamproc import kernels, serving
+from streamproc import kernels, outstanding, serving
 from streamproc.budget import Fleet
 from streamproc.columns import columns as read_columns
 from streamproc.columns import event_times
@@ -43,6 +43,7 @@ from streamproc.events import (
 )
 from streamproc.framed import Codec
 from streamproc.incidents import IncidentDecoder, IncidentState
+from streamproc.joins import JoinDecoder
 from streamproc.models import (
     STATE_VERSION,
     EventRows,
@@ -54,6 +55,7 @@ from streamproc.models import (
     TelemetryState,
 )
 from streamproc.pages import AlertDecoder, PageState
+from streamproc.quality import QualityState
 from streamproc.rules import RuleBook, detectors_of
 from streamproc.signals import Kind
 from streamproc.templates import Templates
@@ -71,7 +73,18 @@ _STATES: dict[Kind, type[ModelState]] = {
     "labels": LabelState,
     "alerts": PageState,
     "incidents": IncidentState,
+    "quality": QualityState,
 }
+
+#: Kinds whose records are our own, and what reads them.
+_OURS: dict[Kind, type[AlertDecoder] | type[JoinDecoder]] = {
+    "alerts": AlertDecoder,
+    "incidents": IncidentDecoder,
+    "quality": JoinDecoder,
+}
+
+#: Between a model's name and that of a part of its state that is stored apart.
+PART = "\x00"
 
 #: A model may be forgotten for a newcomer once it has been quiet this long.
 _REPLACEABLE_AFTER_US = 600_000_000
@@ -92,6 +105,8 @@ class Output(Struct):
     repeated: int = 0  # halves that came once more, or after they were given up on
     passed_over: int = 0  # spans of traces that are no calls of a language model
     evicted: list[str] = field(default_factory=list)
+    forwarded: list[tuple[str, bytes]] = field(default_factory=list)  # model and record, to be joined
+    outcomes: Counter[str] = field(default_factory=Counter)  # of predictions and labels that were joined, or not
 
     def add(self, part: Output, start: int) -> None:
         """Add what came of a part of the batch, which began at row `start`."""
@@ -99,6 +114,8 @@ class Output(Struct):
         self.incidents += part.incidents
         self.rejected += [msgspec.structs.replace(r, row=r.row + start) for r in part.rejected]
         self.evicted += part.evicted
+        self.forwarded += part.forwarded
+        self.outcomes += part.outcomes
         for name in ("events", "late", "fenced", "refused", "misplaced", "unanswered", "outnumbered", "repeated"):
             setattr(self, name, getattr(self, name) + getattr(part, name))
 
@@ -110,6 +127,14 @@ class Output(Struct):
         self.unanswered += after[1] - before[1]
         self.outnumbered += after[2] - before[2]
         self.repeated += after[3] - before[3]
+
+    def collect(self, name: str, model: ModelState) -> list[str]:
+        """Add what a model has to send on, and what became of what it joins; return parts of its state now over."""
+        self.forwarded += [(name, record) for record in model.outbox()]
+        if not isinstance(model, QualityState):
+            return []
+        self.outcomes += model.outcomes()
+        return model.dropped()
 
 
 class Pipeline:
@@ -142,13 +167,14 @@ class Pipeline:
         self.clock_us = 0  # the arrival clock: the greatest record time so far
         self.next_offset = 0
         self._due: list[tuple[int, str]] = []
+        self._parts: dict[str, dict[str, bytes]] = {}  # by model, until all are restored
         self._read_by(book)
 
     def _read_by(self, book: RuleBook) -> None:
         self._templates: Templates | None = None
-        self._decoder: Decoder | AlertDecoder
-        if self.kind == "alerts" or self.kind == "incidents":
-            self._decoder = AlertDecoder() if self.kind == "alerts" else IncidentDecoder()
+        self._decoder: Decoder | AlertDecoder | JoinDecoder
+        if self.kind in _OURS:
+            self._decoder = _OURS[self.kind]()
             return
         field_map = book.config.fields.get(self.kind)
         self._decoder = Decoder(_KINDS[self.kind], field_map=field_map)
@@ -161,7 +187,7 @@ class Pipeline:
 
     def process(self, batch: RecordBatch) -> Output:
         """Take a batch in the order of the log; return alerts, rejections and counts."""
-        if self.kind in ("alerts", "incidents"):
+        if self.kind in _OURS:
             return self._take_batch(batch)
         traces = self.kind == "predictions" and serving.seldon_topic(self.topic) is None
         unpacked = unpack(batch, self.codecs, traces=traces)
@@ -349,10 +375,14 @@ class Pipeline:
         out.alerts += model.take(group)
         out.incidents += model.incidents()
         out.note(before, model.losses())
+        self._forget_parts(name, out.collect(name, model))
         model.next_offset = int(group.shared.offsets[-1]) + 1
         self.models.move_to_end(name)
         self.dirty.add(name)
         self._schedule(name, model)
+
+    def _forget_parts(self, name: str, parts: list[str]) -> None:
+        self.gone.update(f"{name}{PART}{part}" for part in parts)
 
     def _allot(self, model: ModelState) -> None:
         budget = self.book.config.defaults.budget
@@ -375,6 +405,9 @@ class Pipeline:
         model = self.models.pop(name)
         out.alerts += model.retire()
         out.incidents += model.incidents()
+        self._forget_parts(name, out.collect(name, model))
+        if isinstance(model, QualityState):
+            self._forget_parts(name, model.dropped(all_of_them=True))
         out.evicted.append(name)
         self.dirty.discard(name)
         self.gone.add(name)
@@ -394,25 +427,34 @@ class Pipeline:
             if model is None or model.scheduled_us != due:
                 continue
             model.scheduled_us = -1
-            if self.clock_us - model.last_arrival_us >= ttl:
+            if self.clock_us - model.last_arrival_us >= model.keeps_us(ttl):
                 self._evict(name, out)
                 continue
             before = model.losses()
             out.alerts += model.advance(self.clock_us)
             out.incidents += model.incidents()
             out.note(before, model.losses())
+            self._forget_parts(name, out.collect(name, model))
             self.dirty.add(name)
             self._schedule(name, model)
 
     # ------------------------------------------------------------------------------ state
 
     def snapshot_models(self, names: Sequence[str] | None = None) -> Iterator[tuple[str, bytes]]:
-        """Yield the state of each model named, or of each changed since it was last called without."""
+        """Yield the state of each model named, or of each changed since it was last called without.
+
+        Before it the parts of it that are stored apart, under names of their own: of each changed, those that
+        this has not given yet.
+        """
+        changed = names is None
         if names is None:
             names = sorted(self.dirty)
             self.dirty.clear()
         for name in names:
             model = self.models.get(name)
+            if isinstance(model, QualityState):
+                for part, data in model.parts(unsaved=changed):
+                    yield f"{name}{PART}{part}", data
             if model is not None:
                 yield name, state_codec.dumps(model.snapshot())
 
@@ -428,7 +470,11 @@ class Pipeline:
             self.fleet.restore(manifest["fleet"])
 
     def restore_model(self, name: str, data: bytes) -> None:
-        """Take up one model's state. Raise `SnapshotError` where it cannot be read."""
+        """Take up one model's state, or a part of one. Raise `SnapshotError` where it cannot be read."""
+        if self.kind == "quality" and PART in name:
+            name, _, part = name.rpartition(PART)
+            self._parts.setdefault(name, {})[part] = data
+            return
         try:
             tree = state_codec.loads(data)
             if tree["version"] != STATE_VERSION:
@@ -443,7 +489,13 @@ class Pipeline:
         self._schedule(name, model)
 
     def restored(self) -> None:
-        """Put restored models in order of when they were last heard of."""
+        """Put models and their parts together, and in order of when they were last heard of."""
+        for name, model in self.models.items():
+            if isinstance(model, QualityState):
+                self._forget_parts(name, model.assemble(self._parts.pop(name, {})))
+        for name, parts in self._parts.items():
+            self._forget_parts(name, list(parts))
+        self._parts = {}
         self.models = OrderedDict(sorted(self.models.items(), key=lambda m: (m[1].last_arrival_us, m[1].next_offset)))
 
     def reconfigure(self, book: RuleBook) -> None:
@@ -476,6 +528,8 @@ def warm_up(config: Config, progress: Callable[[str, int, int], None] | None = N
     progress is called as (name, done, total) after each.
     """
     own: dict[str, Callable[[], None]] = {"templates": Templates.warm_up, "windows": kernels.warm_windows}
+    if config.kafka.joins_topic():
+        own["joins"] = outstanding.warm_up
     made = 0
 
     def tell(name: str, done: int, total: int) -> None:

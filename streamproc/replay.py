@@ -6,8 +6,10 @@ A line is an event, or a record written out as `{"key": …, "value": {…}, "ti
 
 from __future__ import annotations
 
+import heapq
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from operator import itemgetter
 from typing import Any
 
 import msgspec
@@ -34,6 +36,7 @@ class Report(Struct):
     examples: dict[str, tuple[int, str]] = field(default_factory=dict)
     alerts: Counter[tuple[str, str]] = field(default_factory=Counter)  # by signal and action
     shadow: Counter[tuple[str, str]] = field(default_factory=Counter)
+    outcomes: Counter[str] = field(default_factory=Counter)  # of predictions and labels that were joined, or not
     models: set[str] = field(default_factory=set)
     first_us: int | None = None
     last_us: int | None = None
@@ -67,6 +70,10 @@ _inner = msgspec.json.Decoder(_Envelope).decode
 _any = msgspec.json.Decoder().decode
 
 
+#: A record's number, its time in milliseconds, key, value and headers.
+Record = tuple[int, int, bytes | None, bytes, list[Header]]
+
+
 class Replay:
     """One file's worth of one kind of event, through one pipeline."""
 
@@ -84,24 +91,33 @@ class Replay:
         Alerts of rules in shadow mode are counted and not yielded. What is still open at the last
         line stays open: nobody knows what came after.
         """
-        rows: list[tuple[int, int, bytes | None, bytes, list[Header]]] = []
-        for number, line in enumerate(lines):
-            text = line.strip()
-            if not text:
-                continue
-            rows.append((number, *self._record(text)))
+        rows: list[Record] = []
+        for row in self.records(lines):
+            rows.append(row)
             if len(rows) >= batch_lines:
-                yield from self._process(rows)
+                yield from self._told(self.process(rows))
                 rows = []
         if rows:
-            yield from self._process(rows)
+            yield from self._told(self.process(rows))
 
-    def _process(self, rows: list[tuple[int, int, bytes | None, bytes, list[Header]]]) -> Iterator[Alert]:
+    def records(self, lines: Iterable[bytes]) -> Iterator[Record]:
+        """Yield lines as records; blank ones are passed over."""
+        for number, line in enumerate(lines):
+            text = line.strip()
+            if text:
+                yield (number, *self._record(text))
+
+    def process(self, rows: list[Record]) -> Output:
+        """Take records, and count what comes of them."""
         offsets, stamps, keys, values, headers = map(list, zip(*rows, strict=True))
         out = self.pipeline.process(
             RecordBatch(self.pipeline.topic, 0, offsets, stamps, keys, values, headers)
         )
         self._count(out, len(rows))
+        return out
+
+    def _told(self, out: Output) -> Iterator[Alert]:
+        """Count alerts, and yield those of rules that are not in shadow mode."""
         for alert in out.alerts:
             counter = self.report.shadow if self._is_shadow(alert) else self.report.alerts
             counter[alert.signal, alert.action] += 1
@@ -120,8 +136,7 @@ class Replay:
             report.examples.setdefault(rejected.error_type, (rejected.offset + 1, rejected.message))
 
     def _is_shadow(self, alert: Alert) -> bool:
-        rules = self.pipeline.book.for_model(self.pipeline.kind, alert.labels["model"]).of(alert.signal)
-        return any(r.shadow for r in rules if r.detector == alert.detector.name)
+        return _is_shadow(self.pipeline, alert)
 
     def _record(self, text: bytes) -> tuple[int, bytes | None, bytes, list[Header]]:
         """Return record time in milliseconds, key, value and headers of one line."""
@@ -159,6 +174,75 @@ class Replay:
         report.last_us = us if report.last_us is None else max(report.last_us, us)
         self._clock_ms = max(self._clock_ms, us // 1000)
         return us // 1000
+
+
+class JoinedReplay(Replay):
+    """Predictions and their labels, a file of each, through the three pipelines that a worker has for them.
+
+    The files are read side by side, by the times of their records.
+    """
+
+    def __init__(self, book: RuleBook) -> None:
+        super().__init__(book, kind="predictions")
+        self.labels = Replay(book, kind="labels")
+        self.labels.report = self.report
+        self.joins = Pipeline(book, kind="quality", topic=book.config.kafka.joins_topic() or "joins")
+        config = book.config
+        windows = [config.defaults.window, *(b.window for b in config.models if b.window is not None)]
+        # What is read at once spans less than a silence: one side must not seem silent while the other is read.
+        self._slice_ms = max(1, min(w.us for w in windows) // 1000)
+
+    def run_both(
+        self, predictions: Iterable[bytes], labels: Iterable[bytes], *, batch_lines: int = BATCH_LINES
+    ) -> Iterator[Alert]:
+        """Yield the alerts that two files of lines bring, as they come."""
+        sides = ((self, predictions), (self.labels, labels))
+        merged = heapq.merge(*(_ordered(side, lines) for side, lines in sides), key=itemgetter(0))
+        asked: list[Record] = []
+        told: list[Record] = []
+        last = 0
+        for stamp, side, row in merged:
+            apart = stamp // self._slice_ms != last // self._slice_ms
+            if (asked or told) and (apart or len(asked) + len(told) >= batch_lines):
+                yield from self._take(asked, told, last)
+                asked, told = [], []
+            (told if side is self.labels else asked).append(row)
+            last = stamp
+        if asked or told:
+            yield from self._take(asked, told, last)
+
+    def _take(self, asked: list[Record], told: list[Record], stamp: int) -> Iterator[Alert]:
+        sent: list[tuple[str, bytes]] = []
+        for side, own in ((self, asked), (self.labels, told)):
+            if own:
+                out = side.process(own)
+                sent += out.forwarded
+                yield from side._told(out)
+        if sent:
+            first = self.joins.next_offset
+            keys, values = [m.encode() for m, _ in sent], [v for _, v in sent]
+            offsets = range(first, first + len(sent))
+            out = self.joins.process(
+                RecordBatch(self.joins.topic, 0, offsets, [stamp] * len(sent), keys, values, [()] * len(sent))
+            )
+            self.report.outcomes += out.outcomes
+            yield from self._told(out)
+
+    def _is_shadow(self, alert: Alert) -> bool:
+        return super()._is_shadow(alert) or _is_shadow(self.joins, alert)
+
+
+def _ordered(side: Replay, lines: Iterable[bytes]) -> Iterator[tuple[int, Replay, Record]]:
+    """Yield records with the latest time up to each, which never goes back."""
+    latest = 0
+    for row in side.records(lines):
+        latest = max(latest, row[1])
+        yield latest, side, row
+
+
+def _is_shadow(pipeline: Pipeline, alert: Alert) -> bool:
+    rules = pipeline.book.for_model(pipeline.kind, alert.labels["model"]).of(alert.signal)
+    return any(r.shadow for r in rules if r.detector == alert.detector.name)
 
 
 def _at(tree: Any, path: list[str]) -> Any:

@@ -34,6 +34,10 @@ MAX_SEGMENTS = 50
 #: Alerts on evidence last until it is down to the root of the limit, where the score is a half.
 _CLEAR = 0.5
 
+#: How long a prediction waits for its label, and how many of one model do, where nobody says.
+MAX_DELAY_US = 14 * 86_400_000_000
+MAX_OUTSTANDING = 1_000_000
+
 
 class Rule(Struct, frozen=True, kw_only=True):
     """One signal of one model, watched by one detector."""
@@ -75,6 +79,8 @@ class ModelRules(Struct, frozen=True, kw_only=True):
 
     window_us: int
     lateness_us: int
+    max_delay_us: int  # for a label
+    max_outstanding: int
     rules: dict[str, list[Rule]]  # by signal; a family under its base name, its members under theirs
     segments: tuple[str, ...] = ()  # dimensions
     max_segments: int = 0  # watched of each
@@ -109,6 +115,8 @@ class RuleBook:
         self.config = config
         self._tables = dict(tables or {})
         self._told: dict[tuple[str, int], tuple[dict[str, Any], dict[str, Any]]] = {}
+        #: Whether predictions are joined with labels: a topic of labels is named, and quality is watched.
+        self.joins = bool(config.kafka.joins_topic()) and self._watches_quality()
         self._known: dict[tuple[Kind, tuple[int, ...]], ModelRules] = {}
         self._matching: dict[str, tuple[int, ...]] = {}
 
@@ -124,6 +132,14 @@ class RuleBook:
         if key not in self._told:
             self._told[key] = from_table(self._tables[measure.table], max_features=max_features)
         return self._told[key]
+
+    def _watches_quality(self) -> bool:
+        defaults = self.config.defaults.signals
+        layers = [b.signals for b in self.config.models] + ([] if isinstance(defaults, str) else [defaults])
+        off = {n for n, r in (defaults.items() if not isinstance(defaults, str) else ()) if r.mode == "off"}
+        wanted = {n for n, s in signals.SIGNALS.items() if "quality" in s.sources}
+        said = {n for layer in layers for n, r in layer.items() if r.mode != "off"}
+        return bool(wanted - off or wanted & said)
 
     def for_model(self, kind: Kind, model: str) -> ModelRules:
         """Return the rules of a model; models matched by the same blocks share them."""
@@ -170,10 +186,15 @@ class RuleBook:
                 rules[name] += [self._rule(name, spec, merged, channel, {}, last) for channel in spec.channels]
             if _has_limits(merged):
                 rules[name].append(self._limits(name, spec, merged, last))
+        labels = [defaults.labels, *(b.labels for b in blocks)]
+        delays = [w.max_delay.us for w in labels if w.max_delay is not None]
+        limits = [w.max_outstanding for w in labels if w.max_outstanding is not None]
         said: ReferenceRule | None = last("reference", None)
         found = ModelRules(
             window_us=last("window", defaults.window).us,
             lateness_us=last("lateness", defaults.lateness).us,
+            max_delay_us=delays[-1] if delays else MAX_DELAY_US,
+            max_outstanding=limits[-1] if limits else MAX_OUTSTANDING,
             rules=rules,
             reference=(
                 None
@@ -289,6 +310,7 @@ def _hash(value: Any) -> str:
 def detectors_of(config: Config) -> list[str]:
     """Return the detectors that watch something under a config, by default or because it names them."""
     kinds = [kind for kind in ("predictions", "telemetry", "labels") if getattr(config.kafka, kind)]
+    kinds += ["quality"] if config.kafka.joins_topic() else []
     found: set[str] = set()
     for spec in signals.SIGNALS.values():
         if spec.on and any(kind in spec.sources for kind in kinds):

@@ -23,7 +23,8 @@ from streamproc.cells import IS_NULL, IS_TEXT
 from streamproc.events import Outcome, Prediction
 
 SourceKind = Literal["predictions", "telemetry", "labels"]
-Kind = Literal["predictions", "telemetry", "labels", "alerts", "incidents"]  # the last two read what we publish
+#: Also what we publish, read again, and predictions joined with their labels.
+Kind = Literal["predictions", "telemetry", "labels", "alerts", "incidents", "quality"]
 Shape = Literal["window", "event", "vector", "arrivals"]
 
 #: Events from which a model's feature names and types are learned before any is called missing.
@@ -62,6 +63,8 @@ class SignalSpec(Struct, frozen=True, kw_only=True):
 
 _ALL: tuple[Kind, ...] = ("predictions", "telemetry", "labels")
 
+_QUALITY: tuple[Kind, ...] = ("quality",)
+
 #: Two windows in a row: a single odd window is noise more often than news.
 _TWICE = (2, 3)
 
@@ -82,6 +85,16 @@ _CALLS: tuple[tuple[str, str, Literal["up", "down"], str, float, float, Literal[
     ("tool_failure_rate", "share of calls of tools that failed, in a window", "up", "1", 0.02, 0.0, "infra"),
     ("retrieval_score", "mean score of the best document retrieved, in a window", "down", "1", 0.0, 0.1, "data"),
     ("time_to_first_token", "95th percentile of the time to the first token", "up", "s", 0.0, 0.2, "infra"),
+)
+
+_JOINED: tuple[tuple[str, str, str, Literal["up", "down"], float, float], ...] = (
+    ("accuracy", "share of right answers among those that labels came for in a window", "1", "down", 0.02, 0.0),
+    ("log_loss", "mean log loss of the answers that labels came for in a window, in nats", "1", "up", 0.05, 0.0),
+    ("brier", "mean Brier score of the answers that labels came for in a window", "1", "up", 0.02, 0.0),
+    ("calibration_error", "expected calibration error of the answers that labels came for", "1", "up", 0.05, 0.0),
+    ("mae", "mean absolute error of the numbers that labels came for in a window", "1", "up", 0.0, 0.1),
+    ("label_delay", "median age of the predictions that labels came for; without any, growing", "s", "up", 1.0, 0.5),
+    ("unlabelled", "share of predictions still without a label at twice the usual delay", "1", "up", 0.05, 0.0),
 )
 
 SIGNALS: dict[str, SignalSpec] = {
@@ -442,6 +455,51 @@ SIGNALS: dict[str, SignalSpec] = {
             breaches=_TWICE,
             category="model",
             family=True,
+        ),
+        *(
+            SignalSpec(
+                name=name,
+                summary=summary,
+                sources=_QUALITY,
+                shape="window",
+                unit=unit,
+                params=_SHORT,
+                direction=direction,
+                min_effect=least,
+                relative_effect=effect,
+                breaches=_TWICE,
+                category="model",
+            )
+            for name, summary, unit, direction, least, effect in _JOINED
+        ),
+        SignalSpec(
+            name="prediction_error",
+            summary="whether each prediction turned out wrong: 1 or 0",
+            sources=_QUALITY,
+            shape="event",
+            detector="rate",
+            detector_kind="boolean",
+            direction="up",
+            category="model",
+        ),
+        SignalSpec(
+            name="absolute_error",
+            summary="how far each predicted number turned out to be from the true one",
+            sources=_QUALITY,
+            shape="event",
+            detector="drift",
+            category="model",
+        ),
+        SignalSpec(
+            name="estimated_accuracy",
+            summary="accuracy of a window's predictions as their confidence lets expect, before any label",
+            sources=_QUALITY,
+            shape="window",
+            params=_SHORT,
+            direction="down",
+            min_effect=0.02,
+            breaches=_TWICE,
+            category="model",
         ),
     )
 }

@@ -326,7 +326,7 @@ class Templates:
         floats = np.empty((2, n))
         cells, kinds = np.empty((n, self._width)), np.zeros((n, self._width), np.uint8)
         times, failed = np.empty(n, np.int64), np.empty(n, np.uint8)
-        certainty, usage, ids, errors = np.empty((n, 2)), np.empty((n, 3)), np.empty(n, np.uint64), None
+        certainty, usage, ids, errors = np.empty((n, 2)), np.empty((n, 3)), np.empty((n, 2), np.uint64), None
         fitted = 0
         heads = self._first_tries(batch) if self._heads else None
         if heads is not None:

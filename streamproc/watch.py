@@ -146,9 +146,12 @@ class Watch:
         relative = rule.spec.relative_effect if rule.detector == rule.spec.detector else 0.0
         if values.ndim > 1 or (rule.direction == "both" and rule.min_effect == 0.0 and relative == 0.0):
             return True
-        expected = self.detector.explain(row).expected
+        evidence = self.detector.explain(row)
+        expected = evidence.expected
         if expected is None:
             return True
+        if evidence.side:  # a single one or zero says nothing of a rate's size
+            return rule.direction in ("both", "up" if evidence.side > 0 else "down")
         change = float(values[row]) - expected
         if (rule.direction == "up" and change < 0) or (rule.direction == "down" and change > 0):
             return False
@@ -440,7 +443,9 @@ def _what_is(
         return f"{what}: {rule.spec.summary}" + (f"; carried by {carried}" if carried else "")
     lasted = "" if step.action == "opened" else f" after {_amount((step.at_us - step.started_us) / 1e6, 's')} still"
     text = f"{what}{lasted} is {_amount(value, unit)}"
-    if evidence.lower is not None and evidence.upper is not None:
+    if evidence.side and evidence.lower is not None and evidence.upper is not None:
+        text = f"{what}{lasted}: {evidence.note}, from {_band(evidence.lower, evidence.upper, unit, of=value)}"
+    elif evidence.lower is not None and evidence.upper is not None:
         text += f", expected {_band(_least(rule, evidence.lower), evidence.upper, unit, of=value)}"
     elif evidence.upper is not None:
         text += f", the limit is {_amount(evidence.upper, unit)}"

@@ -242,7 +242,10 @@ class Windows:
     for `idle_us`: by as much as the silence exceeds it.
     """
 
-    def __init__(self, *, size_us: int, lateness_us: int, idle_us: int) -> None:
+    def __init__(
+        self, *, size_us: int, lateness_us: int, idle_us: int, of: type[Accumulator] = Accumulator
+    ) -> None:
+        self.of = of
         self.size_us = size_us
         self.lateness_us = lateness_us
         self.idle_us = idle_us
@@ -299,7 +302,7 @@ class Windows:
         """Return the open window of that index, opening it where need be."""
         window = self.open.get(index)
         if window is None:
-            window = self.open[index] = Accumulator(index, offset, offset)
+            window = self.open[index] = self.of(index, offset, offset)
         return window
 
     def close(self) -> list[Accumulator]:
@@ -316,7 +319,7 @@ class Windows:
             empty_from = start if self.last_full is None else self.last_full + 1
             last_empty = index if self.last_full is None else min(index, self.last_full + 1 + MAX_EMPTY)
             for gap in range(max(start, empty_from), last_empty):
-                closed.append(Accumulator(gap, -1, -1))
+                closed.append(self.of(gap, -1, -1))
             if k < len(full):
                 closed.append(self.open.pop(index))
                 self.last_full = index
@@ -325,7 +328,18 @@ class Windows:
 
     def due_us(self) -> int | None:
         """Return the arrival clock at which silence would close the next window, None for never."""
-        if self.max_event_us is None or self.progress_us is None:
+        end_us = self.next_end_us()
+        return None if end_us is None else self.reached_us(end_us)
+
+    def reached_us(self, event_us: int) -> int | None:
+        """Return the arrival clock at which silence would bring the progress to `event_us`, None for never."""
+        if self.max_event_us is None:
+            return None
+        return self.last_arrival_us + self.idle_us + max(0, event_us - self.max_event_us)
+
+    def next_end_us(self) -> int | None:
+        """Return the progress at which the next window closes, None for none."""
+        if self.progress_us is None:
             return None
         if self.open:
             index = min(self.open)
@@ -343,8 +357,7 @@ class Windows:
             and self.closed_before <= self.last_full + MAX_EMPTY
         ):
             index = min(index, self.closed_before)
-        event_us = (index + 1) * self.size_us + self.lateness_us
-        return self.last_arrival_us + self.idle_us + max(0, event_us - self.max_event_us)
+        return (index + 1) * self.size_us + self.lateness_us
 
     def snapshot(self) -> dict[str, Any]:
         """Return the state as a tree."""
@@ -370,4 +383,4 @@ class Windows:
             self.last_full,
             self.late,
         ) = state["scalars"]
-        self.open = {w.index: w for w in map(Accumulator.restored, state["open"])}
+        self.open = {w.index: w for w in map(self.of.restored, state["open"])}

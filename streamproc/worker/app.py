@@ -110,6 +110,8 @@ def build(
         read = {**read, kafka.alerts: "alerts"}
     if kafka.alert_feed:
         read = {**read, kafka.alert_feed: "incidents"}
+    if joined := kafka.joins_topic():
+        read = {**read, joined: "quality"}
     driver.install([*read, *sources])
     app.engine = Engine(
         app,

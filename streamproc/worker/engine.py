@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger("streamproc.engine")
 
+#: Kinds of what others send; the rest is what we send ourselves, read again.
+SOURCES = frozenset(("predictions", "telemetry", "labels"))
+
 #: A snapshot may take this share of a worker's time; where it takes longer, it comes less often.
 _SNAPSHOT_SHARE = 0.1
 
@@ -46,9 +49,6 @@ _STUCK_S = 60.0
 
 #: A dead letter that large may meet a topic's limit, which by Kafka's default is a million bytes.
 _LARGE = 500_000
-
-#: Kinds whose records are our own alerts.
-_OURS = ("alerts", "incidents")
 
 #: Nothing read for this long, and nothing left to read: the arrival clock follows the wall clock.
 _IDLE_S = 2.0
@@ -322,6 +322,10 @@ class Engine:
             value, headers = encode_incident(incident, source=self._source)
             await self._send(held, kafka.incidents, incident.incident_id.encode(), value, headers)
             m.incidents.labels(action=incident.action, severity=incident.severity, cause=incident.cause.category).inc()
+        for model, record in out.forwarded:
+            await self._send(held, kafka.joins_topic(), model.encode(), record, [])
+        for outcome, count in out.outcomes.items():
+            m.joins.labels(outcome=outcome).inc(count)
         if batch is not None:
             for rejected in out.rejected:
                 key, whole, headers = dead_letter(batch, rejected, redact=self.config.worker.redact)
@@ -549,7 +553,7 @@ class Engine:
         from streamproc.pipeline import Pipeline
 
         share = self.config.defaults.discover.max_series / max(1, self._partitions.get(tp.topic, 1))
-        watched = sum(self._partitions.get(topic, 1) for topic, kind in self._kinds.items() if kind not in _OURS)
+        watched = sum(self._partitions.get(topic, 1) for topic, kind in self._kinds.items() if kind not in ("alerts", "incidents"))
         return Pipeline(
             self.book,
             kind=self._kinds[tp.topic],  # type: ignore[arg-type]
@@ -558,7 +562,7 @@ class Engine:
             max_series=math.ceil(share),
             budget_share=1.0 / max(1, watched),
             codecs=None if self.registry is None else self.registry.codecs,
-            deduplicate=bool(self._raw_topics) and self._kinds[tp.topic] not in _OURS,
+            deduplicate=bool(self._raw_topics) and self._kinds[tp.topic] in SOURCES,
         )
 
     def _snapshot_partition(self, tp: TP) -> int:

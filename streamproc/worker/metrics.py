@@ -32,6 +32,7 @@ class Metrics:
         self.outnumbered = counter("outnumbered_halves_total", "Requests or responses given up on for want of room.")
         self.passed_over = counter("passed_over_total", "Spans of traces that are no calls of a language model.")
         self.repeated = counter("repeated_halves_total", "Requests or responses that came again, or too late.")
+        self.joins = counter("label_joins_total", "What became of predictions and labels to be joined.", ("outcome",))
         self.dead_letters = counter("dead_letters_total", "Records that could not be read.", ("reason",))
         self.alerts = counter("alerts_total", "Alerts published.", ("action", "severity"))
         self.pages = counter("pages_total", "Alerts and digests passed on under the cap.", ("action", "severity"))

@@ -50,6 +50,9 @@ def topic_specs(config: Config) -> list[topics.TopicSpec]:
         )
 
     sources = [spec(t, siblings="sources") for t in k.sources()]
+    if joined := k.joins_topic():
+        # A worker that comes back late must find all of it, and nobody reads it twice: a week.
+        sources.append(spec(joined, retention_ms=str(7 * 86_400_000)))
     if k.repartition:
         internal = dict.fromkeys(internal_topic(k.app_id, t) for t in k.sources())  # some share one
         sources += [spec(name, siblings="internal") for name in internal]

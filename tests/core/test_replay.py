@@ -6,13 +6,14 @@ import datetime as dt
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import orjson
 import pytest
 
 from streamproc.events import Alert
-from streamproc.replay import Replay
+from streamproc.replay import JoinedReplay, Replay
 from streamproc.rules import RuleBook
-from tests.core.make import BEGIN_US, config, feed, pipeline, prediction, quick, story
+from tests.core.make import BEGIN_US, SECOND, config, feed, pipeline, prediction, quick, story
 
 
 def replay(lines: list[bytes], extra: str = "", **options: Any) -> tuple[Replay, list[Alert]]:
@@ -104,3 +105,23 @@ def test_a_family_is_found_under_both_its_names() -> None:
     run.report.alerts["class_share:yes", "opened"] = 1
     run.report.alerts["silence", "resolved"] = 1
     assert run.report.opened_signals() == {"class_share:yes", "class_share"}
+
+
+def test_predictions_and_a_file_of_their_labels_are_joined_as_the_worker_would_whatever_is_read_at_once() -> None:
+    rng = np.random.default_rng(4)
+    asked, told = [], []
+    for k in range(3000):
+        at = BEGIN_US + k * SECOND // 10
+        said = {"label": "a", "score": float(rng.uniform(0.8, 1.0))}
+        asked.append(orjson.dumps(prediction(at, prediction=said) | {"id": f"i{k}"}))
+        wrong = rng.random() < (0.1 if k < 2000 else 0.7)
+        label = {"prediction_id": f"i{k}", "model": "fraud", "time": at + 3 * SECOND, "label": "b" if wrong else "a"}
+        told.append(orjson.dumps(label))
+    found = []
+    for lines in (2000, 7):
+        run = JoinedReplay(RuleBook(config(quick(accuracy={"params": {"warm_up": 5, "window": 20}}))))
+        found.append([a.id for a in run.run_both(asked, told, batch_lines=lines)])
+        assert run.report.outcomes == {"joined": 3000}
+        assert "prediction_error" in run.report.opened_signals()
+        assert run.joins.models["fraud"].windows.late == 0
+    assert len(found[0]) > 0

@@ -10,7 +10,9 @@ from aiokafka.errors import MessageSizeTooLargeError
 from faust.types import TP
 
 from streamproc import rules
+from streamproc.config import Config
 from streamproc.events import RecordBatch
+from streamproc.joins import JoinDecoder
 from streamproc.worker import snapshots
 from streamproc.worker.engine import Engine, Owned
 from streamproc.worker.metrics import Metrics
@@ -78,15 +80,23 @@ class FakeApp:
         self.rebalancing = False
 
 
+WITH_LABELS = rules.parse(
+    """
+version: 1
+kafka: {brokers: "nowhere:9092", predictions: [in], labels: [labels]}
+"""
+)
+
+
 class Bench:
     """An engine with one partition in hand, and everything around it in view."""
 
-    def __init__(self) -> None:
+    def __init__(self, config: Config = CONFIG) -> None:
         self.app = FakeApp()
         self.fatal: list[BaseException] = []
         self.engine = Engine(
             self.app,
-            CONFIG,
+            config,
             settings={},
             sources={"in": "predictions"},
             partitions={"in": 1},
@@ -135,6 +145,28 @@ def test_an_alert_the_broker_refuses_keeps_the_offset_where_it_was() -> None:
     assert bench.held.durable == 0
     assert bench.app.consumer.commits == 0
     assert bench.app.producer.to("streamproc-snapshots") == []
+
+
+def test_what_is_sent_on_to_be_joined_is_awaited_before_the_offset_moves() -> None:
+    async def scenario(refused: set[str]) -> Bench:
+        bench = Bench(WITH_LABELS)
+        bench.app.producer.refused = refused
+        await bench.engine.take(batch(0, 5))
+        if refused:
+            with pytest.raises(OSError, match="No space left"):
+                await bench.engine.snapshot()
+        else:
+            await bench.engine.snapshot()
+        return bench
+
+    bench = run(scenario({"streamproc-joins"}))
+    assert bench.held.durable == 0
+    assert bench.app.producer.to("streamproc-snapshots") == []
+    bench = run(scenario(set()))
+    assert bench.held.durable == 5
+    (sent,) = bench.app.producer.to("streamproc-joins")
+    assert sent.key == b"m"
+    assert len(JoinDecoder()._read(sent.value or b"").rows) == 5
 
 
 @pytest.mark.parametrize("kind", [b'["model"', b'["manifest"'])
