@@ -9,7 +9,7 @@ some six models share, and that report a metric of their own; feeds that give fe
 Traffic has a rhythm of the day and of the week, and everything wanders: latencies, features and traffic are
 autocorrelated and heavy-tailed. Every model is deployed every few days, which by itself changes nothing.
 
-The config is the default with what an operator says of such a fleet: windows of 15 minutes for models that get a few
+The config is the default with what an operator says of such a fleet: windows of half an hour for models that get a few
 requests a minute, a reference of a day, and what depends on what. Nothing in it knows of faults.
 
 A fault is found by the first incident that shares a model with it and opens between its beginning and its end and two
@@ -30,6 +30,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import orjson
@@ -43,12 +44,13 @@ from streamproc.rules import RuleBook
 F64 = npt.NDArray[np.float64]
 
 BEGIN_US: Final = 1_767_571_200_000_000  # Monday, 5 January 2026, 00:00 UTC
-SLICE_S: Final = 300
+SLICE_S: Final = 900
 WARM_UP_H: Final = 36
 #: After its end what a fault has taught swings back; what is found until then is still of it.
 GRACE_S: Final = 7200
 LABEL_AFTER_S: Final = 3600
-LABELLED: Final = 0.5
+LABELLED: Final = 1.0
+SPIKE: Final = 6.0
 
 #: Kind of fault → its cause, what it is of, hours it lasts.
 KINDS: Final[dict[str, tuple[str, str, float, float]]] = {
@@ -104,6 +106,7 @@ class Told:
     severity: str
     alerts: int
     summary: str
+    root: str = ""
     ended_s: float | None = None
     merged: bool = False
     confidence: float = 0.0
@@ -132,7 +135,7 @@ def config(models: list[Model], *, labels: bool) -> str:
     return f"""
 version: 1
 kafka: {{brokers: "localhost:9092", predictions: [predictions], telemetry: [telemetry]{more}}}
-defaults: {{window: 15m, lateness: 1m, min_samples: 20}}
+defaults: {{window: 30m, lateness: 1m}}
 models:
   - {{match: {{model: "m*"}}, reference: {{first: 4000}}}}
 {blocks}
@@ -224,7 +227,7 @@ class World:
         for k, model in enumerate(self.models):
             active = [f for f in self.by_model[model.name] if f.begin_s < begin + SLICE_S and begin < f.end_s]
             kinds = {f.kind for f in active}
-            rate = self.rate[k] * rhythm[k] * np.exp(self.busy[i, k]) * (4.0 if "traffic_spike" in kinds else 1.0)
+            rate = self.rate[k] * rhythm[k] * np.exp(self.busy[i, k]) * (SPIKE if "traffic_spike" in kinds else 1.0)
             n = int(self.rng.poisson(rate * SLICE_S / 60))
             if n == 0:
                 continue
@@ -310,7 +313,7 @@ class World:
                     "time": BEGIN_US + round(late[j] * 1e6),
                 }
                 self.waiting.append((float(late[j]), model.name.encode(), orjson.dumps(label)))
-            yield orjson.dumps(event)
+            yield orjson.dumps(event, option=orjson.OPT_SERIALIZE_NUMPY)
 
     def _llm(
         self, i: int, k: int, model: Model, times: F64, hit: dict[str, Any], active: list[Fault], lull: float,
@@ -332,17 +335,22 @@ class World:
                 "time": BEGIN_US + round(times[j] * 1e6),
                 "model": {"name": model.name, "version": constant},
                 "duration_s": round(float(latency[j]) * 10, 5),
-                "gen_ai.request.model": model.name,
-                "gen_ai.provider.name": model.provider,
-                "gen_ai.operation.name": "chat",
-                "gen_ai.usage.input_tokens": int(given[j]),
-                "gen_ai.usage.output_tokens": int(made[j]),
-                "gen_ai.usage.cost": round(float(given[j] * 1e-6 + made[j] * 4e-6), 8),
-                "gen_ai.response.finish_reasons": ["content_filter" if refused[j] else "stop"],
+                "prediction": {"label": "text"},
+                "usage": {
+                    "input_tokens": int(given[j]),
+                    "output_tokens": int(made[j]),
+                    "cost": round(float(given[j] * 1e-6 + made[j] * 4e-6), 8),
+                },
+                "llm": {
+                    "provider": model.provider,
+                    "output_tokens": int(made[j]),
+                    "finish_reasons": ["content_filter" if refused[j] else "stop"],
+                },
             }
             if failed[j]:
-                event["error.type"] = "timeout"
-            yield orjson.dumps(event)
+                event["error"] = "timeout"
+                del event["prediction"]
+            yield orjson.dumps(event, option=orjson.OPT_SERIALIZE_NUMPY)
 
     def _telemetry(self, i: int, begin: float, lull: float) -> list[tuple[float, bytes, bytes]]:
         found = []
@@ -358,7 +366,7 @@ class World:
                     used = 0.97 + 0.01 * self.rng.normal()
                 point = {"name": "cpu.utilization", "value": round(min(max(used, 0.02), 1.0), 4), "model": name,
                          "time": BEGIN_US + round(at * 1e6), "source": "sim", "id": f"{name}-{i}-{minute}"}  # fmt: skip
-                found.append((at, name.encode(), orjson.dumps(point)))
+                found.append((at, name.encode(), orjson.dumps(point, option=orjson.OPT_SERIALIZE_NUMPY)))
         return sorted(found)
 
 
@@ -369,7 +377,7 @@ class Worker:
         book = RuleBook(rules.parse(text, name="benchmark", env={}))
         kinds = ["predictions", "telemetry", *(["labels", "quality"] if labels else []), "incidents"]
         self.pipelines = {k: Pipeline(book, kind=k, topic=k) for k in kinds}  # type: ignore[arg-type]
-        self.alerts: list[Alert] = []
+        self.alerts: list[tuple[float, Alert]] = []  # with when each was published
         self.incidents: list[Incident] = []
         self.events = 0
 
@@ -393,7 +401,7 @@ class Worker:
 
     def report(self, alerts: list[Alert], end_s: float) -> None:
         if alerts:
-            self.alerts += alerts
+            self.alerts += [(end_s, a) for a in alerts]
             self.take("incidents", [(end_s, FLEET_KEY, to_json(a)) for a in alerts], end_s)
 
     def _process(self, pipeline: Pipeline, stamps: list[int], rows: list[tuple[float, bytes, bytes]]) -> Any:
@@ -424,12 +432,28 @@ def simulate(
         if labels:
             worker.take("labels", told, end)
         worker.take("incidents", [], end)
-        if progress and i % 288 == 287:
+        if progress and (i + 1) * SLICE_S % 86_400 == 0:
             took = time.monotonic() - began
             print(
-                f"day {(i + 1) // 288}: {worker.events} events, {len(worker.alerts)} alerts, {took:.0f} s",
+                f"day {(i + 1) * SLICE_S // 86_400}: {worker.events} events, {len(worker.alerts)} alerts, {took:.0f} s",
                 file=sys.stderr, flush=True,
             )  # fmt: skip
+    return faults, worker
+
+
+def regroup(path: str, seed: int, *, models: int, days: float, quiet: bool) -> tuple[list[Fault], Worker]:
+    """Return what the incidents pipeline makes of alerts that were saved."""
+    those = fleet(models)
+    faults = [] if quiet else draw_faults(np.random.default_rng(seed), those, days=days)
+    worker = Worker(config(those, labels=True), labels=True)
+    with open(path, "rb") as f:
+        saved = [(line["at"], msgspec.convert(line["alert"], Alert)) for line in map(orjson.loads, f)]
+    for i in range(int(days * 86_400 / SLICE_S)):
+        end = (i + 1) * SLICE_S
+        now = list(itertools.takewhile(lambda s: s[0] <= end, saved))  # noqa: B023
+        saved = saved[len(now) :]
+        worker.report([a for _, a in now], end)
+        worker.take("incidents", [], end)
     return faults, worker
 
 
@@ -454,6 +478,7 @@ def gather(incidents: list[Incident]) -> list[Told]:
             t.cause, t.rule, t.confidence = i.cause.category, i.cause.rule, i.cause.confidence
         t.severity, t.alerts, t.summary = i.severity, i.alerts, i.summary
         t.symptoms = [f"{s.model} {s.signal}" for s in i.symptoms]
+        t.root = i.description.partition("\n")[0]
         if i.action == "resolved":
             t.ended_s, t.merged = seconds(i.lastReceived), merged
     return list(found.values())
@@ -497,7 +522,7 @@ def score(faults: list[Fault], worker: Worker, *, days: float, verbose: bool = F
                 )  # fmt: skip
                 print(f"  {f.kind} {f.what} h{f.begin_s / 3600:.1f}: {what}")
         for t in false:
-            print(f"  FALSE h{t.opened_s / 3600:.1f} {t.severity} {t.cause} {t.alerts}: {t.summary[:170]} | {t.symptoms[:6]}")
+            print(f"  FALSE h{t.opened_s / 3600:.1f} {t.severity} {t.cause} {t.alerts}: {t.summary[:150]} | {t.root[:120]} | {t.symptoms[:6]}")
     return {
         "faults": len(faults),
         "incidents": len(told),
@@ -508,7 +533,7 @@ def score(faults: list[Fault], worker: Worker, *, days: float, verbose: bool = F
         "median_delay_s": {k: round(statistics.median(d)) for k, d in delays.items() if d},
         "false_incidents_per_day": round(len(false) / days, 2),
         "false_critical": sum(t.severity == "critical" for t in false),
-        "alerts": sum(a.action == "opened" for a in worker.alerts),
+        "alerts": sum(a.action == "opened" for _, a in worker.alerts),
         "alerts_per_incident": round(statistics.fmean(t.alerts for t in told), 2) if told else None,
         "steps_per_incident": round(statistics.fmean(t.steps for t in told), 2) if told else None,
         "unresolved": sum(t.ended_s is None for t in told),
@@ -524,12 +549,16 @@ def main() -> None:
     parser.add_argument("--quiet", action="store_true", help="inject nothing")
     parser.add_argument("--verbose", action="store_true", help="print each fault and each false incident")
     parser.add_argument("--save", help="write the alerts there, one a line")
+    parser.add_argument("--saved", help="group these alerts, saved by a run with the same seed, instead of simulating")
     args = parser.parse_args()
     began = time.monotonic()
-    faults, worker = simulate(args.seed, models=args.models, days=args.days, quiet=args.quiet)
+    if args.saved:
+        faults, worker = regroup(args.saved, args.seed, models=args.models, days=args.days, quiet=args.quiet)
+    else:
+        faults, worker = simulate(args.seed, models=args.models, days=args.days, quiet=args.quiet)
     if args.save:
         with open(args.save, "wb") as f:
-            f.writelines(to_json(a) + b"\n" for a in worker.alerts)
+            f.writelines(orjson.dumps({"at": at, "alert": orjson.loads(to_json(a))}) + b"\n" for at, a in worker.alerts)
     figures = {"seed": args.seed, **score(faults, worker, days=args.days, verbose=args.verbose)}
     print(orjson.dumps({**figures, "seconds": round(time.monotonic() - began)}).decode())
 

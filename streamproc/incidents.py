@@ -69,6 +69,12 @@ _OF_WINDOWS = 4
 #: A feature links alerts that it carries so much of.
 _CARRIES = 0.2
 
+#: Failures in a window that are news by themselves; fewer are a symptom of something else, or none.
+_FAILURES = 5
+#: A lone warning of a window lasts five windows at least, before it resolves (`rules`); one that lasts longer is none
+#: that was over at once.
+_CONFIRM_WINDOWS = 6
+
 _RANK: dict[Severity, int] = {"info": 0, "warning": 1, "critical": 2}
 _SEVERITIES: tuple[Severity, ...] = ("info", "warning", "critical")
 #: Quality signals of which less is worse; of the others more is.
@@ -109,6 +115,8 @@ class _Member(Struct, gc=False, kw_only=True):
     start_us: int
     opened_us: int
     end_us: int = -1
+    sure: bool = False  # one that needs no other beside it
+    weak: bool = False  # one that rests on too few events to be more than a symptom
     value: float | None = None
     expected: float | None = None
     events: int | None = None  # in values over the limit
@@ -162,7 +170,8 @@ class IncidentState(ModelState):
         widest = max([book.config.defaults.window.us, *(b.window.us for b in book.config.models if b.window)])
         self.window_us = max(_WINDOW_US, _OF_WINDOWS * widest) if said.window is None else said.window.us
         self.quiet_us = self.window_us if said.quiet is None else said.quiet.us
-        self.confirm_us = self.window_us if said.confirm_after is None else said.confirm_after.us
+        self.near_us = self.window_us // 2
+        self.confirm_us = max(_WINDOW_US, _CONFIRM_WINDOWS * widest) if said.confirm_after is None else said.confirm_after.us
         self.named = {d.rpartition("/")[2]: d for b in book.config.models for d in b.depends_on or ()}
         self.named |= {d: d for d in self.named.values()}
         self._upstreams: dict[str, tuple[str, ...]] = {}
@@ -229,7 +238,7 @@ class IncidentState(ModelState):
         member = self._member(alert)
         linked, own = [], []
         for incident in self.open.values():
-            if any(abs(member.start_us - incident.links[u]) <= self.window_us for u in member.upstreams
+            if any(abs(member.start_us - incident.links[u]) <= self.near_us for u in member.upstreams
                    if u in incident.links):  # fmt: skip
                 linked.append(incident)
             elif self._is_of_model(incident, member):
@@ -274,6 +283,8 @@ class IncidentState(ModelState):
             summary=alert.summary[:300],
             start_us=_us(alert.startsAt),
             opened_us=_us(alert.lastReceived),
+            sure=alert.severity == "critical" and not _is_weak(alert, group),
+            weak=_is_weak(alert, group),
             value=alert.value,
             expected=None if alert.expected is None else alert.expected.value,
             events=None if alert.impact is None else alert.impact.events,
@@ -334,7 +345,8 @@ class IncidentState(ModelState):
         if alert.action == "escalated":
             incident.rank = max(incident.rank, _RANK[alert.severity])
             if member is not None:
-                member.severity = alert.severity
+                member.severity, member.weak = alert.severity, _is_weak(alert, member.group)
+                member.sure = not member.weak
             self._tell(incident, now_us)
         if alert.action != "resolved":
             return
@@ -381,7 +393,8 @@ class IncidentState(ModelState):
 
     def _is_sure(self, incident: _Open) -> bool:
         """Whether an incident is more than one alert that may be over in a moment."""
-        return incident.rank == 2 or len({(m.model, m.group) for m in incident.members.values()}) > 1
+        members = incident.members.values()
+        return any(m.sure for m in members) or len({(m.model, m.group) for m in members if not m.weak}) > 1
 
     def _severity(self, incident: _Open) -> Severity:
         """Return the worst severity that an alert had, a step more where many models are hit or it lasts long."""
@@ -395,7 +408,7 @@ class IncidentState(ModelState):
             due = [(incident.ended_us + self.quiet_us, "end")]
         else:
             due = [(incident.news_us + self.book.config.defaults.discover.idle_ttl.us, "give up")]
-            if incident.published_us < 0:
+            if incident.published_us < 0 and not all(m.weak for m in incident.members.values()):
                 due.append((incident.first_us + self.confirm_us, "confirm"))
             elif not incident.aged:
                 due.append((incident.first_us + self.book.config.incidents.escalate_after.us, "age"))
@@ -586,6 +599,13 @@ def _us(stamp: str) -> int:
         return time_us(dt.datetime.fromisoformat(stamp))
     except ValueError:
         return 0
+
+
+def _is_weak(alert: Alert, group: causes.Group) -> bool:
+    """Whether an alert on a share rests on so few events that a window more or less of them is chance."""
+    if group not in ("failing", "replies") or alert.value is None or alert.n is None:
+        return False
+    return alert.value * alert.n < _FAILURES
 
 
 def _near(a: Category, b: Category) -> bool:

@@ -553,7 +553,8 @@ class Engine:
         from streamproc.pipeline import Pipeline
 
         share = self.config.defaults.discover.max_series / max(1, self._partitions.get(tp.topic, 1))
-        watched = sum(self._partitions.get(topic, 1) for topic, kind in self._kinds.items() if kind not in ("alerts", "incidents"))
+        ours = ("alerts", "incidents")
+        watched = sum(self._partitions.get(topic, 1) for topic, kind in self._kinds.items() if kind not in ours)
         return Pipeline(
             self.book,
             kind=self._kinds[tp.topic],  # type: ignore[arg-type]
