@@ -1,11 +1,11 @@
-"""Incidents measured on injected faults: 50 models over 14 days, some 60 faults of twelve kinds, through real pipelines.
+"""Incidents on injected faults: 50 models over 14 days, some 60 faults of twelve kinds, through real pipelines.
 
     python -m benchmarks.incidents --seed 11                    14 days, minutes
     python -m benchmarks.incidents --seed 11 --quiet            no faults: what is left is false
     python -m benchmarks.incidents --days 3 --models 12         short, for CI
 
-The fleet: tabular classifiers, which get labels for some of their answers an hour later, and language models; hosts that
-some six models share, and that report a metric of their own; feeds that give features to several models; two providers.
+The fleet: tabular classifiers, whose answers get labels an hour later, and language models; hosts that some six models
+share, and that report a metric of their own; feeds that give features to several models; two providers.
 Traffic has a rhythm of the day and of the week, and everything wanders: latencies, features and traffic are
 autocorrelated and heavy-tailed. Every model is deployed every few days, which by itself changes nothing.
 
@@ -144,15 +144,16 @@ models:
 
 def draw_faults(rng: np.random.Generator, models: list[Model], *, days: float) -> list[Fault]:
     """Return faults, twelve kinds in turn, none of which meets another of the same model within half a day."""
-    hours = days * 24 - WARM_UP_H - 6
+    warm_up = min(WARM_UP_H, days * 10)
+    hours = days * 24 - warm_up - 6
     count = max(len(KINDS), round(60 * hours / (14 * 24 - WARM_UP_H - 6) * min(1.0, len(models) / 50)))
     kinds = list(itertools.islice(itertools.cycle(KINDS), count))
     faults: list[Fault] = []
     for kind in kinds:
         _, of, least, most = KINDS[kind]
         for _ in range(3000):
-            begin = (WARM_UP_H + rng.uniform(0, hours - least)) * 3600
-            end = begin + min(rng.uniform(least, most), hours + WARM_UP_H - begin / 3600 + 4) * 3600
+            begin = (warm_up + rng.uniform(0, hours - least)) * 3600
+            end = begin + min(rng.uniform(least, most), hours + warm_up - begin / 3600 + 4) * 3600
             fits = {
                 "any": models,
                 "tabular": [m for m in models if m.feed],
@@ -316,7 +317,7 @@ class World:
             yield orjson.dumps(event, option=orjson.OPT_SERIALIZE_NUMPY)
 
     def _llm(
-        self, i: int, k: int, model: Model, times: F64, hit: dict[str, Any], active: list[Fault], lull: float,
+        self, i: int, k: int, model: Model, times: F64, hit: dict[str, Any], active: list[Fault], _lull: float,
         latency: F64, failed: Any,
     ) -> Iterator[bytes]:  # fmt: skip
         rng, n = self.rng, len(times)
@@ -510,9 +511,8 @@ def score(faults: list[Fault], worker: Worker, *, days: float, verbose: bool = F
         delay = f"{statistics.median(delays[kind]) / 60:.0f}" if got else "-"
         each = sum(len(of[n]) for n in got) / max(1, len(got))
         alerts = statistics.median(t.alerts for n in got for t in found[n]) if got else 0
-        print(
-            f"{kind:16s} {len(own):3d} {len(got):5d} {sum(n in right for n in got):5d} {delay:>9s} {each:9.2f} {alerts:6.0f}"
-        )
+        causes = sum(n in right for n in got)
+        print(f"{kind:16s} {len(own):3d} {len(got):5d} {causes:5d} {delay:>9s} {each:9.2f} {alerts:6.0f}")
     if verbose:
         for n, f in enumerate(faults):
             for t in of[n] or [None]:
@@ -522,7 +522,8 @@ def score(faults: list[Fault], worker: Worker, *, days: float, verbose: bool = F
                 )  # fmt: skip
                 print(f"  {f.kind} {f.what} h{f.begin_s / 3600:.1f}: {what}")
         for t in false:
-            print(f"  FALSE h{t.opened_s / 3600:.1f} {t.severity} {t.cause} {t.alerts}: {t.summary[:150]} | {t.root[:120]} | {t.symptoms[:6]}")
+            what = f"{t.severity} {t.cause} {t.alerts}: {t.summary[:150]} | {t.root[:120]} | {t.symptoms[:6]}"
+            print(f"  FALSE h{t.opened_s / 3600:.1f} {what}")
     return {
         "faults": len(faults),
         "incidents": len(told),

@@ -171,7 +171,8 @@ class IncidentState(ModelState):
         self.window_us = max(_WINDOW_US, _OF_WINDOWS * widest) if said.window is None else said.window.us
         self.quiet_us = self.window_us if said.quiet is None else said.quiet.us
         self.near_us = self.window_us // 2
-        self.confirm_us = max(_WINDOW_US, _CONFIRM_WINDOWS * widest) if said.confirm_after is None else said.confirm_after.us
+        lasting_us = max(_WINDOW_US, _CONFIRM_WINDOWS * widest)
+        self.confirm_us = lasting_us if said.confirm_after is None else said.confirm_after.us
         self.named = {d.rpartition("/")[2]: d for b in book.config.models for d in b.depends_on or ()}
         self.named |= {d: d for d in self.named.values()}
         self._upstreams: dict[str, tuple[str, ...]] = {}
@@ -408,8 +409,9 @@ class IncidentState(ModelState):
             due = [(incident.ended_us + self.quiet_us, "end")]
         else:
             due = [(incident.news_us + self.book.config.defaults.discover.idle_ttl.us, "give up")]
-            if incident.published_us < 0 and not all(m.weak for m in incident.members.values()):
-                due.append((incident.first_us + self.confirm_us, "confirm"))
+            if incident.published_us < 0:
+                if not all(m.weak for m in incident.members.values()):
+                    due.append((incident.first_us + self.confirm_us, "confirm"))
             elif not incident.aged:
                 due.append((incident.first_us + self.book.config.incidents.escalate_after.us, "age"))
         if incident.published_us >= 0 and incident.stale:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import jsonschema
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from detectors.state import dumps
-from streamproc import schema
+from streamproc import causes, schema
 from streamproc.alerts import identity
 from streamproc.cloudevents import encode_alert, encode_incident, incident_json
 from streamproc.config import Config
@@ -29,6 +30,7 @@ from streamproc.events import (
 )
 from streamproc.pipeline import Pipeline
 from streamproc.rules import RuleBook
+from streamproc.signals import SIGNALS as SIGNALS_KNOWN
 from tests.core.make import BEGIN_US, batch, config, cut
 
 MINUTE = 60_000_000
@@ -240,6 +242,57 @@ def test_what_is_over_has_a_post_mortem() -> None:
     assert last.post_mortem.kpis.accuracy_stability == 0.75
     assert last.post_mortem.kpis.cost == pytest.approx(10.0)
     assert (last.impact.models, last.impact.predictions, last.impact.duration_s) == (1, 500, 7200)
+
+
+def test_a_failure_or_two_in_a_window_are_a_symptom_at_most() -> None:
+    few = {"severity": "critical", "value": 0.04, "n": 50}
+    lone = [alert("error_rate", 0, **few), alert("error_share:timeout", 1, **few), alert("error_rate", 300, model="a2")]
+    assert [i.models for i in story(*lone) if i.action == "opened"] == [["a2"]]
+    (opened, *_) = story(alert("error_rate", 0, **few), alert("latency_p95", 2), alert("refusal_rate", 3))
+    assert (opened.alerts, len(opened.symptoms)) == (3, 2)
+    (opened, *_) = story(alert("error_rate", 0, severity="critical", value=0.5, n=50))
+    assert opened.lastReceived == rfc3339(BEGIN_US)
+
+
+def test_an_alert_that_became_critical_makes_its_incident_so_at_once() -> None:
+    opened, *_ = story(alert("latency_p95", 0), alert("latency_p95", 6, action="escalated", severity="critical"))
+    assert (opened.action, opened.severity) == ("opened", "critical")
+    assert opened.lastReceived == rfc3339(BEGIN_US + 6 * MINUTE)
+    found = story(
+        alert("latency_p95", 0),
+        alert("error_rate", 1),
+        alert("latency_p95", 6, action="escalated", severity="critical"),
+    )
+    assert [(i.action, i.severity) for i in found][:2] == [("opened", "warning"), ("escalated", "critical")]
+
+
+def test_another_config_keeps_what_is_open() -> None:
+    p = agent()
+    (opened,) = p.process(records([alert("silence", 0, severity="critical")])).incidents
+    p.reconfigure(RuleBook(config(CONFIG + "incidents: {quiet: 1h}")))
+    (resolved,) = p.process(records([alert("silence", 5, action="resolved")], first=1)).incidents + p.advance(
+        BEGIN_US + 5 * HOUR
+    ).incidents
+    assert resolved.incident_id == opened.incident_id
+    assert resolved.lastReceived == rfc3339(BEGIN_US + 65 * MINUTE)
+
+
+def test_the_documented_table_is_the_one_in_force() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "incidents.md").read_text()
+    lines = [line.split("|")[1:-1] for line in text.splitlines() if line.startswith("| `")]
+    told = {r[0].strip(" `"): [c.strip() for c in r[1:]] for r in lines}
+    for rule in causes.RULES:
+        cause, any_of, also, without, weight, action = told[rule.name]
+        assert (cause, weight, action) == (rule.cause, f"{rule.weight:g}", rule.action)
+        assert any_of == ", ".join(rule.any_of)
+        assert without == (", ".join(rule.without) or "-")
+        assert all(word in also for word in (*rule.with_, *rule.shared))
+        assert ("version" in also) == rule.version
+
+
+def test_every_signal_is_a_symptom_of_something() -> None:
+    unknown = {s for s in SIGNALS_KNOWN if causes.group_of(s, up=True) == "other"}
+    assert unknown == {"label_share", "label_delay", "unlabelled"}
 
 
 def test_copies_of_an_alert_open_nothing_anew() -> None:
