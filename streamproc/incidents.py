@@ -71,9 +71,9 @@ _CARRIES = 0.2
 
 #: Failures in a window that are news by themselves; fewer are a symptom of something else, or none.
 _FAILURES = 5
-#: A lone warning of a window lasts five windows at least, before it resolves (`rules`); one that lasts longer is none
-#: that was over at once.
-_CONFIRM_WINDOWS = 6
+#: A lone warning of a window lasts five windows at least, before it resolves (`rules`), and some more where it has not
+#: been over at once; beyond these it is an incident.
+_CONFIRM_WINDOWS = 8
 
 _RANK: dict[Severity, int] = {"info": 0, "warning": 1, "critical": 2}
 _SEVERITIES: tuple[Severity, ...] = ("info", "warning", "critical")
@@ -116,6 +116,7 @@ class _Member(Struct, gc=False, kw_only=True):
     opened_us: int
     end_us: int = -1
     sure: bool = False  # one that needs no other beside it
+    wait_us: int = -1  # alone it is an incident if it lasts so much longer; -1: as long as any other
     weak: bool = False  # one that rests on too few events to be more than a symptom
     value: float | None = None
     expected: float | None = None
@@ -139,7 +140,9 @@ class _Open(Struct, kw_only=True):
     ended_us: int = -1  # when the last of its alerts was over
     published_us: int = -1  # -1: not yet confirmed
     steps: int = 0  # published
-    rank: int = 0  # the highest severity yet
+    rank: int = 0  # the highest severity that an alert began with
+    escalated: bool = False  # one became critical
+    confirm_us: int = -1  # when it is told of, if it has not ended by then; -1: not by lasting
     aged: bool = False  # it has lasted long enough to be more severe for it
     stale: bool = False  # there are alerts since it was last told of
     told: list[Any] = field(default_factory=list)  # what was last said of it that is worth saying anew
@@ -284,7 +287,8 @@ class IncidentState(ModelState):
             summary=alert.summary[:300],
             start_us=_us(alert.startsAt),
             opened_us=_us(alert.lastReceived),
-            sure=alert.severity == "critical" and not _is_weak(alert, group),
+            sure=alert.severity == "critical" and group != "silent" and not _is_weak(alert, group),
+            wait_us=round(alert.value * 1e6) if group == "silent" and alert.value is not None else -1,
             weak=_is_weak(alert, group),
             value=alert.value,
             expected=None if alert.expected is None else alert.expected.value,
@@ -329,7 +333,10 @@ class IncidentState(ModelState):
     def _fold(self, incident: _Open, member: _Member) -> None:
         incident.count += 1
         incident.started_us = min(incident.started_us, member.start_us)
-        incident.rank = max(incident.rank, _RANK[member.severity])
+        if not member.weak:
+            incident.rank = max(incident.rank, _RANK[member.severity])
+            confirm_us = member.opened_us + (member.wait_us if member.wait_us >= 0 else self.confirm_us)
+            incident.confirm_us = confirm_us if incident.confirm_us < 0 else min(incident.confirm_us, confirm_us)
         incident.models[member.model] = max(incident.models.get(member.model, 0), member.start_us)
         for upstream in member.upstreams:
             incident.links[upstream] = max(incident.links.get(upstream, 0), member.start_us)
@@ -344,10 +351,9 @@ class IncidentState(ModelState):
         if member is not None and alert.impact is not None:
             member.events = alert.impact.events
         if alert.action == "escalated":
-            incident.rank = max(incident.rank, _RANK[alert.severity])
+            incident.escalated = True
             if member is not None:
-                member.severity, member.weak = alert.severity, _is_weak(alert, member.group)
-                member.sure = not member.weak
+                member.severity = alert.severity
             self._tell(incident, now_us)
         if alert.action != "resolved":
             return
@@ -369,6 +375,11 @@ class IncidentState(ModelState):
         older.started_us = min(older.started_us, younger.started_us)
         older.ended_us = max(older.ended_us, younger.ended_us)
         older.rank = max(older.rank, younger.rank)
+        older.escalated |= younger.escalated
+        if younger.confirm_us >= 0:
+            older.confirm_us = (
+                younger.confirm_us if older.confirm_us < 0 else min(older.confirm_us, younger.confirm_us)
+            )
         for own, theirs in ((older.models, younger.models), (older.links, younger.links)):
             for name, at in theirs.items():
                 own[name] = max(own.get(name, 0), at)
@@ -395,13 +406,24 @@ class IncidentState(ModelState):
     def _is_sure(self, incident: _Open) -> bool:
         """Whether an incident is more than one alert that may be over in a moment."""
         members = incident.members.values()
-        return any(m.sure for m in members) or len({(m.model, m.group) for m in members if not m.weak}) > 1
+        if any(m.sure for m in members) or self._is_borne_out(incident):
+            return True
+        return incident.escalated and len({m.fingerprint for m in members if not m.weak}) > 1
+
+    @staticmethod
+    def _is_borne_out(incident: _Open) -> bool:
+        """Whether there are alerts of two models or of two natures."""
+        return len({(m.model, _nature(m)) for m in incident.members.values() if not m.weak}) > 1
 
     def _severity(self, incident: _Open) -> Severity:
-        """Return the worst severity that an alert had, a step more where many models are hit or it lasts long."""
+        """Return the worst severity that an alert had, a step more where many models are hit or it lasts long.
+
+        One signal alone does not become critical by lasting.
+        """
         said = self.book.config.incidents
         raised = len(incident.models) >= said.escalate_models or (incident.aged and len(incident.firing) > 1)
-        return _SEVERITIES[min(2, incident.rank + raised)]
+        rank = 2 if incident.escalated and self._is_borne_out(incident) else incident.rank
+        return _SEVERITIES[min(2, rank + raised)]
 
     def _due(self, incident: _Open) -> tuple[int, str]:
         """Return when something is next to be done about an incident, in event time, and what."""
@@ -410,8 +432,8 @@ class IncidentState(ModelState):
         else:
             due = [(incident.news_us + self.book.config.defaults.discover.idle_ttl.us, "give up")]
             if incident.published_us < 0:
-                if not all(m.weak for m in incident.members.values()):
-                    due.append((incident.first_us + self.confirm_us, "confirm"))
+                if incident.confirm_us >= 0:
+                    due.append((incident.confirm_us, "confirm"))
             elif not incident.aged:
                 due.append((incident.first_us + self.book.config.incidents.escalate_after.us, "age"))
         if incident.published_us >= 0 and incident.stale:
@@ -608,6 +630,16 @@ def _is_weak(alert: Alert, group: causes.Group) -> bool:
     if group not in ("failing", "replies") or alert.value is None or alert.n is None:
         return False
     return alert.value * alert.n < _FAILURES
+
+
+def _nature(m: _Member) -> str:
+    """Return what two alerts of one model must differ in to bear each other out.
+
+    Answers move with what comes in, and all latencies together; measures of quality and of use need not agree.
+    """
+    if m.group in ("drifted", "answers"):
+        return "moved"
+    return m.signal.partition(":")[0] if m.group in ("quality", "usage") else m.group
 
 
 def _near(a: Category, b: Category) -> bool:

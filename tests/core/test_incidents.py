@@ -254,10 +254,20 @@ def test_a_failure_or_two_in_a_window_are_a_symptom_at_most() -> None:
     assert opened.lastReceived == rfc3339(BEGIN_US)
 
 
+def test_a_lone_silence_is_an_incident_once_it_has_lasted_twice_what_was_waited_for() -> None:
+    first = alert("silence", 0, severity="critical", value=480.0)
+    assert story(first, alert("silence", 7, action="resolved")) == []
+    opened, _ = story(first, alert("silence", 20, action="resolved"))
+    assert (opened.severity, opened.lastReceived) == ("critical", rfc3339(BEGIN_US + 8 * MINUTE))
+    both = story(first, alert("silence", 2, model="a2", severity="critical", value=480.0))
+    assert both[0].lastReceived == rfc3339(BEGIN_US + 2 * MINUTE)
+
+
 def test_an_alert_that_became_critical_makes_its_incident_so_at_once() -> None:
+    # Alone it stays what it is: one signal is no outage for lasting.
     opened, *_ = story(alert("latency_p95", 0), alert("latency_p95", 6, action="escalated", severity="critical"))
-    assert (opened.action, opened.severity) == ("opened", "critical")
-    assert opened.lastReceived == rfc3339(BEGIN_US + 6 * MINUTE)
+    assert (opened.action, opened.severity) == ("opened", "warning")
+    assert opened.lastReceived == rfc3339(BEGIN_US + 15 * MINUTE)
     found = story(
         alert("latency_p95", 0),
         alert("error_rate", 1),
@@ -268,11 +278,10 @@ def test_an_alert_that_became_critical_makes_its_incident_so_at_once() -> None:
 
 def test_another_config_keeps_what_is_open() -> None:
     p = agent()
-    (opened,) = p.process(records([alert("silence", 0, severity="critical")])).incidents
+    (opened,) = p.process(records([alert("error_rate", 0, severity="critical")])).incidents
     p.reconfigure(RuleBook(config(CONFIG + "incidents: {quiet: 1h}")))
-    (resolved,) = p.process(records([alert("silence", 5, action="resolved")], first=1)).incidents + p.advance(
-        BEGIN_US + 5 * HOUR
-    ).incidents
+    end = records([alert("error_rate", 5, action="resolved")], first=1)
+    (resolved,) = p.process(end).incidents + p.advance(BEGIN_US + 5 * HOUR).incidents
     assert resolved.incident_id == opened.incident_id
     assert resolved.lastReceived == rfc3339(BEGIN_US + 65 * MINUTE)
 
