@@ -15,7 +15,7 @@ requests a minute, a reference of a day, and what depends on what. Nothing in it
 A fault is found by the first incident that shares a model with it and opens between its beginning and its end and two
 hours, in which what was learned meanwhile swings back, or that was open and takes most of its alerts then; the delay is
 from its beginning to the first step of that incident. An incident that is of no fault in this sense is false.
-The cause is that which was last told of the first incident; incidents merged into another are counted as opened. Printed
+The cause is that last told of the first incident; incidents merged into another are counted as opened. Printed
 are a row a kind and then one JSON object.
 """
 

@@ -313,7 +313,8 @@ class Incidents(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     window: alerts that begin so close together may be of one incident; None is 15m, or four of the models' windows
     where those are longer. quiet: so long after its last alert is over an incident is too; None is `window`.
-    confirm_after: a lone warning is an incident once it has lasted so long; one that ends sooner is none.
+    confirm_after: a lone warning is an incident once it has lasted so long, and none where it ends sooner; None is 15m,
+    or eight windows.
     escalate_after: one that lasts so long with two alerts or more firing is a step more severe.
     escalate_models: and one that hits so many models.
     """

@@ -334,8 +334,9 @@ class Engine:
                     again = self._or_without_value(held.unawaited.pop(), key, whole, headers)
                     held.unawaited.append(asyncio.ensure_future(again))
                 m.dead_letters.labels(reason=rejected.error_type).inc()
-            m.events.labels(topic=batch.topic).inc(out.events)
-            m.bytes.labels(topic=batch.topic).inc(sum(len(v) for v in batch.values if v is not None))
+            if pipeline.kind != "incidents":  # our own alerts once more are no events
+                m.events.labels(topic=batch.topic).inc(out.events)
+                m.bytes.labels(topic=batch.topic).inc(sum(len(v) for v in batch.values if v is not None))
             if out.misplaced:
                 self._check_homes(held)
         m.late.inc(out.late)
