@@ -384,6 +384,7 @@ class Worker:
         self.alerts: list[tuple[float, Alert]] = []  # with when each was published
         self.incidents: list[Incident] = []
         self.events = 0
+        self.waiting: list[Alert] = []  # to be published
 
     def take(self, kind: str, rows: list[tuple[float, bytes, bytes]], end_s: float) -> None:
         pipeline = self.pipelines[kind]
@@ -399,14 +400,20 @@ class Worker:
         out = pipeline.advance(BEGIN_US + round(end_s * 1e6))
         self.incidents += out.incidents
         forwarded += getattr(out, "forwarded", [])
-        self.report(alerts + out.alerts, end_s)
+        self.report(alerts + out.alerts)
         if forwarded:
             self.take("quality", [(end_s, m.encode(), v) for m, v in forwarded], end_s)
 
-    def report(self, alerts: list[Alert], end_s: float) -> None:
-        if alerts:
-            self.alerts += [(end_s, a) for a in alerts]
-            self.take("incidents", [(end_s, FLEET_KEY, to_json(a)) for a in alerts], end_s)
+    def report(self, alerts: list[Alert]) -> None:
+        self.waiting += alerts
+
+    def flush(self, begin_s: float, end_s: float) -> None:
+        """Publish the alerts of a slice in the order of their times, a minute after what they tell of."""
+        stamped = [(min(max(seconds(a.lastReceived) + 60.0, begin_s), end_s), a) for a in self.waiting]
+        stamped.sort(key=lambda s: s[0])
+        self.waiting = []
+        self.alerts += stamped
+        self.take("incidents", [(at, FLEET_KEY, to_json(a)) for at, a in stamped], end_s)
 
     def _process(self, pipeline: Pipeline, stamps: list[int], rows: list[tuple[float, bytes, bytes]]) -> Any:
         first, n = pipeline.next_offset, len(rows)
@@ -435,7 +442,7 @@ def simulate(
         worker.take("telemetry", telemetry, end)
         if labels:
             worker.take("labels", told, end)
-        worker.take("incidents", [], end)
+        worker.flush(end - SLICE_S, end)
         if progress and (i + 1) * SLICE_S % 86_400 == 0:
             took = time.monotonic() - began
             print(
@@ -456,8 +463,8 @@ def regroup(path: str, seed: int, *, models: int, days: float, quiet: bool) -> t
         end = (i + 1) * SLICE_S
         now = list(itertools.takewhile(lambda s: s[0] <= end, saved))  # noqa: B023
         saved = saved[len(now) :]
-        worker.report([a for _, a in now], end)
-        worker.take("incidents", [], end)
+        worker.report([a for _, a in now])
+        worker.flush(end - SLICE_S, end)
     return faults, worker
 
 

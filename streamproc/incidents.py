@@ -252,7 +252,7 @@ class IncidentState(ModelState):
             self._found(member, alert, now_us)
             return
         target = candidates[0]
-        self._fold(target, member)
+        self._fold(target, member, now_us)
         cause = self._verdict(target).cause
         for other in candidates[1:]:
             if _near(cause, self._verdict(other).cause):
@@ -327,15 +327,16 @@ class IncidentState(ModelState):
             first_us=now_us,
             news_us=now_us,
         )
-        self._fold(incident, member)
+        self._fold(incident, member, now_us)
         self._tell(incident, now_us)
 
-    def _fold(self, incident: _Open, member: _Member) -> None:
+    def _fold(self, incident: _Open, member: _Member, now_us: int) -> None:
         incident.count += 1
         incident.started_us = min(incident.started_us, member.start_us)
         if not member.weak:
             incident.rank = max(incident.rank, _RANK[member.severity])
-            confirm_us = member.opened_us + (member.wait_us if member.wait_us >= 0 else self.confirm_us)
+            # From now on, not from when it opened: of a backlog its end may be the next record.
+            confirm_us = now_us + (member.wait_us if member.wait_us >= 0 else self.confirm_us)
             incident.confirm_us = confirm_us if incident.confirm_us < 0 else min(incident.confirm_us, confirm_us)
         incident.models[member.model] = max(incident.models.get(member.model, 0), member.start_us)
         for upstream in member.upstreams:
@@ -412,8 +413,12 @@ class IncidentState(ModelState):
 
     @staticmethod
     def _is_borne_out(incident: _Open) -> bool:
-        """Whether there are alerts of two models or of two natures."""
-        return len({(m.model, _nature(m)) for m in incident.members.values() if not m.weak}) > 1
+        """Whether there are alerts of two models or of two natures; of what wanders, three alerts."""
+        counted = [m for m in incident.members.values() if not m.weak]
+        natures = {(m.model, _nature(m)) for m in counted}
+        if len(natures) < 2:
+            return False
+        return any(nature not in _WANDER for _, nature in natures) or len({m.fingerprint for m in counted}) > 2
 
     def _severity(self, incident: _Open) -> Severity:
         """Return the worst severity that an alert had, a step more where many models are hit or it lasts long.
@@ -630,6 +635,10 @@ def _is_weak(alert: Alert, group: causes.Group) -> bool:
     if group not in ("failing", "replies") or alert.value is None or alert.n is None:
         return False
     return alert.value * alert.n < _FAILURES
+
+
+#: Natures that wander on their own, and on one host or feed together: two such alerts may be chance.
+_WANDER = frozenset({"moved", "slow"})
 
 
 def _nature(m: _Member) -> str:
