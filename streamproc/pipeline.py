@@ -176,7 +176,7 @@ class Pipeline:
         if self.kind in _OURS:
             self._decoder = _OURS[self.kind]()
             return
-        field_map = book.config.fields.get(self.kind)
+        field_map = book.config.fields.get(self.kind)  # type: ignore[arg-type]
         self._decoder = Decoder(_KINDS[self.kind], field_map=field_map)
         if self.kind == "predictions":
             self._templates = Templates(
