@@ -5,7 +5,10 @@ it where it is on by default, with it where it is off. Contenders take turns bat
 that slows down slows all of them; a signal's cost is the median of the difference it makes in each turn. Costs of
 less than some hundredths are noise.
 Predictions have an id, a value, a class, a latency and as many numeric features as told. Those that single signals
-are measured on have scores by class, a tenth more features that are categorical, usage and errors as well.
+are measured on have scores by class, a tenth more features that are categorical, usage and errors as well. Signals of
+language models are measured on calls as OpenTelemetry writes them, `feature_age` on predictions with a `feature_time`:
+both are decoded whole, which is most of what they cost and no part of the differences shown. What segments cost is
+that of the default signals with one segment watched beside the model, decoding whole included.
 """
 
 from __future__ import annotations
@@ -17,10 +20,12 @@ import statistics
 import time
 from collections.abc import Iterator
 
+import msgspec
 import orjson
 
 from streamproc import rules
 from streamproc.events import RecordBatch
+from streamproc.genai import FACTS
 from streamproc.pipeline import Pipeline, warm_up
 from streamproc.rules import RuleBook
 from streamproc.signals import SIGNALS
@@ -46,7 +51,13 @@ defaults: {{window: {window}, signals: {signals}}}
 """
 
 #: What a config must say of a signal that is off by default.
-_NAMED = {"failures": "rate", "prediction_drift": "drift", "latency": "spike", "prediction_jsd": "robust_z"}
+_NAMED: dict[str, dict[str, object]] = {
+    "failures": {"detector": "rate"},
+    "prediction_drift": {"detector": "drift"},
+    "latency": {"detector": "spike"},
+    "prediction_jsd": {"detector": "robust_z"},
+    "cost_per_day": {"upper_limit": 1e9},
+}
 
 
 def batches(n: int, *, features: int, mixed: bool, seed: int = 1) -> Iterator[RecordBatch]:
@@ -82,8 +93,40 @@ def batches(n: int, *, features: int, mixed: bool, seed: int = 1) -> Iterator[Re
         )
 
 
-def pipeline(signals: dict[str, object]) -> Pipeline:
-    text = _CONFIG.format(window=WINDOW, signals=orjson.dumps(signals).decode())
+def calls(n: int, *, seed: int = 1) -> Iterator[RecordBatch]:
+    """Yield n batches of calls of a language model, attributes flat."""
+    rng = random.Random(seed)
+    for b in range(n):
+        values, stamps = [], []
+        for i in range(b * BATCH, (b + 1) * BATCH):
+            at = START_S + i / RATE
+            values.append(orjson.dumps({
+                "id": f"{seed:04x}-{i:012d}",
+                "time": at,
+                "duration_s": rng.lognormvariate(0.0, 0.3),
+                "gen_ai.operation.name": "chat",
+                "gen_ai.request.model": "gpt",
+                "gen_ai.usage.input_tokens": rng.randrange(500),
+                "gen_ai.usage.output_tokens": rng.randrange(200),
+                "gen_ai.response.finish_reasons": ["stop" if rng.random() < 0.97 else "length"],
+                "gen_ai.response.time_to_first_chunk": rng.lognormvariate(-1.0, 0.2),
+                "retrieval.documents.0.document.score": rng.gauss(0.8, 0.03),
+            }))  # fmt: skip
+            stamps.append(int(at * 1000))
+        first = b * BATCH
+        yield RecordBatch("p", 0, list(range(first, first + BATCH)), stamps, [b"gpt"] * BATCH, values, [()] * BATCH)
+
+
+def with_more(records: list[RecordBatch], **more: object) -> list[RecordBatch]:
+    """Return the same records with one more field."""
+    return [
+        msgspec.structs.replace(r, values=[orjson.dumps(orjson.loads(v or b"") | more) for v in r.values])
+        for r in records
+    ]
+
+
+def pipeline(signals: dict[str, object], more: str = "") -> Pipeline:
+    text = _CONFIG.format(window=WINDOW, signals=orjson.dumps(signals).decode()) + more
     return Pipeline(RuleBook(rules.parse(text)), kind="predictions", topic="p")
 
 
@@ -99,7 +142,7 @@ def measure(records: list[RecordBatch], wanted: list[str]) -> tuple[float, dict[
         if name == "feature_outlier":
             said[name] = {}
         else:
-            said[name] = base | {n: {"detector": _NAMED[n]} if added[name] else {"mode": "off"} for n in parts}
+            said[name] = base | {n: _NAMED[n] if added[name] else {"mode": "off"} for n in parts}
     contenders = {name: pipeline(signals) for name, signals in said.items() if wanted or name == "default"}
     us: dict[str, list[float]] = {name: [] for name in contenders}
     order = list(contenders)
@@ -124,9 +167,12 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", help="signals to measure")
     args = parser.parse_args()
     warm_up(rules.parse(_CONFIG.format(window=WINDOW, signals=orjson.dumps(
-        {name: {"detector": detector} for name, detector in _NAMED.items()}
+        _NAMED
     ).decode())))  # fmt: skip
+    apart = {*FACTS, "feature_age"}
     every = [n for n, s in SIGNALS.items() if "predictions" in s.sources and n in (args.only or SIGNALS)]
+    special = [n for n in every if n in apart]
+    every = [n for n in every if n not in apart]
     every += [] if args.only else TOGETHER
     default: dict[str, float] = {}
     mixed: dict[str, float] = {}
@@ -137,12 +183,38 @@ def main() -> None:
         mixed[str(features)], marginal = measure(list(batches(count, features=features, mixed=True)), every)
         for name, value in marginal.items():
             found[name][str(features)] = value
+    of_calls, _ = measure(list(calls(args.batches)), [])
+    if any(n in FACTS for n in special):
+        _, marginal = measure(list(calls(args.batches)), [n for n in special if n in FACTS])
+        found |= {n: {"10": v, "100": v} for n, v in marginal.items()}
+    if "feature_age" in special:
+        for features, count in ((10, args.batches), (100, max(8, args.batches // 3))):
+            aged = with_more(list(batches(count, features=features, mixed=False)), feature_time=START_S)
+            found.setdefault("feature_age", {})[str(features)] = measure(aged, ["feature_age"])[1]["feature_age"]
+    segmented = {}
+    for features, count in ((10, args.batches), (100, max(8, args.batches // 3))):
+        records = with_more(list(batches(count, features=features, mixed=False)), segment={"country": "DE"})
+        p, us = pipeline({}, "models: [{match: {model: fraud}, segments: [country]}]\n"), []
+        for batch in records:
+            began = time.process_time()
+            p.process(batch)
+            us.append(1e6 * (time.process_time() - began) / BATCH)
+        segmented[str(features)] = statistics.median(us[count // 4 :])
     print(f"{'':46s}{'10 features':>14s}{'100 features':>14s}   us an event")
-    for title, row in (("default, as in throughput", default), ("default, all at once", mixed), *found.items()):
+    calls_row = {"10": of_calls, "100": of_calls}
+    rows = (
+        ("default, as in throughput", default),
+        ("default, all at once", mixed),
+        ("default, calls of a language model", calls_row),
+        ("default, a segment watched too", segmented),
+    )
+    for title, row in (*rows, *found.items()):
         print(f"{title:48s}{row['10']:12.3f}{row['100']:14.3f}")
     result = {
         "us_per_event_default": {k: round(v, 2) for k, v in default.items()},
         "us_per_event_all_at_once": {k: round(v, 2) for k, v in mixed.items()},
+        "us_per_event_of_calls": round(of_calls, 2),
+        "us_per_event_with_segments": {k: round(v, 2) for k, v in segmented.items()},
         "us_per_event": {n: {k: round(v, 3) for k, v in row.items()} for n, row in found.items() if "+" not in n},
         "us_per_event_together": {n: {k: round(v, 3) for k, v in row.items()} for n, row in found.items() if "+" in n},
     }

@@ -19,7 +19,7 @@ import hashlib
 from typing import Any, Literal
 
 import numpy as np
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from detectors.protocol import F64, I64
 
@@ -65,6 +65,7 @@ class Step(Struct, frozen=True, gc=False):
     escalated: bool = False
     values: int = 0  # over the limit so far
     weight: int = 0  # of those, in what each stands for
+    anew: bool = False  # told of once more as if it opened: nobody was told when it did
 
 
 class Lifecycle:
@@ -149,6 +150,17 @@ class Lifecycle:
     def due_us(self) -> int | None:
         """Return when `expire` would resolve, or None."""
         return self.last_us + self._resolve_after_us if self.state == "firing" else None
+
+    def again(self, row: int, at_us: int) -> Step:
+        """Return the opening of an alert that fires, once more."""
+        return structs.replace(self._tell("opened", row, at_us), anew=True)
+
+    def end(self, at_us: int) -> list[Step]:
+        """Resolve now, whatever is over the limit; what was pending is forgotten."""
+        if self.state == "firing":
+            return [self._resolve(-1, max(at_us, self.since_us))]
+        self._reset()
+        return []
 
     def _note_flap(self, at_us: int) -> None:
         soon_us = _FLAPS_WITHIN * self._resolve_after_us

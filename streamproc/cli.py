@@ -14,6 +14,7 @@ import click
 
 from streamproc import __version__
 from streamproc.errors import ConfigError, ReplayGateFailed, StreamprocError, UsageError
+from streamproc.saying import feedback, silence
 
 if TYPE_CHECKING:
     from streamproc.baseline import Table
@@ -80,6 +81,8 @@ def cli() -> None:
       streamproc replay --from-file events.jsonl     what it would have said of history
       streamproc score -d spike -i cpu.csv           any detector over any CSV
       streamproc worker --config worker.yaml         run it
+      streamproc silence add --help                  hide alerts for a while
+      streamproc feedback --help                     say what an alert was
 
     \b
     Exit codes: 0 ok, 1 invalid config, 2 usage, 3 a replay gate failed, 4 broker unreachable.
@@ -715,6 +718,10 @@ def _check_schemas(files: dict[str, str], folder: Path) -> None:
             f"{folder}: out of step: {', '.join(stale)}; run `streamproc schema --output {folder}`"
         )
     click.echo(f"{folder}: {len(files)} files in step")
+
+
+cli.add_command(silence)
+cli.add_command(feedback)
 
 
 def main(args: list[str] | None = None) -> Any:

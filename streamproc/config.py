@@ -5,6 +5,7 @@ Two blocks are enough (`version` and `kafka`); all else has a default that works
 
 from __future__ import annotations
 
+import datetime as dt
 import difflib
 import fnmatch
 import hashlib
@@ -136,6 +137,8 @@ class Kafka(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     incidents: str = "incidents"  # alerts grouped by what caused them; empty: none
     dead_letters: str = "streamproc-dead-letters"
     snapshots: str = "streamproc-snapshots"
+    silences: str = "streamproc-silences"  # those of the command line; empty: none
+    feedback: str = "streamproc-feedback"  # what operators say of alerts; empty: none
     joins: str = ""  # predictions and labels, to be joined; empty: `<app_id>-joins`
     app_id: str = "streamproc"
     partitions: Annotated[int, Meta(ge=1, le=10_000)] = 4
@@ -298,6 +301,24 @@ class Serving(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     max_outstanding: Annotated[int, Meta(ge=1, le=50_000)] = 10_000
 
 
+class SilenceMatch(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which alerts a silence is for; all are globs."""
+
+    model: str = "*"
+    signal: str = "*"
+    segment: str = "*"
+
+
+class SilenceBlock(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A stretch of event time in which alerts that match go to nobody."""
+
+    match: SilenceMatch
+    from_: dt.datetime = field(name="from")
+    to: dt.datetime
+    learn: bool = True
+    reason: str = ""
+
+
 class SchemaRegistry(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Where the schemas of framed values, Avro and Protobuf, are asked for: Confluent's API, which others speak too."""
 
@@ -337,6 +358,7 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     incidents: Incidents = field(default_factory=Incidents)
     serving: Serving = field(default_factory=Serving)
     schema_registry: SchemaRegistry | None = None
+    silences: list[SilenceBlock] = field(default_factory=list)
     worker: Worker = field(default_factory=Worker)
 
     def blocks_for(self, model: str) -> list[ModelBlock]:
@@ -595,6 +617,11 @@ def _dec_hook(kind: type, value: Any) -> Any:
     raise NotImplementedError(kind)
 
 
+def utc(moment: dt.datetime) -> dt.datetime:
+    """Return a moment with its offset; one without is UTC."""
+    return moment if moment.tzinfo is not None else moment.replace(tzinfo=dt.UTC)
+
+
 def _check_kafka(config: Config, report: Report) -> None:
     """Report what is well-formed and yet cannot be meant."""
     if not config.kafka.broker_list():
@@ -607,12 +634,18 @@ def _check_kafka(config: Config, report: Report) -> None:
     if config.kafka.pages and config.defaults.budget is None:
         report("kafka.pages", "E026", "needs a `budget`: its `per_model_per_day` is the cap")
     k = config.kafka
-    own_topics = (k.pages, k.alerts, k.incidents, k.alert_feed, k.dead_letters, k.snapshots, k.joins_topic())
+    own_topics = (
+        k.silences, k.feedback, k.pages, k.alerts, k.incidents, k.alert_feed, k.dead_letters, k.snapshots,
+        k.joins_topic(),
+    )  # fmt: skip
     for own in own_topics:
         if own and own in sources:
             report("kafka", "E023", f"topic `{own}` is both read and written; the worker would feed on itself")
     if config.kafka.security_protocol.startswith("SASL") and not (config.kafka.username and config.kafka.password):
         report("kafka.security_protocol", "E024", "SASL needs `username` and `password`, best as ${KAFKA_PASSWORD}")
+    for i, silence in enumerate(config.silences):
+        if utc(silence.to) <= utc(silence.from_):
+            report(f"silences[{i}].to", "E037", "is not after `from`")
     registry = config.schema_registry
     if registry is not None and not registry.url.startswith(("http://", "https://")):
         report("schema_registry.url", "E027", f'"{registry.url}" is no address; write http://host:8081')

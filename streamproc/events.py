@@ -320,6 +320,7 @@ class Alert(Struct, frozen=True, gc=False, omit_defaults=True, kw_only=True):
     category: Literal["data", "model", "infra", "traffic", "unknown"] = "unknown"
     attribution: list[Share] = field(default_factory=list)
     changes: list[Changed] = field(default_factory=list)
+    suppressed_by: str = ""  # the silence, or the word of an operator, for which nobody is to be told
     evidence: Span | None = None
 
 

@@ -233,8 +233,11 @@ class IncidentState(ModelState):
         self.seen[alert.id] = None
         while len(self.seen) > _REMEMBERED:
             del self.seen[next(iter(self.seen))]
+        if alert.suppressed_by and alert.action != "resolved":
+            return  # nobody is to be told
         if alert.action == "opened":
-            self._join(alert, now_us)
+            if alert.episode_id not in self.of:
+                self._join(alert, now_us)
         elif (found := self.of.get(alert.episode_id)) is not None:
             self._go_on(self.open[found], alert, at_us, now_us)
 

@@ -6,7 +6,6 @@ depend on how many there are in it.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -16,36 +15,26 @@ import numpy.typing as npt
 from msgspec import Struct
 
 from detectors.protocol import F64, I64
-from streamproc import genai, joins, kernels, reference
-from streamproc.baseline import Baseline, Wanted
+from streamproc import joins, kernels
 from streamproc.budget import Fleet
-from streamproc.columns import Features, PredictionColumns, Versions
-from streamproc.events import Alert, Incident, Share
-from streamproc.exchanges import Exchanges, Joined
-from streamproc.kernels import I32
-from streamproc.reference import Bins, Lately, jsd, psi
+from streamproc.events import Alert, Feedback, Incident, Share
 from streamproc.rules import ModelRules, RuleBook
-from streamproc.segments import VERSION, HeavyHitters, History
-from streamproc.signals import FeatureSchema, Kind, Matrix
+from streamproc.segments import History
+from streamproc.signals import Kind
 from streamproc.watch import SilenceWatch, Subject, Watch
-from streamproc.windows import Accumulator, Windows, quantile
+from streamproc.windows import Accumulator, Windows
 
 #: Format of a model's state; older ones are refused by name rather than misread.
 STATE_VERSION = 4
 
 #: Metrics, and classes or labels, watched per model beyond which newcomers share one name.
-_OTHER = "(other)"
+OTHER = "(other)"
 MAX_METRICS = 200
-#: Types of errors watched per model, likewise.
-MAX_ERRORS = 20
 
-#: Features an alert names at most, and the windows that a feature's usual part is the mean of.
+#: Features an alert names at most.
 _MAX_SHARES = 5
-_USUAL_OF = 30
-#: Windows remembered to have been without an error that comes for the first time.
-_COUNTED = 60
 
-_DAY_US = 86_400_000_000
+DAY_US = 86_400_000_000
 
 
 class Shared(Struct, gc=False):
@@ -133,7 +122,8 @@ class ModelState:
         self.segment = segment  # dimension=value; empty for the whole model
         self.rules: ModelRules = self._rules(book)
         self.history = History()
-        self.subject = Subject(topic, partition, name, segment, self.history)
+        self.subject = Subject(topic, partition, name, segment, self.history, book.silences)
+        self.feedback_seen = -1  # offset of the last verdict that was taken
         self.next_offset = 0
         self.last_arrival_us = 0
         self.first_stamp_us = -1  # record time of its first record
@@ -218,7 +208,7 @@ class ModelState:
 
     def _allot(self, watch: Watch, days: float) -> None:
         """Let one watch have its part, its values a day being known from the window, or from its days."""
-        a_day = _DAY_US / self.windows.size_us if watch.rule.spec.shape == "window" else watch.life.seen / days
+        a_day = DAY_US / self.windows.size_us if watch.rule.spec.shape == "window" else watch.life.seen / days
         watch.allot(observations_per_day=a_day, allowed_per_day=self.allowed_per_day)
 
     def advance(self, clock_us: int) -> list[Alert]:
@@ -247,6 +237,21 @@ class ModelState:
     def keeps_us(self, idle_ttl_us: int) -> int:
         """Return how long the model is kept without a record."""
         return idle_ttl_us
+
+    def feedback(self, verdicts: Sequence[tuple[int, Feedback]]) -> list[Alert]:
+        """Take what operators say of alerts, each with its offset; what was taken before passes by."""
+        fresh = [(offset, v) for offset, v in verdicts if offset > self.feedback_seen]
+        if not fresh:
+            return []
+        self.feedback_seen = fresh[-1][0]
+        now_us = self.windows.progress_us or self.last_arrival_us
+        named = {watch.fingerprint(self.subject): watch for watch in self.watches.values()}
+        return [
+            alert
+            for offset, verdict in fresh
+            if (watch := named.get(verdict.fingerprint)) is not None
+            for alert in watch.feedback(self.subject, verdict, offset, now_us)
+        ]
 
     def retire(self) -> list[Alert]:
         """Resolve whatever still fires, before the model is forgotten."""
@@ -357,6 +362,7 @@ class ModelState:
         old = self.rules
         self.allotted, self.allowed_per_day = -1, 0.0
         self.book, self.rules = book, self._rules(book)
+        self.subject = msgspec.structs.replace(self.subject, silences=book.silences)
         self.windows.lateness_us = self.rules.lateness_us
         if self.rules.window_us != old.window_us:
             self.windows = Windows(
@@ -383,6 +389,7 @@ class ModelState:
             "version": STATE_VERSION,
             "scalars": [self.next_offset, self.last_arrival_us, self.started_us, self.first_stamp_us],
             "budget": [self.allotted, self.allowed_per_day],
+            "feedback": self.feedback_seen,
             "sent_on": self.sent_on,
             "origins": [list(o) for o in sorted(self.origins.items())],
             "window_us": self.windows.size_us,
@@ -396,6 +403,7 @@ class ModelState:
         """Take up what `snapshot` gave; what the config has since changed in structure warms up anew."""
         self.next_offset, self.last_arrival_us, self.started_us, self.first_stamp_us = tree["scalars"]
         self.allotted, self.allowed_per_day = tree["budget"]
+        self.feedback_seen = tree["feedback"]
         self.origins = {int(p): int(o) for p, o in tree["origins"]}
         self.sent_on = tree.get("sent_on", -1)  # states of before have none
         self._restore_own(tree["own"])
@@ -427,7 +435,7 @@ class Classes:
 
     def note(self, name: str) -> str:
         """Return the name to count a class under: its own, or that of all others."""
-        return _bounded(name, self.names, self.limit)
+        return bounded(name, self.names, self.limit)
 
     def shares(self, window: Accumulator) -> Iterator[tuple[str, float, int]]:
         """Yield each class with its share of a closing window, and how many that window has.
@@ -456,633 +464,6 @@ class Classes:
         self.names, self.reported = list(state[0]), list(state[1])
 
 
-class PredictionState(ModelState):
-    """A model as its predictions show it."""
-
-    kind: Kind = "predictions"
-
-    def __init__(self, book: RuleBook, name: str, topic: str, partition: int, *, segment: str = "") -> None:
-        super().__init__(book, name, topic, partition, segment=segment)
-        self.common: dict[str, HeavyHitters] = {}  # by dimension
-        self.parts: dict[str, PredictionState] = {}  # segments watched, by `dimension=value`
-        self.features = FeatureSchema(max_features=book.config.defaults.max_features)
-        self.classes = Classes(book.config.defaults.max_classes)
-        serving = book.config.serving
-        self.exchanges = Exchanges(timeout_us=serving.response_timeout.us, limit=serving.max_outstanding)
-        self.errors = Classes(MAX_ERRORS)
-        self.counted = 0  # windows closed, up to a bound
-        self.baseline = self._first_baseline()
-        self.coming: Baseline | None = None  # what the next is learned from, where it is renewed
-        self.renewed_us = 0  # when it next is
-        self.day = (0, 0.0)  # since the epoch, and what it has cost so far
-        self.lately = Lately()
-        self.arrived: dict[int, list[int]] = {}  # by window of the progress: events, and those out of order
-        self.usual: dict[str, tuple[int, F64]] = {}  # by signal: windows, and each feature's mean part
-        self._bind()
-
-    def _against(self) -> str:
-        return self.baseline.describe()
-
-    def _first_baseline(self) -> Baseline:
-        rule = self.rules.reference
-        if rule is not None and (told := self.book.told(rule, max_features=self.features.max_features)) is not None:
-            schema, state = told
-            self.features.restore(schema)
-            for label in state["classes"]:
-                self.classes.note(label)
-            return Baseline.restored(state)
-        return Baseline(events=None if rule is None else rule.first)
-
-    def _joined(self, group: Group) -> Group:
-        if group.what.halves is None and not self.exchanges:
-            return group
-        shared = group.shared
-        return self._put_together(self.exchanges.join(group.what, shared.arrivals, shared.before, shared.offsets))
-
-    def _put_together(self, joined: Joined) -> Group:
-        shared = Shared(joined.offsets, joined.arrivals, joined.arrivals, joined.before)
-        return Group(self.name, np.arange(len(joined.what)), joined.what.times, shared, joined.what)
-
-    def _observe(self, group: Group) -> list[Alert]:
-        if not len(group):
-            return []
-        end = self._renewed_before(group.times)
-        if end < len(group):  # as if the batch had been cut there
-            alerts = self._observe(group.at(slice(end))) + self._close()
-            return alerts + self._observe(group.at(slice(end, None)))
-        if self.book.joins and not self.segment:
-            of = self.subject
-            self._send_on(
-                joins.of_predictions(
-                    group.what,
-                    group.shared.offsets,
-                    topic=of.topic,
-                    partition=of.partition,
-                    after=self.sent_on,
-                    loose=bool(self.exchanges),
-                )
-            )
-        if not self.segment:
-            self.history.note(group.what.versions, group.what.versions.codes, group.times)
-        alerts = super()._observe(group)
-        for dimension in self.rules.segments if not self.segment else ():
-            alerts += self._observe_parts(dimension, group)
-        return alerts
-
-    def _observe_parts(self, dimension: str, group: Group) -> list[Alert]:
-        """Show each segment of a dimension that is watched its own events."""
-        common = self.common.get(dimension)
-        if common is None:
-            common = self.common[dimension] = HeavyHitters(self.rules.max_segments)
-        names, given_up = common.take(group.what.dimension(dimension))
-        alerts: list[Alert] = []
-        start = 0
-        for row, least in given_up:
-            alerts += self._show_parts(dimension, names, group, start, row)
-            part = self.parts.pop(f"{dimension}={least}", None)
-            alerts += part.retire() if part is not None else []
-            start = row
-        return alerts + self._show_parts(dimension, names, group, start, len(names))
-
-    def _show_parts(
-        self, dimension: str, names: Sequence[str | None], group: Group, start: int, end: int
-    ) -> list[Alert]:
-        rows: dict[str, list[int]] = {}
-        for row in range(start, end):
-            if (name := names[row]) is not None:
-                rows.setdefault(f"{dimension}={name}", []).append(row)
-        alerts: list[Alert] = []
-        for segment, at in rows.items():
-            part = self.parts.get(segment)
-            if part is None:
-                older = [p for s, p in self.parts.items() if s.startswith(f"{dimension}=")]
-                part = self._add_part(segment)
-                if dimension == VERSION and older:
-                    part.inherit(older[-1])
-            alerts += part.take(group if len(at) == len(group) else group.at(np.array(at)))
-        return alerts
-
-    def _add_part(self, segment: str) -> PredictionState:
-        part = PredictionState(self.book, self.name, self.subject.topic, self.subject.partition, segment=segment)
-        part.history = self.history
-        part.subject = msgspec.structs.replace(part.subject, history=self.history)
-        part.allowed_per_day = self.allowed_per_day
-        self.parts[segment] = part
-        return part
-
-    def inherit(self, before: PredictionState) -> None:
-        """Take what another has learned as what is normal: of a new version, its predecessor's."""
-        self.features.restore(before.features.snapshot())
-        self.classes.restore(before.classes.snapshot())
-        for (signal, detector), theirs in before.watches.items():
-            watch = self.watches[signal, detector] = Watch(theirs.rule, columns=theirs.columns)
-            watch.detector.restore(theirs.detector.snapshot())
-            if self.allowed_per_day > 0.0:
-                self._allot(watch, 1.0)
-
-    def _watching(self) -> int:
-        return super()._watching() + sum(p._watching() for p in self.parts.values())
-
-    def _share(self, fleet: Fleet, allowed_per_day: float) -> None:
-        super()._share(fleet, allowed_per_day)
-        for part in self.parts.values():
-            part._share(fleet, allowed_per_day)
-
-    def advance(self, clock_us: int) -> list[Alert]:
-        """Let the arrival clock pass without an event: requests without a response are given up on."""
-        expired = self.exchanges.expired(clock_us)
-        alerts = [] if expired is None else self._observe(self._put_together(expired)) + self._close()
-        for part in self.parts.values():
-            alerts += part.advance(clock_us)
-        return alerts + super().advance(clock_us)
-
-    def due_us(self, idle_ttl_us: int) -> int:
-        """Return the arrival clock at which `advance` would next do something."""
-        due = [super().due_us(idle_ttl_us), *(p.due_us(idle_ttl_us) for p in self.parts.values())]
-        if self.exchanges.waiting and (waiting := self.exchanges.due_us()) is not None:
-            due.append(waiting)
-        return min(due)
-
-    def retire(self) -> list[Alert]:
-        """Resolve whatever still fires, before the model is forgotten."""
-        return super().retire() + [a for p in self.parts.values() for a in p.retire()]
-
-    def losses(self) -> tuple[int, int, int, int]:
-        """Return how many events were late, unanswered, given up on for want of room, and repeated."""
-        of = self.exchanges
-        return self.windows.late, of.unanswered, of.evicted, of.repeated
-
-    def _bind(self) -> None:
-        of = self.rules.of
-        self._wants_latency = any(of(f"latency_p{q}") for q in (50, 95, 99))
-        self._wants_each_latency = bool(of("latency"))
-        self._wants_drift = bool(of("prediction_drift"))
-        self._wants_failures = bool(of("failures"))
-        self._wants_outliers = bool(of("feature_outlier"))
-        self._wants_certainty = bool(of("confidence") or of("prediction_entropy"))
-        self._wants_answers = bool(of("prediction_psi") or of("prediction_jsd"))
-        self._wants_classes = self._wants_answers or bool(of("new_class"))
-        usage = ("tokens_in", "tokens_out", "cost_per_request", "cost_per_hour", "cost_per_day")
-        self._wants_usage = any(of(s) for s in usage)
-        self._wants_calls = any(of(s) for s in genai.FACTS)
-        self._wants_ages = bool(of("feature_age"))
-        self._wants_moments = bool(of("prediction_correlation"))
-        self._wants_errors = bool(of("error_share"))
-        self._wants_ids = bool(of("duplicates"))
-        self._wants_order = bool(of("out_of_order"))
-        self._wants_reference = bool(of("feature_range") or of("constant_features") or of("feature_drift"))
-        self._wants_words = bool(of("unseen_category"))
-        self._wanted = Wanted(self._wants_reference, self._wants_words, self._wants_moments)
-        self._wants_features = (
-            self._wants_outliers
-            or self._wants_reference
-            or self._wants_words
-            or self._wants_moments
-            or bool(of("missing_features") or of("invalid_features"))
-        )
-
-    def reconfigure(self, book: RuleBook) -> None:
-        """Take another config."""
-        size_us = self.windows.size_us
-        super().reconfigure(book)
-        serving = book.config.serving
-        self.exchanges.timeout_us, self.exchanges.limit = serving.response_timeout.us, serving.max_outstanding
-        if self.windows.size_us != size_us:
-            self.arrived = {}
-        self._bind()
-        if not self.segment:
-            self._reconfigure_parts(book)
-
-    def _reconfigure_parts(self, book: RuleBook) -> None:
-        """Keep of the segments those that are still asked for."""
-        rules = self.rules
-        self.common = {d: c for d, c in self.common.items() if d in rules.segments and c.limit == rules.max_segments}
-        kept = {f"{d}={name}" for d, c in self.common.items() for name in c.watched}
-        self.parts = {segment: part for segment, part in self.parts.items() if segment in kept}
-        for part in self.parts.values():
-            part.reconfigure(book)
-
-    def _columns(self, what: PredictionColumns, progress: I64, offsets: I64, placed: Placed) -> list[Alert]:
-        alerts: list[Alert] = []
-        versions, values, latency, failed = what.versions, what.values, what.latency, what.failed
-        buckets = what.buckets if self._wants_latency else np.full(len(what), -1, np.int32)
-        if not placed.alike:
-            # In the order of the log, not of windows: where names run out, the cut must not choose.
-            for code in dict.fromkeys(what.labels.tolist()):
-                if code >= 0:
-                    self.classes.note(what.names[code])
-        judged = self._judged(what.labels, what.names, progress) if self._wants_classes else None
-        if what.errors is not None and self._wants_errors and not placed.alike:
-            for code in dict.fromkeys(what.errors.tolist()):
-                if code >= 0:
-                    self.errors.note(what.error_names[code])
-        again = None
-        if self._wants_ids and what.ids is not None:
-            again = self.lately.recall(np.ascontiguousarray(what.ids[:, 0]))
-        if self._wants_order:
-            self._count_arrivals(what.times, progress)
-        calls: F64 | None = None
-        if self._wants_calls and what.llm is not None:
-            both = zip(what.llm.tolist(), failed.tolist(), strict=True)
-            calls = np.array([genai.facts(llm, failed=f) for llm, f in both])
-        for window, rows in self._by_window(placed, offsets, versions):
-            window.tally(placed.index, placed.late, values=values, buckets=buckets, failed=failed)
-            self._count_classes(window, what.labels[rows], what.names)
-            if judged is not None and not window.judged:
-                window.judged = bool(judged[rows].any())
-            if self._wants_certainty and what.certainty is not None:
-                window.add_certainty(placed.index, placed.late, what.certainty)
-            if self._wants_usage and what.usage is not None:
-                window.add_usage(placed.index, placed.late, what.usage)
-            if calls is not None:
-                window.add_calls(placed.index, placed.late, calls)
-            if self._wants_ages and what.ages is not None:
-                window.add_ages(placed.index, placed.late, what.ages)
-            if again is not None and what.ids is not None:
-                window.identified += int(np.count_nonzero(what.ids[rows, 0]))
-                window.repeated += int(np.count_nonzero(again[rows]))
-            if self._wants_errors and what.errors is not None:
-                self._count_errors(window, what.errors[rows], what.error_names)
-        if self._wants_answers:
-            self._count_answers(values, progress, placed)
-        if self._wants_drift:
-            alerts += self._observe_events(
-                "prediction_drift", values, progress, offsets, versions=versions, rows=~np.isnan(values)
-            )
-        if self._wants_each_latency:
-            alerts += self._observe_events(
-                "latency", latency, progress, offsets, versions=versions, rows=~np.isnan(latency)
-            )
-        if self._wants_failures:
-            alerts += self._observe_events("failures", failed.astype(np.float64), progress, offsets, versions=versions)
-        if self._wants_features:
-            alerts += self._take_features(what.features, values, progress, offsets, placed, versions)
-        return alerts
-
-    def _renewed_before(self, times: I64) -> int:
-        """Renew the baseline where it is time to; return the row at which it next will be, or how many there are."""
-        trailing_us = 0 if self.rules.reference is None else self.rules.reference.trailing_us
-        if not trailing_us or self.segment:
-            self.coming = None
-            return len(times)
-        latest = self.windows.max_event_us
-        progress = np.maximum.accumulate(times if latest is None else np.maximum(times, latest))
-        now_us = int(progress[0])
-        if self.coming is not None and now_us >= self.renewed_us:
-            self.renewed_us = now_us + trailing_us
-            if self.coming.events >= reference.LEARN_EVENTS:  # else too few to go by: it goes on learning
-                self._renew()
-        if self.coming is None:
-            self.coming = Baseline(endless=True)
-            self.renewed_us = now_us + trailing_us
-        return int(np.searchsorted(progress, self.renewed_us))
-
-    def _renew(self) -> None:
-        """Measure by what was learned of late from now on; what open windows have was measured by the old."""
-        if self.coming is None:
-            return
-        self.baseline, self.coming = self.coming, None
-        for period in (self.baseline.answers_period, self.baseline.classes_period, self.baseline.features_period):
-            period.end()
-        self.baseline.settle()
-        for window in self.windows.open.values():
-            window.answers = window.features = window.words = window.unseen = window.moments = None
-
-    def _judged(self, labels: I32, names: list[str], progress: I64) -> npt.NDArray[np.bool_]:
-        """Learn classes while it is time to; return which events have one that comes after that."""
-        labelled = labels >= 0
-        if not labelled.any():
-            return labelled
-        rows = np.nonzero(labelled)[0]
-        if self.coming is not None:
-            self.coming.classes_period.take(progress[rows], self.windows.size_us)
-            self.coming.saw(int(progress[0]), int(progress[-1]))
-            self._add_classes(self.coming.classes, labels[rows], names)
-        if not self.baseline.classes_period.over:
-            taken = rows[: self.baseline.classes_period.take(progress[rows], self.windows.size_us)]
-            if len(taken):
-                self.baseline.saw(int(progress[taken[0]]), int(progress[taken[-1]]))
-            self._add_classes(self.baseline.classes, labels[taken], names)
-            labelled[taken] = False
-        return labelled
-
-    def _count_arrivals(self, times: I64, progress: I64) -> None:
-        """Count arrivals in the window that the progress is in: an old event's own may have closed."""
-        runs = np.empty((len(times), 3), np.int64)
-        count = kernels.disorder(times, progress, self.windows.size_us, self.windows.lateness_us, runs)
-        for index, n, older in runs[:count].tolist():
-            found = self.arrived.setdefault(index, [0, 0])
-            found[0] += n
-            found[1] += older
-
-    def _count_answers(self, values: F64, progress: I64, placed: Placed) -> None:
-        given = ~np.isnan(values)
-        if not given.any():
-            return
-        rows = np.nonzero(given)[0]
-        if self.coming is not None:
-            self.coming.answers_period.take(progress[rows], self.windows.size_us)
-            self.coming.saw(int(progress[0]), int(progress[-1]))
-            self.coming.answers.learn(values[rows, None])
-        baseline = self.baseline
-        if not baseline.answers_period.over:
-            taken = baseline.answers_period.take(progress[rows], self.windows.size_us)
-            baseline.answers.learn(values[rows[:taken], None])
-            given[rows[:taken]] = False
-            if taken:
-                baseline.saw(int(progress[rows[0]]), int(progress[rows[taken - 1]]))
-            if taken < len(rows):
-                baseline.answers.settle()
-        if not given.any():
-            return
-        for index, own in _windows_of(placed, given):
-            window = self.windows.open[index]
-            if window.answers is None:
-                window.answers = Bins.empty(1)
-            baseline.answers.count(window.answers, values[:, None], own)
-
-    def _take_features(
-        self, features: Features, answers: F64, progress: I64, offsets: I64, placed: Placed, versions: Versions
-    ) -> list[Alert]:
-        start = 0 if self.features.ready else self.features.learn(features.rows())
-        if start == len(features):
-            return []
-        if start:
-            rest = slice(start, None)
-            features, answers, progress, offsets = features.at(rest), answers[rest], progress[rest], offsets[rest]
-            placed, versions = placed.at(rest), versions[rest]
-        if not features.any():
-            return []
-        matrix = features.matrix(self.features)
-        flawless, given = matrix.flawless, matrix.given
-        known = self._learn_features(matrix, answers, progress)
-        for index, own in [(int(placed.index[0]), given)] if placed.alike and flawless else _windows_of(placed, given):
-            window = self.windows.open[index]
-            window.feature_rows += int(np.count_nonzero(own))
-            if window.missing is None or window.invalid is None:
-                window.missing = np.zeros(matrix.missing.shape[1], np.int64)
-                window.invalid = np.zeros(matrix.missing.shape[1], np.int64)
-            if not flawless:
-                window.missing += matrix.missing[own].sum(axis=0)
-                window.invalid += matrix.invalid[own].sum(axis=0)
-            if known is not None:
-                self._count_features(window, matrix, answers, own if known is given else own & known)
-        if not self._wants_outliers or not matrix.values.shape[1]:
-            return []
-        return self._observe_events(
-            "feature_outlier",
-            matrix.values,
-            progress,
-            offsets,
-            versions=versions,
-            rows=None if flawless else ~np.isnan(matrix.values).any(axis=1),
-            columns=self.features.numeric,
-        )
-
-    def _learn_features(self, matrix: Matrix, answers: F64, progress: I64) -> npt.NDArray[np.bool_] | None:
-        """Learn what features are like; return which rows come after that, None where none does."""
-        rows = np.nonzero(matrix.given)[0]
-        if self.coming is not None and len(rows):
-            self.coming.features_period.take(progress[rows], self.windows.size_us)
-            self.coming.saw(int(progress[0]), int(progress[-1]))
-            self.coming.learn_features(matrix, answers, rows, self._wanted)
-        baseline = self.baseline
-        if baseline.features_period.over:
-            return matrix.given
-        if not len(rows):
-            return None
-        taken = rows[: baseline.features_period.take(progress[rows], self.windows.size_us)]
-        baseline.learn_features(matrix, answers, taken, self._wanted)
-        if len(taken):
-            baseline.saw(int(progress[taken[0]]), int(progress[taken[-1]]))
-        if len(taken) == len(rows):
-            return None
-        if baseline.numbers is not None:
-            baseline.numbers.settle()
-        known = matrix.given.copy()
-        known[taken] = False
-        return known
-
-    def _count_features(
-        self, window: Accumulator, matrix: Matrix, answers: F64, own: npt.NDArray[np.bool_]
-    ) -> None:
-        baseline = self.baseline
-        if baseline.moments is not None and self._wants_moments:
-            if window.moments is None:
-                window.moments = np.zeros_like(baseline.moments.sums)
-            baseline.moments.add(matrix.values, answers, own, window.moments)
-        if baseline.numbers is not None and self._wants_reference:
-            if window.features is None:
-                window.features = Bins.empty(baseline.numbers.columns)
-            baseline.numbers.count(window.features, matrix.values, own)
-        if baseline.words is not None and self._wants_words:
-            if window.words is None or window.unseen is None:
-                window.words, window.unseen = np.zeros((2, len(baseline.words.known)), np.int64)
-            baseline.words.count(matrix.words, own, window.words, window.unseen)
-
-    def _count_classes(self, window: Accumulator, labels: I32, names: list[str]) -> None:
-        if not window.classes:
-            window.classes = {}
-        self._add_classes(window.classes, labels, names)
-
-    def _add_classes(self, counts: dict[str, int], labels: I32, names: list[str]) -> None:
-        for code, count in Counter(labels.tolist()).items():
-            if code >= 0:
-                name = self.classes.note(names[code])
-                counts[name] = counts.get(name, 0) + count
-
-    def _count_errors(self, window: Accumulator, errors: I32, names: list[str]) -> None:
-        for code, count in Counter(errors[errors >= 0].tolist()).items():
-            if not window.errors_by:
-                window.errors_by = {}
-            name = self.errors.note(names[code])
-            window.errors_by[name] = window.errors_by.get(name, 0) + count
-
-    def _aggregates(self, window: Accumulator, whole: bool) -> Iterator[Aggregate]:
-        n, answered = window.count, window.count - window.errors
-        if whole:
-            yield Aggregate("throughput", n / (self.windows.size_us / 1e6), n)
-        if self._wants_order and self.arrived:
-            arrived, older = self.arrived.get(window.index, (0, 0))
-            # Those of windows that were too many to be reported go too.
-            self.arrived = {i: found for i, found in self.arrived.items() if i > window.index}
-            if arrived:
-                yield Aggregate("out_of_order", older / arrived, arrived)
-        yield from self._spent(window)
-        if n == 0:
-            return
-        yield Aggregate("error_rate", window.errors / n, n)
-        if self._wants_errors:
-            before = len(self.errors.reported)
-            for k, name in enumerate(self.errors.met(window.errors_by)):
-                if k >= before:
-                    # Of an error never seen the share is known of every window before: none.
-                    for _ in range(self.counted):
-                        yield Aggregate(f"error_share:{name}", 0.0, n)
-                yield Aggregate(f"error_share:{name}", window.errors_by.get(name, 0) / n, n)
-            self.counted = min(self.counted + 1, _COUNTED)
-        if window.identified:
-            yield Aggregate("duplicates", window.repeated / window.identified, window.identified)
-        yield from self._answers_of(window)
-        yield from _means(("tokens_in", "tokens_out", "cost_per_request"), window.usage_n, window.usage)
-        if whole and window.usage is not None and window.usage_n is not None and window.usage_n[2]:
-            hours = self.windows.size_us / 3.6e9
-            yield Aggregate("cost_per_hour", min(float(window.usage[2]), 1e290) / hours, int(window.usage_n[2]))
-        yield from _means(genai.FACTS[:-1], window.calls_n, window.calls)
-        if window.first_tokens is not None:
-            n_first = int(window.first_tokens.sum())
-            yield Aggregate("time_to_first_token", quantile(window.first_tokens, 0.95), n_first)
-        if (latencies := window.latency_n()) > 0:
-            for q in (50, 95, 99):
-                yield Aggregate(f"latency_p{q}", window.latency_quantile(q / 100), latencies)
-        if answered and window.feature_rows:
-            yield from self._features_of(window)
-
-    def _spent(self, window: Accumulator) -> Iterator[Aggregate]:
-        """Yield what the day has cost, up to the end of a window."""
-        if not self._heard("cost_per_day", window.count):
-            return
-        day = window.index * self.windows.size_us // _DAY_US
-        spent = 0.0 if window.usage is None else min(float(window.usage[2]), kernels.LARGEST)
-        self.day = (day, spent + (self.day[1] if self.day[0] == day else 0.0))
-        yield Aggregate("cost_per_day", self.day[1], window.count)
-
-    def _answers_of(self, window: Accumulator) -> Iterator[Aggregate]:
-        if window.value_n:
-            yield Aggregate("prediction_value", window.value_sum / window.value_n, window.value_n)
-        yield from _means(("confidence", "prediction_entropy"), window.certain_n, window.certainty)
-        labelled = sum(window.classes.values())
-        for label, share, _ in self.classes.shares(window):
-            yield Aggregate(f"class_share:{label}", share, labelled)
-        known = counts = None
-        if window.judged and self._wants_classes:
-            learned = self.baseline.classes
-            unknown = sum(count for name, count in window.classes.items() if name not in learned)
-            yield Aggregate("new_class", unknown / labelled, labelled, measured=True)
-            names = [*learned, *sorted(set(window.classes) - set(learned))]
-            known = np.array([[learned.get(name, 0) for name in names]])
-            counts = np.array([[window.classes.get(name, 0) for name in names]])
-        for signal, differ in (("prediction_psi", psi), ("prediction_jsd", jsd)):
-            if not self._heard(signal, max(labelled, window.value_n)):
-                continue
-            found = []
-            if window.answers is not None and (numbers := int(window.answers.counts.sum())):
-                found.append((float(differ(self.baseline.answers.seen.counts, window.answers.counts)[0]), numbers))
-            if known is not None and counts is not None:
-                found.append((float(differ(known, counts)[0]), labelled))
-            if found:
-                yield Aggregate(signal, *max(found), measured=True)
-
-    def _features_of(self, window: Accumulator) -> Iterator[Aggregate]:
-        numeric, categorical = self.features.numeric, self.features.categorical
-        rows = window.feature_rows
-        if window.missing is not None and window.invalid is not None and rows * len(window.missing):
-            names, cells = numeric + categorical, rows * len(window.missing)
-            for signal, counts in (("missing_features", window.missing), ("invalid_features", window.invalid)):
-                if self._heard(signal, rows):
-                    yield self._of_features(signal, int(counts.sum()) / cells, rows, names, counts / cells)
-        if (bins := window.features) is not None and (numbers := self.baseline.numbers) is not None:
-            had = bins.counts.sum(axis=1)
-            most, total = int(had.max()), int(had.sum())
-            if total and self._heard("feature_range", most):
-                share = int(bins.outside.sum()) / total
-                yield self._of_features("feature_range", share, most, numeric, bins.outside / total)
-            if total and self._heard("constant_features", most):
-                constant = numbers.constant(bins)
-                share = int(constant.sum()) / len(numeric)
-                yield self._of_features("constant_features", share, most, numeric, constant / len(numeric))
-            if total and self._heard("feature_drift", most):
-                drift = numbers.psi(bins)
-                yield self._of_features("feature_drift", float(drift.max()), most, numeric, drift)
-        yield from _means(("feature_age",), window.ages_n, window.ages)
-        if window.moments is not None and (moments := self.baseline.moments) is not None:
-            most = int(window.moments[0].max())
-            if most and self._heard("prediction_correlation", most):
-                changes = moments.changes(window.moments)
-                yield self._of_features("prediction_correlation", float(changes.max()), most, numeric, changes)
-        if window.words is not None and window.unseen is not None and (words := int(window.words.sum())):
-            share, most = int(window.unseen.sum()) / words, int(window.words.max())
-            if self._heard("unseen_category", most):
-                yield self._of_features("unseen_category", share, most, categorical, window.unseen / words)
-
-    def _heard(self, signal: str, n: int) -> bool:
-        """Whether any rule of a signal takes a value of so many events: else it need not be worked out."""
-        return any(n >= rule.min_samples for rule in self.rules.of(signal))
-
-    def _of_features(self, signal: str, value: float, n: int, names: tuple[str, ...], parts: F64) -> Aggregate:
-        """Return a value with what each feature adds beyond its usual part: one always null is no news."""
-        windows, usual = self.usual.get(signal, (0, np.zeros(len(parts))))
-        windows = min(windows + 1, _USUAL_OF)
-        self.usual[signal] = (windows, usual + (parts - usual) / windows)
-        beyond = np.maximum(parts - usual, 0.0)
-        measured = signal in _MEASURED
-        return Aggregate(signal, value, n, names, beyond if beyond.any() else parts, measured)
-
-    def _own_state(self) -> dict[str, Any]:
-        return {
-            "history": None if self.segment else self.history.snapshot(),
-            "segments": [[d, c.limit, c.snapshot()] for d, c in self.common.items()],
-            "parts": [[segment, part.snapshot()] for segment, part in self.parts.items()],
-            "features": self.features.snapshot(),
-            "classes": self.classes.snapshot(),
-            "exchanges": self.exchanges.snapshot(),
-            "errors": [*self.errors.snapshot(), self.counted],
-            "baseline": self.baseline.snapshot(),
-            "coming": None if self.coming is None else [self.renewed_us, self.coming.snapshot()],
-            "day": list(self.day),
-            "lately": self.lately.snapshot(),
-            "arrived": [[index, *found] for index, found in sorted(self.arrived.items())],
-            "usual": [[signal, windows, parts.copy()] for signal, (windows, parts) in sorted(self.usual.items())],
-        }
-
-    def _restore_own(self, own: dict[str, Any]) -> None:
-        if own["history"] is not None:
-            self.history.restore(own["history"])
-        for dimension, limit, state in own["segments"]:
-            if dimension in self.rules.segments and limit == self.rules.max_segments:
-                self.common[dimension] = HeavyHitters(limit)
-                self.common[dimension].restore(state)
-        for segment, state in own["parts"]:
-            dimension, _, name = segment.partition("=")
-            if dimension in self.common and name in self.common[dimension].watched:
-                self._add_part(segment).restore(state)
-        self.features.restore(own["features"])
-        self.classes.restore(own["classes"])
-        self.exchanges.restore(own["exchanges"])
-        *errors, self.counted = own["errors"]
-        self.errors.restore(errors)
-        self.baseline = Baseline.restored(own["baseline"])
-        if own["coming"] is not None:
-            self.renewed_us, coming = own["coming"]
-            self.coming = Baseline.restored(coming)
-        self.day = tuple(own["day"])
-        self.lately.restore(own["lately"])
-        self.arrived = {index: [n, older] for index, n, older in own["arrived"]}
-        self.usual = {signal: (windows, parts) for signal, windows, parts in own["usual"]}
-
-
-#: Signals of features that are measured against the baseline.
-_MEASURED = frozenset(
-    {"feature_range", "constant_features", "feature_drift", "unseen_category", "prediction_correlation"}
-)
-
-
-def _means(signals: tuple[str, ...], counts: I64 | None, sums: F64 | None) -> Iterator[Aggregate]:
-    """Yield the mean of each signal that anything was counted of."""
-    if counts is not None and sums is not None:
-        for signal, n, total in zip(signals, counts.tolist(), sums.tolist(), strict=False):
-            if n:
-                yield Aggregate(signal, total / n, n)
-
-
-def _windows_of(placed: Placed, given: npt.NDArray[np.bool_]) -> list[tuple[int, npt.NDArray[np.bool_]]]:
-    """Return the windows that some given events belong to, each with which of them are its own."""
-    if placed.alike:
-        return [(int(placed.index[0]), given)]
-    counted = given & ~placed.late
-    return [(int(v), counted & (placed.index == v)) for v in np.unique(placed.index[counted])]
-
-
 class TelemetryState(ModelState):
     """A model or service as its telemetry shows it."""
 
@@ -1098,10 +479,10 @@ class TelemetryState(ModelState):
             pass
         rows: dict[str, list[int]] = {}
         for i, event in enumerate(events):
-            rows.setdefault(_bounded(event.name, self.metrics, MAX_METRICS), []).append(i)
+            rows.setdefault(bounded(event.name, self.metrics, MAX_METRICS), []).append(i)
         alerts: list[Alert] = []
         for name, at in rows.items():
-            if name == _OTHER:
+            if name == OTHER:
                 continue  # unlike things have no common normal
             values = np.array(
                 [e.value if e.value is not None else e.sum / e.count for e in (events[i] for i in at)], np.float64
@@ -1151,7 +532,7 @@ class LabelState(ModelState):
         # In the order of the log, not of windows: where names run out, the cut must not choose.
         classes = [None if (name := _class_of(e)) is None else self.classes.note(name) for e in events]
         known = self.evaluations
-        judged = [None if (name := e.evaluation) is None else _bounded(name, known, MAX_METRICS) for e in events]
+        judged = [None if (name := e.evaluation) is None else bounded(name, known, MAX_METRICS) for e in events]
         for window, rows in self._by_window(placed, offsets):
             for i in range(len(events)) if isinstance(rows, slice) else rows.tolist():
                 if (name := classes[i]) is not None:
@@ -1168,7 +549,7 @@ class LabelState(ModelState):
         for label, share, labelled in self.classes.shares(window):
             yield Aggregate(f"label_share:{label}", share, labelled)
         for name, (n, total) in window.scores.items():
-            if name != _OTHER:
+            if name != OTHER:
                 yield Aggregate(f"evaluation:{name}", total / n, int(n))
 
     def _own_state(self) -> dict[str, Any]:
@@ -1188,11 +569,11 @@ def _class_of(event: Any) -> str | None:
     return None
 
 
-def _bounded(name: str, known: list[str], limit: int) -> str:
+def bounded(name: str, known: list[str], limit: int) -> str:
     """Return name where it is known or there is room to know it, else the name of all others."""
     if name in known:
         return name
     if len(known) < limit:
         known.append(name)
         return name
-    return _OTHER
+    return OTHER

@@ -134,7 +134,7 @@ class PageState(ModelState):
         return self.full_at_us - _DAY_US + self._interval()
 
     def _pass(self, alert: Alert, now_us: int) -> list[Alert]:
-        if alert.id in self.seen:
+        if alert.id in self.seen or alert.suppressed_by:
             return []
         self.seen[alert.id] = None
         _trim(self.seen)

@@ -31,7 +31,9 @@ from streamproc.errors import SnapshotError
 from streamproc.events import (
     MAX_NAME,
     ORIGIN_HEADER,
+    TOPIC_HEADER,
     Alert,
+    Feedback,
     Incident,
     Label,
     ModelRef,
@@ -50,11 +52,11 @@ from streamproc.models import (
     Group,
     LabelState,
     ModelState,
-    PredictionState,
     Shared,
     TelemetryState,
 )
 from streamproc.pages import AlertDecoder, PageState
+from streamproc.predictions import PredictionState
 from streamproc.quality import QualityState
 from streamproc.rules import RuleBook, detectors_of
 from streamproc.signals import Kind
@@ -189,7 +191,8 @@ class Pipeline:
         """Take a batch in the order of the log; return alerts, rejections and counts."""
         if self.kind in _OURS:
             return self._take_batch(batch)
-        traces = self.kind == "predictions" and serving.seldon_topic(self.topic) is None
+        seldon = serving.seldon_topic(self.topic) is not None or any(k == TOPIC_HEADER for k, _ in batch.headers[0])
+        traces = self.kind == "predictions" and not seldon
         unpacked = unpack(batch, self.codecs, traces=traces)
         if unpacked is None:
             return self._take_batch(batch)
@@ -220,6 +223,16 @@ class Pipeline:
                 return self._process(batch)
             out.add(self._process(batch.rows(start, end)), start)
             start = end
+        return out
+
+    def feedback(self, verdicts: Sequence[tuple[int, Feedback]]) -> Output:
+        """Take what operators say of alerts, each with its offset in their topic; copies pass by."""
+        out = Output()
+        for name, model in self.models.items():
+            seen = model.feedback_seen
+            out.alerts += model.feedback(verdicts)
+            if model.feedback_seen != seen:
+                self.dirty.add(name)
         return out
 
     def _process(self, batch: RecordBatch) -> Output:

@@ -20,8 +20,10 @@ from streamproc import config as config_module
 from streamproc import signals
 from streamproc.alerts import Policy
 from streamproc.baseline import Table, from_table
-from streamproc.config import Config, ModelBlock, ReferenceRule, Report, Sensitivity, SignalRule
+from streamproc.config import Config, ModelBlock, ReferenceRule, Report, Sensitivity, SignalRule, utc
+from streamproc.events import time_us
 from streamproc.signals import Kind, SignalSpec
+from streamproc.silences import Silence, Silences
 
 #: What is watched of each segment where the config does not say.
 SEGMENT_SIGNALS = frozenset(
@@ -113,6 +115,19 @@ class RuleBook:
 
     def __init__(self, config: Config, tables: Mapping[str, Table] | None = None) -> None:
         self.config = config
+        self.silences = Silences(
+            Silence(
+                f"config-{i}",
+                time_us(utc(s.from_)),
+                time_us(utc(s.to)),
+                s.match.model,
+                s.match.signal,
+                s.match.segment,
+                s.learn,
+                s.reason,
+            )
+            for i, s in enumerate(config.silences)
+        )
         self._tables = dict(tables or {})
         self._told: dict[tuple[str, int], tuple[dict[str, Any], dict[str, Any]]] = {}
         #: Whether predictions are joined with labels: a topic of labels is named, and quality is watched.

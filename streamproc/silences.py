@@ -8,7 +8,7 @@ measured in it teaches no detector what is normal.
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from msgspec import Struct
 
@@ -52,10 +52,8 @@ class Silences:
     def __len__(self) -> int:
         return len(self._config) + len(self._more)
 
-    @property
-    def more(self) -> tuple[Silence, ...]:
-        """Return those that were added at run time."""
-        return self._more
+    def __iter__(self) -> Iterator[Silence]:
+        return iter((*self._config, *self._more))
 
     def add(self, silences: Iterable[Silence]) -> None:
         """Take these as all that were added at run time."""

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+import functools
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal, Protocol
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 from msgspec import Struct
 
 from detectors.protocol import F64, I64, Detector, Evidence
-from streamproc import budget
+from streamproc import budget, silences
 from streamproc.alerts import Lifecycle, Step, identity
 from streamproc.config import Sensitivity
-from streamproc.events import Alert, Changed, DetectorRef, Expected, Impact, Share, Span, rfc3339
+from streamproc.events import Alert, Changed, DetectorRef, Expected, Feedback, Impact, Share, Span, rfc3339
 from streamproc.rules import Rule
 from streamproc.segments import Change, History
+from streamproc.silences import Silence, Silences
 
 #: What a dashboard shows before and after an alert.
 _BEFORE_MS = 3_600_000
@@ -32,10 +36,15 @@ class Subject(Struct, frozen=True, gc=False):
     model: str
     segment: str = ""  # dimension=value
     history: History | None = None  # of the model's versions
+    silences: Silences | None = None
 
     def change(self, step: Step) -> Change | None:
         """Return the change of version that came shortly before an episode, or while it built up."""
         return None if self.history is None else self.history.near(step.started_us, until_us=step.at_us)
+
+    def silenced(self, signal: str) -> tuple[Silence, ...]:
+        """Return the silences there are for a signal, whenever."""
+        return self.silences.of(self.model, signal, self.segment) if self.silences else ()
 
 
 class _Silence(Protocol):
@@ -59,8 +68,115 @@ class Watch:
         self.life = Lifecycle(rule.policy)
         self.budgeted: float | None = None  # the limit or share that the budget came to
         self.version: str | None = None  # of the model when the episode opened: labels are identity
+        self.muted = ""  # the silence for which nobody was told of the episode yet
+        self.expected = ""  # the operator's word for which nobody is told any more of it
+        self.tolerance = 1.0  # by how much operators have raised the limit
+        self.last_peak = 0.0  # of the episode before
+        self.kept: list[tuple[float, int]] = []  # values and times of the episode, the latest
 
     def observe(
+        self,
+        subject: Subject,
+        values: F64,
+        times: I64,
+        offsets: I64,
+        *,
+        versions: Sequence[str | None] = (),
+        n: int | None = None,
+        last_offset: int | None = None,
+        carried: Callable[[], list[Share]] | None = None,
+        against: Callable[[], str] | None = None,
+    ) -> list[Alert]:
+        """Score values in order, times (n,) not falling, and return what came of it; see `_observe`."""
+        observe = functools.partial(
+            self._observe, subject, n=n, last_offset=last_offset, carried=carried, against=against
+        )
+        found = subject.silenced(self.rule.signal)
+        if not found and not self.muted and not self.expected:
+            return observe(values, times, offsets, versions=versions)
+        alerts: list[Alert] = []
+        for start, end, silence in _stretches(times, found):
+            if silence is not None and not silence.learn:
+                continue
+            while start < end:
+                # Of what was hidden the first value after a silence tells; row by row, for the cut is not to decide.
+                stop = start + 1 if silence is None and self.muted else end
+                own = slice(start, stop)
+                told = observe(values[own], times[own], offsets[own], versions=versions[own] if versions else ())
+                alerts += self._told(subject, told, silence, int(times[stop - 1]))
+                start = stop
+        return alerts
+
+    def _told(self, subject: Subject, found: list[Alert], silence: Silence | None, at_us: int) -> list[Alert]:
+        """Return alerts as those are to see them who are not told of what a silence hides."""
+        out: list[Alert] = []
+        for alert in found:
+            if alert.action == "opened":
+                self.muted = "" if silence is None else str(silence)
+            hidden = self.muted or self.expected
+            if silence is not None and alert.action in ("updated", "escalated"):
+                hidden = str(silence)
+            out.append(msgspec.structs.replace(alert, suppressed_by=hidden) if hidden else alert)
+            if alert.action == "resolved":
+                self.muted = self.expected = ""
+        if silence is None and self.muted and self.life.state == "firing":
+            muted, self.muted = self.muted, ""
+            again = self._alert(subject, self.life.again(-1, at_us), None, None)
+            out.append(msgspec.structs.replace(again, annotations={**again.annotations, "silenced": muted}))
+        return out
+
+    def fingerprint(self, subject: Subject) -> str:
+        """Return what names the condition for ever."""
+        return _fingerprint(self.rule, subject)
+
+    def feedback(self, subject: Subject, verdict: Feedback, offset: int, now_us: int) -> list[Alert]:
+        """Take an operator's word, from an offset of the topic of feedback; return what came of it.
+
+        NOT_ANOMALY raises the limit above what the episode, or the one before, came to. ANOMALY_NEW_TREND takes what
+        it is now as normal: the detector begins anew with the values since. Both end the episode. For
+        ANOMALY_EXPECTED nobody is told any more of it. Every verdict is published, for the record.
+        """
+        peak = max(self.life.peak, self.last_peak)
+        opening = self.life.opening
+        steps: list[Step] = []
+        if verdict.verdict == "NOT_ANOMALY" and peak > 0.0:
+            self.tolerance = min(self.tolerance * max(1.0, _SURELY * peak), _MOST_TOLERANCE)
+            steps = self.life.end(now_us)
+        elif verdict.verdict == "ANOMALY_NEW_TREND":
+            self.detector = self.rule.build(columns=max(1, len(self.columns)), seed=0)
+            if self.kept:
+                values, times = zip(*self.kept, strict=True)
+                self.detector.score(np.array(values), np.array(times, np.int64))
+            kept, self.budgeted = self.budgeted, None
+            self._budget(kept)
+            steps = self.life.end(now_us)
+        word = f"{verdict.verdict}: {verdict.comment}" if verdict.comment else verdict.verdict
+        if verdict.verdict == "ANOMALY_EXPECTED" and self.life.state == "firing":
+            self.expected = word
+        said = {
+            "feedback": verdict.verdict,
+            "feedback_author": verdict.author or "",
+            "feedback_comment": verdict.comment or "",
+            "feedback_cause": verdict.cause or "",
+        }
+        if not steps:
+            action: Literal["updated", "resolved"] = "updated" if self.life.state == "firing" else "resolved"
+            steps = [Step(action, -1, now_us, self.life.since_us, opening, opening, opening, peak)]
+        else:
+            self.muted = self.expected = ""
+            self.kept = []
+        alerts = [self._alert(subject, step, None, None) for step in steps]
+        return [
+            msgspec.structs.replace(
+                a,
+                id=identity(a.fingerprint, "feedback", offset),
+                summary=f"{a.name}: {word}"[:1024],
+                annotations={**a.annotations, **{k: v for k, v in said.items() if v}},
+            )
+            for a in alerts
+        ]
+
+    def _observe(
         self,
         subject: Subject,
         values: F64,
@@ -81,6 +197,8 @@ class Watch:
         for an alert that opens.
         """
         scores = self.detector.score(values, times)
+        if self.tolerance != 1.0:
+            scores = scores / self.tolerance
         breach = scores >= 1.0  # nan, while warming up, is not
         if not breach.any():
             if self.life.state == "inactive":
@@ -91,6 +209,7 @@ class Watch:
                 if not self._matters(values, int(row)):
                     breach[row] = False
         steps = self.life.observe(breach, scores, times, offsets, weight=n or 1)
+        self._keep(values, times, breach, steps)
         alerts = []
         for step in steps:
             if step.action == "opened":
@@ -101,6 +220,24 @@ class Watch:
                 )
             )
         return alerts
+
+    def _keep(self, values: F64, times: I64, breach: npt.NDArray[np.bool_], steps: list[Step]) -> None:
+        """Remember the values of the episode, from its first over the limit on."""
+        for step in steps:
+            if step.action == "resolved":
+                self.last_peak = step.peak
+        if values.ndim > 1:
+            return
+        ended = max((s.row for s in steps if s.action == "resolved"), default=-1)
+        if ended >= 0 or self.life.state == "inactive":
+            self.kept = []
+        first = ended + 1
+        if not self.kept:
+            over = np.nonzero(breach[first:])[0]
+            if not len(over) or self.life.state == "inactive":
+                return
+            first += int(over[0])
+        self.kept = [*self.kept, *zip(values[first:].tolist(), times[first:].tolist(), strict=True)][-_KEPT:]
 
     def allot(self, *, observations_per_day: float, allowed_per_day: float) -> None:
         """Let the budget set this watch's limit: it may alarm falsely so often. What was learned is kept."""
@@ -126,7 +263,12 @@ class Watch:
 
     def expire(self, subject: Subject, now_us: int) -> list[Alert]:
         """Return what the passing of event time up to `now_us` brings: at most a resolution."""
-        return [self._alert(subject, step, None, None) for step in self.life.expire(now_us)]
+        steps = self.life.expire(now_us)
+        if not steps:
+            return []
+        self.last_peak, self.kept = steps[-1].peak, []
+        silence = silences.at(subject.silenced(self.rule.signal), steps[-1].at_us)
+        return self._told(subject, [self._alert(subject, step, None, None) for step in steps], silence, now_us)
 
     def adopt(self, rule: Rule) -> None:
         """Take a changed rule of equal structure, keeping what was learned."""
@@ -211,6 +353,7 @@ class Watch:
             "life": self.life.snapshot(),
             "version": self.version,
             "budgeted": self.budgeted,
+            "told": [self.muted, self.expected, self.tolerance, self.last_peak, [list(k) for k in self.kept]],
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -219,6 +362,8 @@ class Watch:
             self.detector.restore(state["detector"])
         self.life.restore(state["life"])
         self.version = state["version"]
+        self.muted, self.expected, self.tolerance, self.last_peak, kept = state["told"]
+        self.kept = [(value, at) for value, at in kept]
         if self.rule.budget is not None:
             self._budget(state["budgeted"])
 
@@ -236,6 +381,7 @@ class SilenceWatch:
         self.last_offset = -1
         self.last_us = 0
         self.opened_us = 0
+        self.muted, self.muted_until_us = "", 0
 
     def observe(self, subject: Subject, arrivals: I64, offsets: I64) -> list[Alert]:
         """Take arrivals, (n,) on the arrival clock, not decreasing."""
@@ -250,7 +396,7 @@ class SilenceWatch:
                 alerts += self._fire(subject, self.last_us + round(timeout_s * 1e6))
             if self.open:
                 alerts.append(self._alert(subject, "resolved", int(arrivals[row])))
-                self.open = False
+                self.open, self.muted = False, ""
         self.open = False
         self.last_us, self.last_offset = int(arrivals[-1]), int(offsets[-1])
         return alerts
@@ -260,11 +406,18 @@ class SilenceWatch:
         deadline = self.detector.deadline_us()
         if deadline is None or clock_us < deadline:
             return []
-        return self._fire(subject, deadline)
+        alerts = self._fire(subject, deadline)
+        if self.muted and clock_us >= self.muted_until_us:
+            muted, self.muted = self.muted, ""
+            again = self._alert(subject, "opened", self.muted_until_us, anew=True)
+            alerts.append(msgspec.structs.replace(again, annotations={**again.annotations, "silenced": muted}))
+        return alerts
 
     def due_us(self) -> int | None:
         """Return when `advance` would open, or None."""
-        return None if self.open else self.detector.deadline_us()
+        if self.open:
+            return self.muted_until_us if self.muted else None
+        return self.detector.deadline_us()
 
     def adopt(self, rule: Rule) -> None:
         """Take a changed rule, keeping what was learned where its structure is equal."""
@@ -280,29 +433,55 @@ class SilenceWatch:
             return []
         self.open = True
         self.opened_us = at_us
+        silence = silences.at(subject.silenced(self.rule.signal), at_us)
+        if silence is not None:
+            self.muted, self.muted_until_us = str(silence), silence.to_us
         return [self._alert(subject, "opened", at_us)]
 
-    def _alert(self, subject: Subject, action: Any, at_us: int) -> Alert:
+    def _alert(self, subject: Subject, action: Any, at_us: int, *, anew: bool = False) -> Alert:
         timeout_s = (self.opened_us - self.last_us) / 1e6
         waited_s = (at_us - self.last_us) / 1e6
-        step = Step(action, -1, at_us, self.last_us, self.last_offset, self.last_offset, self.last_offset, 1.0)
+        last = self.last_offset
+        step = Step(action, -1, at_us, self.last_us, last, last, last, 1.0, anew=anew)
         evidence = Evidence(upper=timeout_s, note=f"nothing for {_amount(waited_s, 's')}")
         score = max(1.0, waited_s / timeout_s) if timeout_s > 0 else 1.0
-        return build_alert(self.rule, subject, step, score=score, value=waited_s, n=None, evidence=evidence)
+        alert = build_alert(self.rule, subject, step, score=score, value=waited_s, n=None, evidence=evidence)
+        return msgspec.structs.replace(alert, suppressed_by=self.muted) if self.muted else alert
 
     def snapshot(self) -> dict[str, Any]:
         """Return the state as a tree."""
         return {
             "structure": self.rule.structure,
             "detector": self.detector.snapshot(),
-            "life": [self.open, self.last_offset, self.last_us, self.opened_us],
+            "life": [self.open, self.last_offset, self.last_us, self.opened_us, self.muted, self.muted_until_us],
         }
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take up what `snapshot` gave."""
         if state["structure"] == self.rule.structure:
             self.detector.restore(state["detector"])
-        self.open, self.last_offset, self.last_us, self.opened_us = state["life"]
+        self.open, self.last_offset, self.last_us, self.opened_us, self.muted, self.muted_until_us = state["life"]
+
+
+#: Values kept of an episode, to begin anew with.
+_KEPT = 256
+#: How far above its peak an episode that was none puts the limit, and the most that a limit is ever raised.
+_SURELY = 1.1
+_MOST_TOLERANCE = 100.0
+
+
+def _fingerprint(rule: Rule, subject: Subject) -> str:
+    whole = (subject.model, rule.signal, rule.detector)
+    return identity(*whole, subject.segment) if subject.segment else identity(*whole)
+
+
+def _stretches(times: I64, found: tuple[Silence, ...]) -> Iterator[tuple[int, int, Silence | None]]:
+    """Yield the rows, from start to end, that are in one silence or in none."""
+    edges = sorted({edge for s in found for edge in (s.from_us, s.to_us)})
+    cuts = [0, *(int(np.searchsorted(times, edge)) for edge in edges), len(times)]
+    for start, end in itertools.pairwise(cuts):
+        if start < end:
+            yield start, end, silences.at(found, int(times[start]))
 
 
 def build_alert(
@@ -322,8 +501,7 @@ def build_alert(
     confidence: float | None = None,
 ) -> Alert:
     """Return the alert that one transition is published as."""
-    whole = (subject.model, rule.signal, rule.detector)
-    fingerprint = identity(*whole, subject.segment) if subject.segment else identity(*whole)
+    fingerprint = _fingerprint(rule, subject)
     episode = identity(fingerprint, subject.topic, subject.partition, step.opening)
     attribution = [
         *(Share(columns[i], min(1.0, s)) for i, s in evidence.shares if i < len(columns)),
@@ -364,7 +542,7 @@ def build_alert(
     if evidence.expected is not None or evidence.upper is not None or evidence.lower is not None:
         expected = Expected(evidence.expected, evidence.lower, evidence.upper)
     return Alert(
-        id=identity(episode, step.action, step.at_us) if step.action == "updated" else identity(episode, step.action),
+        id=identity(episode, step.action, *([step.at_us] if step.action == "updated" or step.anew else [])),
         fingerprint=fingerprint,
         episode_id=episode,
         name=" ".join(filter(None, (subject.model, subject.segment, rule.signal))),

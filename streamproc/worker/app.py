@@ -146,6 +146,10 @@ def build(
         await _guarded(app.engine.run_snapshots(), app.fail)
 
     @app.task(on_leader=False)
+    async def said() -> None:
+        await _guarded(app.engine.run_said(), app.fail)
+
+    @app.task(on_leader=False)
     async def clock() -> None:
         await _guarded(app.engine.run_clock(), app.fail)
 

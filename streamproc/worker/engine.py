@@ -31,6 +31,7 @@ from streamproc.worker.deadletters import dead_letter
 from streamproc.worker.metrics import Metrics
 from streamproc.worker.registry import Registry
 from streamproc.worker.repartition import Pairs, Repartitioner
+from streamproc.worker.said import Said
 
 if TYPE_CHECKING:
     # With it comes numba, whose loading a start hides behind the waiting for brokers (`run`).
@@ -114,6 +115,7 @@ class Engine:
         self._pairs = Pairs(step_ms=config.serving.response_timeout.us // 4000)
         self._sending = asyncio.Lock()
         self.forwarders: dict[str, Repartitioner] = {}
+        self._said = Said(settings, silences=config.kafka.silences, feedback=config.kafka.feedback)
         self.registry = None if config.schema_registry is None else Registry(config.schema_registry)
         self._partitions = dict(partitions)
         self._snapshot_partitions = snapshot_partitions
@@ -443,6 +445,21 @@ class Engine:
             if (self._owned or self._raw) and not self.app.rebalancing:
                 await self.snapshot()
 
+    async def run_said(self) -> None:
+        """Follow the topics of silences and feedback, from their beginning on, for ever."""
+        if not self._said.topics:
+            return
+        async for fresh in self._said.follow():
+            self.book.silences.add(found := self._said.silences())
+            self.metrics.silences.set(len(found))
+            if not fresh:
+                continue
+            async with self._lock:
+                for held in list(self._owned.values()):
+                    if held.sound and held.pipeline.kind not in ("alerts", "incidents"):
+                        with held.whole():
+                            await self._publish(held, held.pipeline.feedback(fresh), None)
+
     async def run_clock(self) -> None:
         """Move the arrival clock of partitions that have nothing left to read; keep the gauges."""
         while True:
@@ -497,6 +514,7 @@ class Engine:
                     if count % 100 == 99:
                         await asyncio.sleep(0)
                 pipeline.restored()
+                pipeline.feedback(self._said.verdicts)  # what of it these models have not taken yet
                 models += len(found.models)
                 writer = snapshots.Writer(
                     self._send_snapshot,
@@ -605,6 +623,7 @@ class Engine:
         async with self._lock:
             book = RuleBook(config, tables)
             self.config, self.book = config, book
+            book.silences.add(self._said.silences())
             for held in self._owned.values():
                 held.pipeline.reconfigure(book)
             for held in self._parked.values():

@@ -45,6 +45,7 @@ class Metrics:
         self.unusable_states = counter("unusable_states_total", "Stored states that could not be read.")
         self.snapshot_bytes = counter("snapshot_bytes_total", "Bytes of state written.")
         self.repartitioned = counter("repartitioned_records_total", "Records sent on under their model's key.")
+        self.silences = gauge("silences", "Silences of run time, in force, past or to come.")
         self.series = gauge("series_active", "Models held in memory.")
         self.partitions = gauge("partitions_owned", "Source partitions held.")
         self.lag = gauge("consumer_lag", "Records still to be read.", ("topic", "partition"))

@@ -55,9 +55,17 @@ def topic_specs(config: Config) -> list[topics.TopicSpec]:
         sources.append(spec(joined, retention_ms=str(7 * 86_400_000)))
     if k.repartition:
         internal = dict.fromkeys(internal_topic(k.app_id, t) for t in k.sources())  # some share one
-        sources += [spec(name, siblings="internal") for name in internal]
+        # By size and not by time: records keep their own times, and those of a backlog are past any retention.
+        kept = {"retention_ms": "-1", "retention_bytes": str(1 << 30)}
+        sources += [spec(name, siblings="internal", **kept) for name in internal]
+    told = [
+        # All of one topic are in one order, and every worker reads them from the beginning.
+        *([msgspec.structs.replace(spec(k.silences, cleanup_policy="compact"), partitions=1)] if k.silences else []),
+        *([msgspec.structs.replace(spec(k.feedback, retention_ms="-1"), partitions=1)] if k.feedback else []),
+    ]
     return [
         *sources,
+        *told,
         spec(k.alerts),
         *([spec(k.pages)] if k.pages else []),
         # What belongs together is told by the order of all alerts, and one order is one partition.

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from streamproc import exchanges
 from streamproc.events import Alert, RecordBatch, rfc3339
 from streamproc.exchanges import Exchanges, key_of
-from streamproc.models import PredictionState
 from streamproc.pipeline import Pipeline
+from streamproc.predictions import PredictionState
 from tests.core.make import BEGIN_US, SECOND, config, cut, feed, pipeline, prediction, quick, state
 
 CONFIG = quick() + "serving: {response_timeout: 3s, max_outstanding: 25}\n"

@@ -304,6 +304,19 @@ def test_every_signal_is_a_symptom_of_something() -> None:
     assert unknown == {"label_share", "label_delay", "unlabelled"}
 
 
+def test_what_is_silenced_opens_no_incident_and_yet_ends_one() -> None:
+    assert story(alert("error_rate", 0, severity="critical", suppressed_by="maintenance")) == []
+    found = story(
+        alert("error_rate", 0, severity="critical"),
+        alert("error_rate", 9, action="resolved", suppressed_by="maintenance"),
+    )
+    assert [(i.action, i.endsAt) for i in found] == [("opened", None), ("resolved", rfc3339(BEGIN_US + 9 * MINUTE))]
+    # Told of once more when the silence is over, it counts once.
+    again = alert("error_rate", 5, severity="critical")
+    opened, resolved = story(again, alert("error_rate", 6, severity="critical", id="once more"))
+    assert (opened.alerts, resolved.alerts) == (1, 1)
+
+
 def test_copies_of_an_alert_open_nothing_anew() -> None:
     one = [alert("silence", 0, severity="critical"), alert("silence", 30, action="resolved")]
     p = agent()

@@ -395,7 +395,7 @@ def test_a_failed_call_that_reads_as_ours_keeps_its_model_and_usage() -> None:
 
 def test_our_own_names_of_usage_are_read_and_reach_the_columns() -> None:
     from streamproc.columns import PredictionColumns
-    from streamproc.models import PredictionState
+    from streamproc.predictions import PredictionState
 
     seen: list[PredictionColumns] = []
     own = b'{"model": "m", "prediction": 1, "llm": {"input_tokens": 3, "finish_reasons": ["stop"]}}'

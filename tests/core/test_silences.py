@@ -1,0 +1,206 @@
+"""Silences hide alerts and lose none; feedback changes what it says it changes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from streamproc.errors import ConfigError
+from streamproc.events import Alert, Feedback, RecordBatch, rfc3339
+from streamproc.pipeline import Pipeline
+from streamproc.silences import Silence
+from tests.core.make import BEGIN_US, SECOND, batch, config, cut, feed, pipeline, prediction, quick, state
+
+N = 1500
+
+
+def story(bad: tuple[int, int] = (60, 90), n: int = N, *, by: float = 6.0) -> RecordBatch:
+    """Return ten predictions a second whose values are shifted between two seconds."""
+    rng = np.random.default_rng(8)
+    stamps = [BEGIN_US + i * SECOND // 10 for i in range(n)]
+    return batch(
+        [
+            prediction(at, id=str(i), prediction=float(rng.normal() + (by if bad[0] <= i / 10 < bad[1] else 0.0)))
+            for i, at in enumerate(stamps)
+        ],
+        stamps_us=stamps,
+    )
+
+
+def silenced(start: float, end: float, more: str = "", *, match: str = "model: fraud") -> str:
+    first, last = (rfc3339(BEGIN_US + int(s * SECOND)) for s in (start, end))
+    return quick() + f"silences:\n  - {{match: {{{match}}}, from: {first}, to: {last}, reason: migration{more}}}\n"
+
+
+def of(alerts: list[Alert], signal: str = "prediction_value", detector: str = "robust_z") -> list[Alert]:
+    return [a for a in alerts if a.signal == signal and a.detector.name == detector]
+
+
+def told(alerts: list[Alert]) -> list[tuple[str, str]]:
+    return [(a.action, a.suppressed_by) for a in alerts if a.action != "updated"]
+
+
+def test_without_a_silence_the_story_has_one_alert() -> None:
+    assert told(of(feed(pipeline(config(quick())), [story()]))) == [("opened", ""), ("resolved", "")]
+
+
+def test_an_alert_within_a_silence_is_published_and_says_why_nobody_is_told() -> None:
+    found = of(feed(pipeline(config(silenced(50, 140))), [story()]))
+    assert told(found) == [("opened", "migration"), ("resolved", "migration")]
+
+
+def test_what_still_fires_when_a_silence_ends_opens_for_all_to_see() -> None:
+    found = of(feed(pipeline(config(silenced(50, 65))), [story((60, 150))]))
+    assert told(found)[:2] == [("opened", "migration"), ("opened", "")]
+    hidden, shown = [a for a in found if a.action == "opened"]
+    assert hidden.episode_id == shown.episode_id
+    assert hidden.id != shown.id
+    assert shown.annotations["silenced"] == "migration"
+    assert shown.lastReceived == rfc3339(BEGIN_US + 65 * SECOND)
+
+
+def test_what_opened_before_a_silence_is_resolved_for_all_to_see() -> None:
+    found = of(feed(pipeline(config(silenced(70, 140))), [story()]))
+    assert told(found) == [("opened", ""), ("resolved", "")]
+
+
+def test_a_silence_is_for_what_it_matches_alone() -> None:
+    for match in ("model: other", "signal: latency_p95", "segment: country=DE"):
+        found = of(feed(pipeline(config(silenced(50, 140, match=match))), [story()]))
+        assert told(found) == [("opened", ""), ("resolved", "")]
+
+
+def test_of_a_silence_that_lets_nothing_be_learned_nothing_is() -> None:
+    learnt, not_learnt = (pipeline(config(silenced(59, 92, more))) for more in ("", ", learn: false"))
+    before = pipeline(config(quick()))
+    feed(learnt, [story((60, 90), n=915)])
+    feed(not_learnt, [story((60, 90), n=915)])
+    feed(before, [story((60, 60), n=590)])
+    key = ("prediction_value", "robust_z")
+    states = [repr(p.models["fraud"].watches[key].detector.snapshot()) for p in (learnt, not_learnt, before)]
+    assert states[1] == states[2]
+    assert states[0] != states[2]
+
+
+def test_a_silent_model_within_a_silence_is_told_of_when_that_ends() -> None:
+    p = pipeline(config(silenced(50, 200)))
+    alerts = feed(p, [story((0, 0), n=600)])
+    for second in range(60, 300, 5):
+        alerts += p.advance(BEGIN_US + second * SECOND).alerts
+    found = [(a.action, a.suppressed_by, a.lastReceived) for a in alerts if a.signal == "silence"]
+    assert [f[:2] for f in found] == [("opened", "migration"), ("opened", "")]
+    assert found[1][2] == rfc3339(BEGIN_US + 200 * SECOND)
+
+
+def test_a_silence_of_run_time_holds_at_once_and_can_be_taken_back() -> None:
+    p = pipeline(config(quick()))
+    whole = story()
+    alerts = feed(p, cut(whole, [500])[:1])
+    p.book.silences.add([Silence("1", BEGIN_US, BEGIN_US + 1000 * SECOND, model="fr*", reason="deploy")])
+    alerts += feed(p, [whole.rows(500, 700)])
+    p.book.silences.add([])
+    alerts += feed(p, [whole.rows(700, N)])
+    assert told(of(alerts))[:2] == [("opened", "deploy"), ("opened", "")]
+
+
+def test_a_silence_that_ends_before_it_begins_is_a_mistake() -> None:
+    with pytest.raises(ConfigError, match="is not after `from`"):
+        config(silenced(20, 10))
+
+
+@settings(max_examples=15, deadline=None)
+@given(edges=st.lists(st.integers(1, N - 1), max_size=20), at=st.integers(1, N - 1))
+def test_cutting_and_restoring_anywhere_changes_nothing_of_what_is_hidden(edges: list[int], at: int) -> None:
+    book = config(silenced(55, 63) + f"  - {{match: {{}}, from: {rfc3339(BEGIN_US + 70 * SECOND)}, "
+                  f"to: {rfc3339(BEGIN_US + 74 * SECOND)}, learn: false}}\n")  # fmt: skip
+    whole = story((60, 90))
+    one = pipeline(book)
+    expected = feed(one, [whole])
+    first = pipeline(book)
+    alerts = feed(first, cut(whole.rows(0, at), edges))
+    second = pipeline(book)
+    second.restore_manifest(first.manifest())
+    for name, data in state(first).items():
+        second.restore_model(name, data)
+    second.restored()
+    alerts += feed(second, cut(whole.rows(at, N), [e - at for e in edges if e > at]))
+    assert sorted(map(repr, alerts)) == sorted(map(repr, expected))
+    assert state(second) == state(one)
+
+
+# ------------------------------------------------------------------------------------ feedback
+
+
+def opened(p: Pipeline, whole: RecordBatch, until: int) -> Alert:
+    return next(a for a in of(feed(p, [whole.rows(0, until)])) if a.action == "opened")
+
+
+def verdict(alert: Alert, word: Any, **more: Any) -> Feedback:
+    return Feedback(alert.fingerprint, word, **more)
+
+
+def test_not_an_anomaly_ends_it_and_the_same_again_is_none() -> None:
+    p, whole = pipeline(config(quick())), story((60, 70))
+    alert = opened(p, whole, 680)
+    out = p.feedback([(3, verdict(alert, "NOT_ANOMALY", author="ada", comment="month end"))])
+    (noted,) = out.alerts
+    assert (noted.action, noted.episode_id) == ("resolved", alert.episode_id)
+    assert noted.annotations["feedback"] == "NOT_ANOMALY"
+    assert noted.annotations["feedback_author"] == "ada"
+    assert noted.summary == "fraud prediction_value: NOT_ANOMALY: month end"
+    feed(p, [whole.rows(680, N)])
+    again = story((60, 70))
+    later = [s + 300 * SECOND for s in range(BEGIN_US, BEGIN_US + N * SECOND // 10, SECOND // 10)]
+    events = [prediction(at, id=f"b{i}", prediction=float(i % 7) / 7) for i, at in enumerate(later)]
+    assert again
+    assert not of([a for a in feed(p, [batch(events, first=N, stamps_us=later)]) if a.action == "opened"])
+
+
+def test_a_new_trend_is_normal_from_then_on() -> None:
+    whole = story((60, 150))
+    p, untold = pipeline(config(quick())), pipeline(config(quick()))
+    alert = opened(p, whole, 680)
+    assert [a.action for a in p.feedback([(0, verdict(alert, "ANOMALY_NEW_TREND"))]).alerts] == ["resolved"]
+    rest = of(feed(p, [whole.rows(680, N)]))
+    assert not [a for a in rest if a.action == "opened"]
+    feed(untold, [whole])
+    watch = p.models["fraud"].watches["prediction_value", "robust_z"]
+    assert float(watch.detector.explain(-1).expected or 0.0) == pytest.approx(6.0, abs=0.5)
+
+
+def test_of_an_expected_anomaly_nobody_is_told_any_more() -> None:
+    p, whole = pipeline(config(quick())), story()
+    alert = opened(p, whole, 650)
+    (noted,) = p.feedback([(0, verdict(alert, "ANOMALY_EXPECTED", comment="campaign"))]).alerts
+    assert (noted.action, noted.suppressed_by) == ("updated", "")
+    rest = of(feed(p, [whole.rows(650, N)]))
+    assert told(rest) == [("resolved", "ANOMALY_EXPECTED: campaign")]
+
+
+def test_a_verdict_is_taken_once_whoever_restores_the_model() -> None:
+    p, whole = pipeline(config(quick())), story()
+    alert = opened(p, whole, 650)
+    said = [(0, verdict(alert, "NOT_ANOMALY"))]
+    assert len(p.feedback(said).alerts) == 1
+    assert p.feedback(said).alerts == []
+    second = pipeline(config(quick()))
+    second.restore_manifest(p.manifest())
+    for name, data in state(p).items():
+        second.restore_model(name, data)
+    assert second.feedback(said).alerts == []
+    assert state(second) == state(p)
+
+
+def test_a_verdict_of_another_alert_changes_nothing_but_that_it_was_seen() -> None:
+    p = pipeline(config(quick()))
+    feed(p, [story(n=600)])
+    before = dict(p.models["fraud"].snapshot())
+    assert p.feedback([(7, Feedback("0" * 32, "NOT_ANOMALY"))]).alerts == []
+    after = dict(p.models["fraud"].snapshot())
+    assert after.pop("feedback") == 7
+    before.pop("feedback")
+    assert repr(after) == repr(before)
