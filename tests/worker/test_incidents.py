@@ -10,7 +10,9 @@ import jsonschema
 import orjson
 import pytest
 
-from streamproc import schema
+from streamproc import rules, schema
+from streamproc.errors import ConfigError
+from streamproc.worker.run import topic_specs
 from tests.brokers.kafka import KafkaCluster
 from tests.worker.harness import prediction, publish, read, topic, worker
 
@@ -47,6 +49,22 @@ def rows(begin: int, end: int, *, slow: bool) -> list[tuple[bytes, bytes, int]]:
         for i in range(begin, end)
         for m in ("m1", "m2", "m3")
     ]
+
+
+def test_the_feed_has_one_partition_and_is_there_only_where_incidents_are_wanted() -> None:
+    text = config("localhost:9092", "app", saved_every="1s").replace("PORT", "0")
+    specs = {s.name: s.partitions for s in topic_specs(rules.parse(text))}
+    assert (specs["app-incidents"], specs["app-alert-feed"]) == (2, 1)
+    without = rules.parse(text.replace("incidents: app-incidents", 'incidents: ""'))
+    assert without.kafka.alert_feed == ""
+    assert {s.name for s in topic_specs(without)} == set(specs) - {"app-incidents", "app-alert-feed"}
+
+
+def test_a_worker_does_not_feed_on_its_own_incidents() -> None:
+    text = config("localhost:9092", "app", saved_every="1s").replace("PORT", "0")
+    for own in ("app-incidents", "app-alert-feed"):
+        with pytest.raises(ConfigError, match="feed on itself"):
+            rules.parse(text.replace("predictions: [app-in]", f"predictions: [{own}]"))
 
 
 def told(bootstrap: str, app: str) -> list[dict[str, Any]]:
