@@ -52,8 +52,10 @@ FLEET = FLEET_KEY.decode()
 
 #: Ids of the latest alerts, by which copies are known.
 _REMEMBERED = 5000
-#: Alerts of an incident that are kept whole, and those named in what is published. Of more it is known how many.
+#: Alerts that are kept whole, of one incident and of all but for the first of each, and those named in what is
+#: published. Of more it is known how many.
 _KEPT = 200
+_KEPT_OF_ALL = 5000
 _NAMED = 50
 #: Models, features, upstreams and changes named.
 _LISTED = 50
@@ -66,6 +68,8 @@ _UPDATE_EVERY_US = 300_000_000
 #: The default of `incidents.window`, if the models' own windows are not longer.
 _WINDOW_US = 900_000_000
 _OF_WINDOWS = 4
+#: Upstreams by which an incident may be joined, the latest ones.
+_LINKS = 2000
 #: A feature links alerts that it carries so much of.
 _CARRIES = 0.2
 
@@ -166,6 +170,7 @@ class IncidentState(ModelState):
         self.of: dict[str, str] = {}  # the incident of each firing episode
         self.base_us = 0  # event time at the last alert
         self.published: list[Incident] = []  # since last asked for
+        self._soonest_us = 0  # nothing is due before
         self._know(book)
 
     def _know(self, book: RuleBook) -> None:
@@ -184,6 +189,7 @@ class IncidentState(ModelState):
         """Take another config; what is open stays so."""
         super().reconfigure(book)
         self._know(book)
+        self._soonest_us = 0
 
     # -- alerts in
 
@@ -343,8 +349,11 @@ class IncidentState(ModelState):
             incident.confirm_us = confirm_us if incident.confirm_us < 0 else min(incident.confirm_us, confirm_us)
         incident.models[member.model] = max(incident.models.get(member.model, 0), member.start_us)
         for upstream in member.upstreams:
-            incident.links[upstream] = max(incident.links.get(upstream, 0), member.start_us)
-        if len(incident.members) < _KEPT:
+            incident.links[upstream] = max(incident.links.pop(upstream, 0), member.start_us)
+        while len(incident.links) > _LINKS:
+            del incident.links[next(iter(incident.links))]
+        kept = sum(len(i.members) for i in self.open.values())
+        if not incident.members or (len(incident.members) < _KEPT and kept < _KEPT_OF_ALL):
             incident.members[member.episode_id] = member
         incident.firing[member.episode_id] = None
         self.of[member.episode_id] = incident.incident_id
@@ -366,6 +375,7 @@ class IncidentState(ModelState):
             member.end_us = at_us
         incident.ended_us = max(incident.ended_us, at_us)
         incident.news_us = now_us
+        self._soonest_us = min(self._soonest_us, self._due(incident)[0])
 
     def _merge(self, older: _Open, younger: _Open, now_us: int) -> None:
         """Take what the younger has into the older; where the younger was told of, say so."""
@@ -399,6 +409,10 @@ class IncidentState(ModelState):
     def _tell(self, incident: _Open, now_us: int) -> None:
         """Take note of a new alert: publish what cannot wait."""
         incident.news_us = now_us
+        self._publish_if_due(incident, now_us)
+        self._soonest_us = min(self._soonest_us, self._due(incident)[0])
+
+    def _publish_if_due(self, incident: _Open, now_us: int) -> None:
         if incident.published_us < 0:
             if self._is_sure(incident):
                 self._publish(incident, "opened", now_us)
@@ -450,11 +464,14 @@ class IncidentState(ModelState):
 
     def _settle(self, now_us: int) -> None:
         """Do all that is due by now, in the order in which it is."""
+        if now_us < self._soonest_us:
+            return
         while self.open:
             (at_us, what), incident = min(
                 ((self._due(i), i) for i in self.open.values()), key=lambda d: (d[0], d[1].first_us, d[1].incident_id)
             )
             if at_us > now_us:
+                self._soonest_us = at_us
                 return
             if what == "end":
                 self._end(incident, at_us, "")
@@ -621,6 +638,7 @@ class IncidentState(ModelState):
 
     def _restore_own(self, own: dict[str, Any]) -> None:
         self.seen, self.base_us = dict.fromkeys(own["seen"]), own["base_us"]
+        self._soonest_us = 0
         self.open = {i.incident_id: i for i in msgspec.convert(own["open"], list[_Open])}
         self.of = {episode: i.incident_id for i in self.open.values() for episode in i.firing}
 

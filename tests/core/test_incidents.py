@@ -415,3 +415,15 @@ def test_wherever_the_log_is_cut_or_restored_the_same_incidents_come_and_each_en
         assert (actions[0], actions[-1]) == ("opened", "resolved")
         assert set(actions[1:-1]) <= {"updated", "escalated"}
     assert len({i.id for i in found}) == len(found)
+
+
+def test_what_is_kept_is_bounded_however_many_alerts_and_incidents_there_are() -> None:
+    p = agent(extra="")
+    many = [
+        alert(f"metric:m{k}", k / 1000, model=f"x{i}", attribution=[Share(f"f{i}-{k}", 1.0)], summary="long " * 200)
+        for k in range(12)
+        for i in range(700)
+    ]
+    p.process(records(many))
+    (state,) = (dumps(s.snapshot()) for s in p.models.values())
+    assert len(state) < 8_000_000
