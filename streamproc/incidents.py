@@ -152,7 +152,7 @@ class _Open(Struct, kw_only=True):
     told: list[Any] = field(default_factory=list)  # what was last said of it that is worth saying anew
     count: int = 0  # alerts folded
     models: dict[str, int] = field(default_factory=dict)  # when the latest alert of each began
-    links: dict[str, int] = field(default_factory=dict)  # likewise by upstream
+    links: dict[str, int] = field(default_factory=dict)  # likewise by `_links`
     members: dict[str, _Member] = field(default_factory=dict)  # by episode
     firing: dict[str, None] = field(default_factory=dict)  # episodes
     moments: list[list[Any]] = field(default_factory=list)
@@ -251,8 +251,8 @@ class IncidentState(ModelState):
         member = self._member(alert)
         linked, own = [], []
         for incident in self.open.values():
-            if any(abs(member.start_us - incident.links[u]) <= self.near_us for u in member.upstreams
-                   if u in incident.links):  # fmt: skip
+            met = [at for link in _links(member) if (at := incident.links.get(link)) is not None]
+            if any(abs(member.start_us - at) <= self.near_us for at in met):
                 linked.append(incident)
             elif self._is_of_model(incident, member):
                 own.append(incident)
@@ -348,8 +348,8 @@ class IncidentState(ModelState):
             confirm_us = now_us + (member.wait_us if member.wait_us >= 0 else self.confirm_us)
             incident.confirm_us = confirm_us if incident.confirm_us < 0 else min(incident.confirm_us, confirm_us)
         incident.models[member.model] = max(incident.models.get(member.model, 0), member.start_us)
-        for upstream in member.upstreams:
-            incident.links[upstream] = max(incident.links.pop(upstream, 0), member.start_us)
+        for link in _links(member):
+            incident.links[link] = max(incident.links.pop(link, 0), member.start_us)
         while len(incident.links) > _LINKS:
             del incident.links[next(iter(incident.links))]
         kept = sum(len(i.members) for i in self.open.values())
@@ -660,6 +660,15 @@ def _is_weak(alert: Alert, group: causes.Group) -> bool:
 
 #: Natures that wander on their own, and on one host or feed together: two such alerts may be chance.
 _WANDER = frozenset({"moved", "slow"})
+
+
+def _links(m: _Member) -> list[str]:
+    """Return what an alert must share one of with another model's: an upstream, and which way it fails.
+
+    A feed that stops makes its models silent, one that goes wrong moves their answers; they are not one fault.
+    """
+    still = m.group in ("silent", "shed")
+    return [f"{u} stopped" if still and u.startswith("feed/") else u for u in m.upstreams]
 
 
 def _nature(m: _Member) -> str:

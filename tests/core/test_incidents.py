@@ -133,6 +133,15 @@ def test_what_does_not_travel_along_a_dependency_does_not_link() -> None:
     assert [i.models for i in found if i.action == "opened"] == [["a1"], ["a2"]]
 
 
+def test_models_of_a_feed_that_stops_are_silent_together_and_not_with_those_whose_answers_move() -> None:
+    found = story(
+        alert("silence", 0, model="a1", severity="critical"),
+        alert("silence", 1, model="b1", severity="critical"),
+        alert("prediction_psi", 2, model="b2", severity="critical"),
+    )
+    assert [i.models for i in found if i.action == "resolved"] in ([["a1", "b1"], ["b2"]], [["b2"], ["a1", "b1"]])
+
+
 def test_a_host_with_telemetry_of_its_own_is_what_its_models_depend_on() -> None:
     found = story(alert("metric:cpu", 0, model="gpu-1"), alert("latency_p95", 2, model="a1"))
     assert {tuple(i.models) for i in found} == {("gpu-1", "a1")}
