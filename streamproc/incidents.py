@@ -460,7 +460,9 @@ class IncidentState(ModelState):
                 due.append((incident.first_us + self.book.config.incidents.escalate_after.us, "age"))
         if incident.published_us >= 0 and incident.stale:
             due.append((incident.published_us + _UPDATE_EVERY_US, "update"))
-        return min(due)
+        at_us, what = min(due)
+        # What could have been due before the latest news is due with it: nothing is told of as of the past.
+        return max(at_us, incident.news_us, incident.published_us), what
 
     def _settle(self, now_us: int) -> None:
         """Do all that is due by now, in the order in which it is."""

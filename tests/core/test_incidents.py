@@ -326,6 +326,17 @@ def test_what_is_silenced_opens_no_incident_and_yet_ends_one() -> None:
     assert (opened.alerts, resolved.alerts) == (1, 1)
 
 
+def test_what_joins_long_after_is_told_of_then() -> None:
+    found = story(
+        alert("error_rate", 0, severity="critical"),
+        alert("missing_features", 300, model="a2", severity="critical"),
+        alert("latency_p95", 300, model="a1"),
+        alert("error_rate", 310, episode=1, severity="critical"),
+        alert("silence", 312, model="a3", severity="critical"),
+    )
+    assert [i.lastReceived for i in found] == sorted(i.lastReceived for i in found)
+
+
 def test_copies_of_an_alert_open_nothing_anew() -> None:
     one = [alert("silence", 0, severity="critical"), alert("silence", 30, action="resolved")]
     p = agent()
@@ -423,6 +434,8 @@ def test_wherever_the_log_is_cut_or_restored_the_same_incidents_come_and_each_en
         actions = [i.action for i in found if i.incident_id == incident_id]
         assert (actions[0], actions[-1]) == ("opened", "resolved")
         assert set(actions[1:-1]) <= {"updated", "escalated"}
+        told = [i.lastReceived for i in found if i.incident_id == incident_id]
+        assert told == sorted(told)
     assert len({i.id for i in found}) == len(found)
 
 
