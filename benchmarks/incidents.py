@@ -9,6 +9,11 @@ share, and that report a metric of their own; feeds that give features to severa
 Traffic has a rhythm of the day and of the week, and everything wanders: latencies, features and traffic are
 autocorrelated and heavy-tailed. Every model is deployed every few days, which by itself changes nothing.
 
+Sizes of what is injected: 70 % of a feed's two features null; one of them times 100; one as text; two features of a
+model moved by 1.6 of their deviations; 40 % of labels inverted; scores that hardly follow the features and 4 % errors
+after a deploy; latencies times 3 on a host; traffic times 6 with latencies times 1.8; tokens times 4; 30 % refusals.
+Features wander by .08 of their deviation, latencies and traffic by 8 to 14 %.
+
 The config is the default with what an operator says of such a fleet: windows of half an hour for models that get a few
 requests a minute, a reference of a day, and what depends on what. Nothing in it knows of faults.
 
@@ -552,7 +557,7 @@ def score(faults: list[Fault], worker: Worker, *, days: float, verbose: bool = F
         "faults": len(faults),
         "incidents": len(told),
         "incident_recall": round(len(found) / len(faults), 3) if faults else None,
-        "incident_precision": round(1 - len(false) / len(told), 3) if told else None,
+        "incident_precision": round(1 - len(false) / len(told), 3) if told and faults else None,
         "cause_accuracy": round(len(right) / len(found), 3) if found else None,
         "incidents_per_fault": round(sum(len(o) for o in found.values()) / len(found), 3) if found else None,
         "median_delay_s": {k: round(statistics.median(d)) for k, d in delays.items() if d},
