@@ -143,13 +143,13 @@ def test_while_the_registry_is_down_records_wait_and_none_is_lost(kafka: KafkaCl
 
 @pytest.mark.kafka
 def test_a_number_the_registry_has_not_goes_to_the_dead_letters(kafka: KafkaCluster, tmp_path: Path) -> None:
-    topic(kafka.bootstrap, "none-in")
+    topic(kafka.bootstrap, "unknown-in")
     good = [(b"m", prediction("m", START), int(START * 1000))]
-    publish(kafka.bootstrap, "none-in", [*good, (b"m", b"\0\0\0\0\x63xyz", int(START * 1000))])
+    publish(kafka.bootstrap, "unknown-in", [*good, (b"m", b"\0\0\0\0\x63xyz", int(START * 1000))])
     with serving(Registry()) as url:
-        text = config(kafka.bootstrap, "none") + f"schema_registry: {{url: {url}}}\n"
+        text = config(kafka.bootstrap, "unknown") + f"schema_registry: {{url: {url}}}\n"
         with worker(tmp_path, text) as running:
-            found = read(kafka.bootstrap, "none-dead", at_least=1)
+            found = read(kafka.bootstrap, "unknown-dead", at_least=1)
             assert running.stop() == 0
     headers = dict(found[0].headers())
     assert headers["error.type"] == b"unknown_schema"
