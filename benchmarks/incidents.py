@@ -1,8 +1,8 @@
 """Incidents on injected faults: 50 models over 14 days, some 60 faults of twelve kinds, through real pipelines.
 
-    python -m benchmarks.incidents --seed 11                    14 days, minutes
+    python -m benchmarks.incidents --seed 11                    14 days, some five minutes
     python -m benchmarks.incidents --seed 11 --quiet            no faults: what is left is false
-    python -m benchmarks.incidents --days 3 --models 12         short, for CI
+    python -m benchmarks.incidents --days 2 --models 12         short, for CI
 
 The fleet: tabular classifiers, whose answers get labels an hour later, and language models; hosts that some six models
 share, and that report a metric of their own; feeds that give features to several models; two providers.
