@@ -38,7 +38,7 @@ schemas: $(STAMP)  ## Write schemas/ anew from the event types
 	$(BIN)/streamproc schema --output schemas
 
 bench: $(STAMP)  ## Every figure of the README, one JSON object each
-	for name in throughput latency poison memory outstanding chaos startup detectors; do $(BIN)/python -m benchmarks.$$name || exit 1; done
+	for name in throughput latency poison memory outstanding chaos startup detectors incidents; do $(BIN)/python -m benchmarks.$$name || exit 1; done
 
 clean:           ## Remove what these targets made
 	rm -rf $(VENV) .cache build *.egg-info

@@ -138,6 +138,7 @@ class Kafka(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     labels: list[str] = field(default_factory=list)
     alerts: str = "alerts"
     pages: str = ""  # alerts under the cap of a model and day; empty: none
+    incidents: str = "incidents"  # alerts grouped by what caused them; empty: none
     dead_letters: str = "streamproc-dead-letters"
     snapshots: str = "streamproc-snapshots"
     silences: str = "streamproc-silences"  # those of the command line; empty: none
@@ -158,6 +159,11 @@ class Kafka(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     ssl_certfile: str | None = None
     ssl_keyfile: str | None = None
     ssl_check_hostname: bool = True
+
+    @property
+    def alert_feed(self) -> str:
+        """Return the topic on which all alerts are in one order, for the agent that groups them; ours alone."""
+        return f"{self.app_id}-alert-feed" if self.incidents else ""
 
     def sources(self) -> dict[str, str]:
         """Return every source topic with the kind of event on it."""
@@ -286,6 +292,7 @@ class ModelBlock(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     segments: list[Annotated[str, Meta(min_length=1, max_length=128)]] | None = None
     max_segments: Annotated[int, Meta(ge=1, le=1000)] | None = None
     segment_signals: list[str] | None = None
+    depends_on: list[Annotated[str, Meta(min_length=1, max_length=512)]] | None = None
     reference: ReferenceRule | None = None
     labels: Labels = field(default_factory=Labels)
     signals: dict[str, SignalRule] = field(default_factory=dict)
@@ -427,6 +434,24 @@ class Bridges(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     mlflow: dict[str, MlflowBridge] = field(default_factory=dict)
 
 
+class Incidents(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How alerts are grouped into incidents.
+
+    window: alerts that begin so close together may be of one incident; None is 15m, or four of the models' windows
+    where those are longer. quiet: so long after its last alert is over an incident is too; None is `window`.
+    confirm_after: a lone warning is an incident once it has lasted so long, and none where it ends sooner; None is 15m,
+    or eight windows.
+    escalate_after: one that lasts so long with two alerts or more firing is a step more severe.
+    escalate_models: and one that hits so many models.
+    """
+
+    window: Duration | None = None
+    quiet: Duration | None = None
+    confirm_after: Duration | None = None
+    escalate_after: Duration = Duration(6 * 3_600_000_000)
+    escalate_models: Annotated[int, Meta(ge=2, le=10_000)] = 5
+
+
 class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Everything an operator can say."""
 
@@ -435,6 +460,7 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     defaults: Defaults = field(default_factory=Defaults)
     models: list[ModelBlock] = field(default_factory=list)
     fields: dict[Literal["predictions", "telemetry", "labels"], dict[str, str]] = field(default_factory=dict)
+    incidents: Incidents = field(default_factory=Incidents)
     serving: Serving = field(default_factory=Serving)
     schema_registry: SchemaRegistry | None = None
     silences: list[SilenceBlock] = field(default_factory=list)
@@ -714,8 +740,12 @@ def _check_kafka(config: Config, report: Report) -> None:
     if config.kafka.pages and config.defaults.budget is None:
         report("kafka.pages", "E026", "needs a `budget`: its `per_model_per_day` is the cap")
     k = config.kafka
-    for own in (k.silences, k.feedback, k.pages, k.alerts, k.dead_letters, k.snapshots, k.joins_topic()):
-        if own in sources:
+    own_topics = (
+        k.silences, k.feedback, k.pages, k.alerts, k.incidents, k.alert_feed, k.dead_letters, k.snapshots,
+        k.joins_topic(),
+    )  # fmt: skip
+    for own in own_topics:
+        if own and own in sources:
             report("kafka", "E023", f"topic `{own}` is both read and written; the worker would feed on itself")
     if config.kafka.security_protocol.startswith("SASL") and not (config.kafka.username and config.kafka.password):
         report("kafka.security_protocol", "E024", "SASL needs `username` and `password`, best as ${KAFKA_PASSWORD}")

@@ -23,6 +23,9 @@ ORIGIN_HEADER = "streamproc.origin"
 TOPIC_HEADER = "streamproc.topic"
 KEY_HEADER = "streamproc.key"
 
+#: Key of the records of all alerts in one order.
+FLEET_KEY = b"fleet"
+
 Header: TypeAlias = tuple[str, bytes | None]
 Scalar: TypeAlias = float | bool | str | None
 Time: TypeAlias = dt.datetime | float | int | None
@@ -341,6 +344,120 @@ class RetrainRequest(Struct, frozen=True, gc=False, omit_defaults=True, kw_only=
     labels: dict[str, str] = field(default_factory=dict)
     cause: Any = None
     evidence: Any = None
+
+
+Category: TypeAlias = Literal["data", "model", "infra", "traffic", "unknown"]
+SuggestedAction: TypeAlias = Literal["retrain", "roll_back", "fix_feed", "scale", "contact_provider", "investigate"]
+
+
+class Cause(Struct, frozen=True, gc=False):
+    """What an incident is put down to, by which rule, how surely (0 to 1), and what speaks for it, in sentences."""
+
+    category: Category
+    confidence: Annotated[float, Meta(ge=0, le=1)]
+    rule: str
+    evidence: list[str]
+
+
+class Symptom(Struct, frozen=True, gc=False, omit_defaults=True):
+    """An alert that an incident folds: what of it a reader needs to know, and how to find it again."""
+
+    fingerprint: str
+    episode_id: str
+    model: str
+    signal: str
+    severity: Literal["critical", "warning", "info"]
+    category: Category
+    startsAt: str  # noqa: N815
+    summary: str
+    segment: str = ""
+    endsAt: str | None = None  # noqa: N815
+
+
+class IncidentImpact(Struct, frozen=True, gc=False):
+    """What an incident did so far; None where the alerts do not tell.
+
+    models: how many are hit. predictions: of them those in values over a limit, of the worst signal of each model.
+    duration_s: seconds. cost: spent beyond what is usual, in the producer's currency.
+    """
+
+    models: int
+    duration_s: float
+    predictions: int | None = None
+    cost: float | None = None
+
+
+class Moment(Struct, frozen=True, gc=False):
+    """A line of a timeline."""
+
+    at: str
+    what: str
+
+
+class Kpis(Struct, frozen=True, gc=False):
+    """What an incident did to the figures people answer for; None where the alerts do not tell.
+
+    uptime: share of the models' time, while it lasted, in which they answered. accuracy_stability: the worst quality
+    over the usual one, 0 to 1. cost: spent beyond what is usual, in the producer's currency.
+    """
+
+    uptime: float | None = None
+    accuracy_stability: float | None = None
+    cost: float | None = None
+
+
+class PostMortem(Struct, frozen=True, gc=False):
+    """What a post-mortem begins with; duration_s in seconds."""
+
+    timeline: list[Moment]
+    duration_s: float
+    impact: IncidentImpact
+    cause: Cause
+    suggested_action: SuggestedAction
+    kpis: Kpis
+
+
+class Incident(Struct, frozen=True, gc=False, omit_defaults=True, kw_only=True):
+    """One step of one incident's life: alerts that have one cause, whichever models and signals raised them.
+
+    `id` names this step and repeats when a crash makes it be published again; `incident_id` names the incident,
+    `fingerprint` what it began with, for ever. Times are event time, RFC 3339. `root` is the fingerprint of the alert
+    taken for the cause; the others are `symptoms`, of which `more_symptoms` are not listed.
+    """
+
+    id: str
+    incident_id: str
+    fingerprint: str
+    name: str
+    status: Literal["firing", "resolved"]
+    severity: Literal["critical", "warning", "info"]
+    summary: Annotated[str, Meta(max_length=1024)]
+    action: Literal["opened", "updated", "escalated", "resolved"]
+    labels: dict[str, str]
+    annotations: dict[str, str]
+    startsAt: str  # noqa: N815
+    lastReceived: str  # noqa: N815
+    models: list[str]
+    cause: Cause
+    root: str
+    impact: IncidentImpact
+    alerts: int
+    suggested_action: SuggestedAction
+    schema_version: str = "v1"
+    source: list[str] = field(default_factory=lambda: ["streamproc"])
+    message: str = ""
+    description: str = ""
+    environment: str = ""
+    service: str = ""
+    url: str = ""
+    endsAt: str | None = None  # noqa: N815
+    more_models: int = 0
+    symptoms: list[Symptom] = field(default_factory=list)
+    more_symptoms: int = 0
+    features: list[str] = field(default_factory=list)
+    upstreams: list[str] = field(default_factory=list)
+    changes: list[Changed] = field(default_factory=list)
+    post_mortem: PostMortem | None = None
 
 
 def time_us(value: dt.datetime | float | int) -> int:

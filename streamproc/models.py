@@ -17,7 +17,7 @@ from msgspec import Struct
 from detectors.protocol import F64, I64
 from streamproc import joins, kernels
 from streamproc.budget import Fleet
-from streamproc.events import Alert, Feedback, Share
+from streamproc.events import Alert, Feedback, Incident, Share
 from streamproc.rules import ModelRules, RuleBook
 from streamproc.segments import History
 from streamproc.signals import Kind
@@ -160,6 +160,10 @@ class ModelState:
         alerts += self._observe(self._joined(group))
         self.last_arrival_us = int(arrivals[-1])
         return alerts + self._close()
+
+    def incidents(self) -> list[Incident]:
+        """Return the incidents to be published, once; none but of the kind that finds them."""
+        return []
 
     def _joined(self, group: Group) -> Group:
         """Return what a group's records come to: predictions, where some are halves of one."""

@@ -60,7 +60,7 @@ class AlertDecoder:
         for row in range(len(batch)) if at is None else at:
             try:
                 alert = self._decode(batch.values[row] or b"")
-                event = Received(ModelRef(alert.labels.get("model", "")), alert)
+                event = Received(self._whose(alert), alert)
             except (msgspec.MsgspecError, UnicodeDecodeError) as e:
                 kind = "schema" if isinstance(e, msgspec.ValidationError) else "malformed"
                 out.rejected.append(Rejected(row, batch.offsets[row], kind, f"no alert: {e}"))
@@ -68,6 +68,9 @@ class AlertDecoder:
                 out.rows.append(row)
                 out.events.append(event)
         return out
+
+    def _whose(self, alert: Alert) -> ModelRef:
+        return ModelRef(alert.labels.get("model", ""))
 
 
 class _Held(Struct, gc=False):

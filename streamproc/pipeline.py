@@ -34,6 +34,7 @@ from streamproc.events import (
     TOPIC_HEADER,
     Alert,
     Feedback,
+    Incident,
     Label,
     ModelRef,
     Prediction,
@@ -43,6 +44,7 @@ from streamproc.events import (
     model_name,
 )
 from streamproc.framed import Codec
+from streamproc.incidents import IncidentDecoder, IncidentState
 from streamproc.joins import JoinDecoder
 from streamproc.models import (
     STATE_VERSION,
@@ -72,7 +74,15 @@ _STATES: dict[Kind, type[ModelState]] = {
     "telemetry": TelemetryState,
     "labels": LabelState,
     "alerts": PageState,
+    "incidents": IncidentState,
     "quality": QualityState,
+}
+
+#: Kinds whose records are our own, and what reads them.
+_OURS: dict[Kind, type[AlertDecoder] | type[JoinDecoder]] = {
+    "alerts": AlertDecoder,
+    "incidents": IncidentDecoder,
+    "quality": JoinDecoder,
 }
 
 #: Between a model's name and that of a part of its state that is stored apart.
@@ -85,6 +95,7 @@ class Output(Struct):
     """What a batch came to."""
 
     alerts: list[Alert] = field(default_factory=list)
+    incidents: list[Incident] = field(default_factory=list)
     rejected: list[Rejected] = field(default_factory=list)
     events: int = 0
     late: int = 0
@@ -102,6 +113,7 @@ class Output(Struct):
     def add(self, part: Output, start: int) -> None:
         """Add what came of a part of the batch, which began at row `start`."""
         self.alerts += part.alerts
+        self.incidents += part.incidents
         self.rejected += [msgspec.structs.replace(r, row=r.row + start) for r in part.rejected]
         self.evicted += part.evicted
         self.forwarded += part.forwarded
@@ -163,10 +175,10 @@ class Pipeline:
     def _read_by(self, book: RuleBook) -> None:
         self._templates: Templates | None = None
         self._decoder: Decoder | AlertDecoder | JoinDecoder
-        if self.kind == "alerts" or self.kind == "quality":
-            self._decoder = AlertDecoder() if self.kind == "alerts" else JoinDecoder()
+        if self.kind in _OURS:
+            self._decoder = _OURS[self.kind]()
             return
-        field_map = book.config.fields.get(self.kind)
+        field_map = book.config.fields.get(self.kind)  # type: ignore[arg-type]
         self._decoder = Decoder(_KINDS[self.kind], field_map=field_map)
         if self.kind == "predictions":
             self._templates = Templates(
@@ -177,7 +189,7 @@ class Pipeline:
 
     def process(self, batch: RecordBatch) -> Output:
         """Take a batch in the order of the log; return alerts, rejections and counts."""
-        if self.kind in ("alerts", "quality"):
+        if self.kind in _OURS:
             return self._take_batch(batch)
         seldon = serving.seldon_topic(self.topic) is not None or any(k == TOPIC_HEADER for k, _ in batch.headers[0])
         traces = self.kind == "predictions" and not seldon
@@ -374,6 +386,7 @@ class Pipeline:
             self._allot(model)
         before = model.losses()
         out.alerts += model.take(group)
+        out.incidents += model.incidents()
         out.note(before, model.losses())
         self._forget_parts(name, out.collect(name, model))
         model.next_offset = int(group.shared.offsets[-1]) + 1
@@ -390,7 +403,7 @@ class Pipeline:
             model.allot(self.fleet, allowed_per_day=budget.false_alerts_per_day * self.budget_share)
 
     def _admit(self, name: str, now_us: int, out: Output) -> ModelState | None:
-        if not self.book.discovers(name):
+        if self.kind != "incidents" and not self.book.discovers(name):
             return None
         if len(self.models) >= self.max_series:
             oldest = next(iter(self.models))
@@ -404,6 +417,7 @@ class Pipeline:
     def _evict(self, name: str, out: Output) -> None:
         model = self.models.pop(name)
         out.alerts += model.retire()
+        out.incidents += model.incidents()
         self._forget_parts(name, out.collect(name, model))
         if isinstance(model, QualityState):
             self._forget_parts(name, model.dropped(all_of_them=True))
@@ -431,6 +445,7 @@ class Pipeline:
                 continue
             before = model.losses()
             out.alerts += model.advance(self.clock_us)
+            out.incidents += model.incidents()
             out.note(before, model.losses())
             self._forget_parts(name, out.collect(name, model))
             self.dirty.add(name)

@@ -17,7 +17,7 @@ from msgspec import NODEFAULT, Meta, Struct
 
 from streamproc import __version__, cloudevents
 from streamproc.config import Breaches, Config, Duration, Kafka, Quantity
-from streamproc.events import Alert, Feedback, Label, Prediction, RetrainRequest, Telemetry
+from streamproc.events import Alert, Feedback, Incident, Label, Prediction, RetrainRequest, Telemetry
 
 BASE = "https://streamproc.dev/schemas/"
 
@@ -58,6 +58,7 @@ def schemas() -> dict[str, dict[str, Any]]:
         "feedback.v1": _of(Feedback, "feedback.v1"),
         "alert.v1": _of(Alert, "alert.v1", _alert_needs),
         "retrain-request.v1": _of(RetrainRequest, "retrain-request.v1"),
+        "incident.v1": _of(Incident, "incident.v1", _incident_needs),
         "config.v1": _of(_written(Config), "config.v1"),
     }
 
@@ -125,6 +126,10 @@ def _alert_needs(root: dict[str, Any]) -> None:
     root["required"] += [n for n in _ALERT_ALWAYS if n not in root["required"]]
 
 
+def _incident_needs(root: dict[str, Any]) -> None:
+    root["required"] += [n for n in cloudevents.INCIDENT_ALWAYS if n not in root["required"]]
+
+
 def _written(kind: Any) -> Any:
     """Return a type with the config's own types replaced by how they are written, all the way down."""
     if kind in _WRITTEN:
@@ -174,19 +179,21 @@ def asyncapi() -> dict[str, Any]:
         "description": "CloudEvents 1.0 in binary mode; bare JSON and structured mode are read too.",
         "properties": {**attributes, "content-type": {"type": "string"}},
     }
-    published = {
-        "type": "object",
-        "description": "CloudEvents 1.0 in binary mode.",
-        "required": [*attributes, *extensions, "content-type"],
-        "properties": {
-            **attributes,
-            **{name: {"type": "string"} for name in extensions},
-            "ce_specversion": {"const": "1.0"},
-            "ce_type": {"const": cloudevents.ALERT_TYPE},
-            "ce_dataschema": {"const": cloudevents.ALERT_SCHEMA},
-            "content-type": {"const": "application/json"},
-        },
-    }
+    def published(kind: str, schema: str) -> Any:
+        return {
+            "type": "object",
+            "description": "CloudEvents 1.0 in binary mode.",
+            "required": [*attributes, *extensions, "content-type"],
+            "properties": {
+                **attributes,
+                **{name: {"type": "string"} for name in extensions},
+                "ce_specversion": {"const": "1.0"},
+                "ce_type": {"const": kind},
+                "ce_dataschema": {"const": schema},
+                "content-type": {"const": "application/json"},
+            },
+        }
+
     requested = {
         "type": "object",
         "description": "CloudEvents 1.0 in binary mode; idempotency-key is its id.",
@@ -246,6 +253,9 @@ def asyncapi() -> dict[str, Any]:
         "pages": channel(
             kafka.pages or "pages", "alert", "Alerts under the cap of a model and day, and digests of the rest."
         ),
+        "incidents": channel(
+            kafka.incidents, "incident", "Alerts that have one cause, told once, keyed by incident."
+        ),
         "deadLetters": channel(kafka.dead_letters, "deadLetter", "Records that could not be read, whole."),
         "retrainRequests": channel(
             "retrain-requests", "retrainRequest", "What should be trained anew, keyed by model; by a bridge."
@@ -270,9 +280,21 @@ def asyncapi() -> dict[str, Any]:
             schema="feedback.v1",
             key={"type": "string", "description": "The alert's fingerprint."},
         ),
-        "alert": message("alert", "One step of one alert's life", headers=published, schema="alert.v1"),
         "retrainRequest": message(
             "retrainRequest", "One request", headers=requested, schema="retrain-request.v1"
+        ),
+        "alert": message(
+            "alert",
+            "One step of one alert's life",
+            headers=published(cloudevents.ALERT_TYPE, cloudevents.ALERT_SCHEMA),
+            schema="alert.v1",
+        ),
+        "incident": message(
+            "incident",
+            "One step of one incident's life",
+            headers=published(cloudevents.INCIDENT_TYPE, cloudevents.INCIDENT_SCHEMA),
+            schema="incident.v1",
+            key={"type": "string", "description": "The incident's id."},
         ),
         "deadLetter": message(
             "deadLetter", "One unreadable record", headers=dead, key={"description": "The record's own key."}
@@ -285,7 +307,7 @@ def asyncapi() -> dict[str, Any]:
         ),
     }
     received = ("predictions", "telemetry", "labels")
-    sent = ("alerts", "pages", "deadLetters", "retrainRequests", "bridgeDeadLetters", "snapshots")
+    sent = ("alerts", "pages", "incidents", "deadLetters", "retrainRequests", "bridgeDeadLetters", "snapshots")
     return {
         "asyncapi": "3.0.0",
         "info": {

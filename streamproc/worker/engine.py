@@ -20,10 +20,10 @@ from aiokafka.errors import MessageSizeTooLargeError
 from faust.types import TP
 
 from streamproc.baseline import Table
-from streamproc.cloudevents import encode_alert
+from streamproc.cloudevents import encode_alert, encode_incident
 from streamproc.config import Config
 from streamproc.errors import SnapshotError
-from streamproc.events import Alert, RecordBatch
+from streamproc.events import FLEET_KEY, Alert, RecordBatch
 from streamproc.rules import RuleBook
 from streamproc.unpack import schema_ids
 from streamproc.worker import snapshots
@@ -317,7 +317,13 @@ class Engine:
             paged = pipeline.kind == "alerts"
             to = kafka.pages if paged else kafka.alerts
             await self._send(held, to, alert.labels["model"].encode(), value, headers)
+            if kafka.alert_feed and not paged:
+                await self._send(held, kafka.alert_feed, FLEET_KEY, value, headers)
             (m.pages if paged else m.alerts).labels(action=alert.action, severity=alert.severity).inc()
+        for incident in out.incidents:
+            value, headers = encode_incident(incident, source=self._source)
+            await self._send(held, kafka.incidents, incident.incident_id.encode(), value, headers)
+            m.incidents.labels(action=incident.action, severity=incident.severity, cause=incident.cause.category).inc()
         for model, record in out.forwarded:
             await self._send(held, kafka.joins_topic(), model.encode(), record, [])
         for outcome, count in out.outcomes.items():
@@ -330,8 +336,9 @@ class Engine:
                     again = self._or_without_value(held.unawaited.pop(), key, whole, headers)
                     held.unawaited.append(asyncio.ensure_future(again))
                 m.dead_letters.labels(reason=rejected.error_type).inc()
-            m.events.labels(topic=batch.topic).inc(out.events)
-            m.bytes.labels(topic=batch.topic).inc(sum(len(v) for v in batch.values if v is not None))
+            if pipeline.kind != "incidents":  # our own alerts once more are no events
+                m.events.labels(topic=batch.topic).inc(out.events)
+                m.bytes.labels(topic=batch.topic).inc(sum(len(v) for v in batch.values if v is not None))
             if out.misplaced:
                 self._check_homes(held)
         m.late.inc(out.late)
@@ -565,7 +572,8 @@ class Engine:
         from streamproc.pipeline import Pipeline
 
         share = self.config.defaults.discover.max_series / max(1, self._partitions.get(tp.topic, 1))
-        watched = sum(self._partitions.get(topic, 1) for topic, kind in self._kinds.items() if kind != "alerts")
+        ours = ("alerts", "incidents")
+        watched = sum(self._partitions.get(topic, 1) for topic, kind in self._kinds.items() if kind not in ours)
         return Pipeline(
             self.book,
             kind=self._kinds[tp.topic],  # type: ignore[arg-type]

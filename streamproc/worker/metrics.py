@@ -36,6 +36,9 @@ class Metrics:
         self.dead_letters = counter("dead_letters_total", "Records that could not be read.", ("reason",))
         self.alerts = counter("alerts_total", "Alerts published.", ("action", "severity"))
         self.pages = counter("pages_total", "Alerts and digests passed on under the cap.", ("action", "severity"))
+        self.incidents = counter(
+            "incidents_total", "Steps of incidents published, by cause.", ("action", "severity", "cause")
+        )
         self.shadow_alerts = counter("shadow_alerts_total", "Alerts of rules in shadow mode; not published.")
         self.rewinds = counter("rewinds_total", "Times a partition was read again from the expected offset.")
         self.spread_models = counter("spread_models_total", "Models seen in more than one partition.")

@@ -171,3 +171,18 @@ def test_copies_anywhere_change_nothing(log: list[tuple[str, int, str]], data: s
     told_with_copies = [s.event.id for e in with_copies if (s := take(other, e)) is not None]
     assert told_with_copies == told
     assert [e.id for e in one.open()] == [e.id for e in other.open()]
+
+
+def test_an_incident_as_it_is_published_is_read_and_says_what_to_do() -> None:
+    from tests.core import test_incidents as grouping
+
+    told = grouping.story(
+        grouping.alert("missing_features", 0.0),
+        grouping.alert("feature_drift", 1.0),
+        grouping.alert("missing_features", 30.0, action="resolved"),
+        grouping.alert("feature_drift", 31.0, action="resolved"),
+    )
+    events = [decode(cloudevents.incident_json(i)) for i in told]
+    assert (events[0].action, events[-1].action) == ("opened", "resolved")
+    assert len({e.episode for e in events}) == 1
+    assert events[-1].action_suggested == "fix_feed"

@@ -138,7 +138,7 @@ def test_asyncapi_refers_to_what_is_there() -> None:
         for part in ref.removeprefix("#/").split("/"):
             node = node[part]
     assert set(tree["channels"]) == {
-        "predictions", "telemetry", "labels", "feedback", "alerts", "pages", "deadLetters", "snapshots",
+        "predictions", "telemetry", "labels", "feedback", "alerts", "pages", "incidents", "deadLetters", "snapshots",
         "retrainRequests", "bridgeDeadLetters",
     }  # fmt: skip
 

@@ -25,6 +25,7 @@ kafka:
   predictions: [{app}-in]
   app_id: {app}
   alerts: {app}-alerts
+  incidents: ""
   dead_letters: {app}-dead
   snapshots: {app}-snapshots
   partitions: 2
