@@ -141,3 +141,18 @@ def story(seed: int, *, n: int = 900, models: int = 2, rate: float = 20.0) -> Re
         events.append(event)
         stamps.append(now)
     return batch(events, stamps_us=stamps)
+
+
+def check_cut_and_restored(cfg: Config, whole: RecordBatch, *, at: int, edges: Iterable[int] = ()) -> None:
+    """Fail unless a stream cut at `edges`, its state stored and restored at `at`, comes to what it does undisturbed."""
+    edges = list(edges)
+    one, first, second = pipeline(cfg), pipeline(cfg), pipeline(cfg)
+    expected = feed(one, [whole])
+    alerts = feed(first, cut(whole.rows(0, at), edges))
+    second.restore_manifest(first.manifest())
+    for name, data in state(first).items():
+        second.restore_model(name, data)
+    second.restored()
+    alerts += feed(second, cut(whole.rows(at, len(whole)), [e - at for e in edges if e > at]))
+    assert sorted(map(repr, alerts)) == sorted(map(repr, expected))
+    assert state(second) == state(one)

@@ -17,7 +17,16 @@ from streamproc.errors import ConfigError
 from streamproc.events import Alert, RecordBatch
 from streamproc.pipeline import Pipeline
 from streamproc.rules import RuleBook
-from tests.core.make import BEGIN_US, SECOND, batch, config, cut, feed, pipeline, prediction, state
+from tests.core.make import (
+    BEGIN_US,
+    SECOND,
+    batch,
+    check_cut_and_restored,
+    config,
+    feed,
+    pipeline,
+    prediction,
+)
 
 RATE = 20
 CONFIG = "defaults: {window: 10s, lateness: 5s, resolve_after: 1m}\n"
@@ -217,20 +226,9 @@ def test_a_trailing_reference_is_renewed_by_what_the_stream_was() -> None:
 @settings(max_examples=15, deadline=None)
 @given(edges=st.lists(st.integers(1, 3999), max_size=30), at=st.integers(1, 3999))
 def test_cutting_and_restoring_anywhere_changes_no_alert_and_no_bit_of_a_baseline(edges: list[int], at: int) -> None:
-    book = config(said("trailing: 1m"))
     whole = stream(4000, shifted_from=2500, shifted_to=4000)
-    one = pipeline(book)
-    expected = feed(one, [whole])
-    first = pipeline(book)
-    alerts = feed(first, cut(whole.rows(0, at), edges))
-    second = pipeline(book)
-    second.restore_manifest(first.manifest())
-    for name, data in state(first).items():
-        second.restore_model(name, data)
-    second.restored()
-    alerts += feed(second, cut(whole.rows(at, len(whole)), [e - at for e in edges if e > at]))
-    assert sorted(map(repr, alerts)) == sorted(map(repr, expected))
-    assert state(second) == state(one)
+    check_cut_and_restored(config(said("trailing: 1m")), whole, at=at, edges=edges)
+
 
 
 def test_a_table_without_features_teaches_the_answers_alone() -> None:

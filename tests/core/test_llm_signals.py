@@ -12,7 +12,17 @@ import pytest
 from streamproc.decoding import Decoder
 from streamproc.events import Alert, Label
 from streamproc.signals import SIGNALS
-from tests.core.make import BEGIN_US, SECOND, batch, config, cut, feed, pipeline, prediction, state
+from tests.core.make import (
+    BEGIN_US,
+    SECOND,
+    batch,
+    check_cut_and_restored,
+    config,
+    cut,
+    feed,
+    pipeline,
+    prediction,
+)
 
 RATE = 10
 FROM, N = 500 * RATE, 600 * RATE
@@ -193,19 +203,9 @@ def test_calls_of_language_models_come_to_the_same_however_cut_and_restored() ->
     events = [calm(i, rng) for i in range(2000)]
     for event in events[1200:]:
         refusals(event, odd)
-    stamps = [BEGIN_US + i * SECOND // RATE for i in range(2000)]
-    whole = batch(events, stamps_us=stamps)
-    one, many = pipeline(config(CONFIG)), pipeline(config(CONFIG))
-    expected = feed(one, [whole])
-    got = feed(many, cut(whole.rows(0, 777), range(0, 777, 50)))
-    second = pipeline(config(CONFIG))
-    second.restore_manifest(many.manifest())
-    for name, data in state(many).items():
-        second.restore_model(name, data)
-    second.restored()
-    got += feed(second, cut(whole.rows(777, 2000), range(0, 1300, 130)))
-    assert sorted(map(repr, got)) == sorted(map(repr, expected))
-    assert state(second) == state(one)
+    whole = batch(events, stamps_us=[BEGIN_US + i * SECOND // RATE for i in range(2000)])
+    check_cut_and_restored(config(CONFIG), whole, at=777, edges=range(0, 2000, 130))
+
 
 
 def test_every_signal_of_calls_has_a_fault_here() -> None:

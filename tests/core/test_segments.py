@@ -14,7 +14,17 @@ from hypothesis import strategies as st
 from streamproc.errors import ConfigError
 from streamproc.events import Alert, RecordBatch
 from streamproc.segments import LEAST_EVENTS, VERSION, HeavyHitters, History
-from tests.core.make import BEGIN_US, SECOND, batch, config, cut, feed, pipeline, prediction, quick, state
+from tests.core.make import (
+    BEGIN_US,
+    SECOND,
+    batch,
+    check_cut_and_restored,
+    config,
+    feed,
+    pipeline,
+    prediction,
+    quick,
+)
 
 BY_COUNTRY = quick() + "models:\n  - match: {model: fraud}\n    segments: [country]\n"
 BY_VERSION = quick() + 'models:\n  - match: {model: fraud}\n    segments: ["model.version"]\n'
@@ -102,19 +112,8 @@ def test_a_mistake_about_segments_is_named(said: str, complaint: str) -> None:
 def test_cutting_and_restoring_anywhere_changes_no_alert_and_no_bit_of_any_segment(edges: list[int], at: int) -> None:
     # Three may be watched of forty-four: some are given up for others on the way.
     book = config(BY_COUNTRY + "    max_segments: 3\n")
-    stream = told(3, countries=44)
-    one = pipeline(book)
-    expected = feed(one, [stream])
-    first = pipeline(book)
-    alerts = feed(first, cut(stream.rows(0, at), edges))
-    second = pipeline(book)
-    second.restore_manifest(first.manifest())
-    for name, data in state(first).items():
-        second.restore_model(name, data)
-    second.restored()
-    alerts += feed(second, cut(stream.rows(at, len(stream)), [e - at for e in edges if e > at]))
-    assert sorted(map(repr, alerts)) == sorted(map(repr, expected))
-    assert state(second) == state(one)
+    check_cut_and_restored(book, told(3, countries=44), at=at, edges=edges)
+
 
 
 def test_of_many_segments_the_commonest_are_watched_and_memory_is_bounded() -> None:

@@ -13,7 +13,19 @@ from streamproc.errors import ConfigError
 from streamproc.events import Alert, Feedback, RecordBatch, rfc3339
 from streamproc.pipeline import Pipeline
 from streamproc.silences import Silence
-from tests.core.make import BEGIN_US, SECOND, batch, config, cut, feed, pipeline, prediction, quick, state
+from tests.core.make import (
+    BEGIN_US,
+    SECOND,
+    batch,
+    check_cut_and_restored,
+    config,
+    cut,
+    feed,
+    pipeline,
+    prediction,
+    quick,
+    state,
+)
 
 N = 1500
 
@@ -115,21 +127,10 @@ def test_a_silence_that_ends_before_it_begins_is_a_mistake() -> None:
 @settings(max_examples=15, deadline=None)
 @given(edges=st.lists(st.integers(1, N - 1), max_size=20), at=st.integers(1, N - 1))
 def test_cutting_and_restoring_anywhere_changes_nothing_of_what_is_hidden(edges: list[int], at: int) -> None:
-    book = config(silenced(55, 63) + f"  - {{match: {{}}, from: {rfc3339(BEGIN_US + 70 * SECOND)}, "
-                  f"to: {rfc3339(BEGIN_US + 74 * SECOND)}, learn: false}}\n")  # fmt: skip
-    whole = story((60, 90))
-    one = pipeline(book)
-    expected = feed(one, [whole])
-    first = pipeline(book)
-    alerts = feed(first, cut(whole.rows(0, at), edges))
-    second = pipeline(book)
-    second.restore_manifest(first.manifest())
-    for name, data in state(first).items():
-        second.restore_model(name, data)
-    second.restored()
-    alerts += feed(second, cut(whole.rows(at, N), [e - at for e in edges if e > at]))
-    assert sorted(map(repr, alerts)) == sorted(map(repr, expected))
-    assert state(second) == state(one)
+    second, third = rfc3339(BEGIN_US + 70 * SECOND), rfc3339(BEGIN_US + 74 * SECOND)
+    more = f"  - {{match: {{}}, from: {second}, to: {third}, learn: false}}\n"
+    check_cut_and_restored(config(silenced(55, 63) + more), story((60, 90)), at=at, edges=edges)
+
 
 
 # ------------------------------------------------------------------------------------ feedback
