@@ -65,6 +65,14 @@ _ALL: tuple[Kind, ...] = ("predictions", "telemetry", "labels")
 
 _QUALITY: tuple[Kind, ...] = ("quality",)
 
+#: Signals that are never above 1.
+SHARES = frozenset({
+    "class_share", "label_share", "confidence", "new_class", "error_rate", "error_share", "duplicates", "out_of_order",
+    "missing_features", "invalid_features", "feature_range", "unseen_category", "constant_features", "refusal_rate",
+    "empty_rate", "truncated_rate", "tool_failure_rate", "accuracy", "estimated_accuracy", "calibration_error",
+    "unlabelled",
+})  # fmt: skip
+
 #: Two windows in a row: a single odd window is noise more often than news.
 _TWICE = (2, 3)
 

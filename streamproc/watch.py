@@ -19,6 +19,7 @@ from streamproc.config import Sensitivity
 from streamproc.events import Alert, Changed, DetectorRef, Expected, Feedback, Impact, Share, Span, rfc3339
 from streamproc.rules import Rule
 from streamproc.segments import Change, History
+from streamproc.signals import SHARES
 from streamproc.silences import Silence, Silences
 
 #: What a dashboard shows before and after an alert.
@@ -624,7 +625,8 @@ def _what_is(
     if evidence.side and evidence.lower is not None and evidence.upper is not None:
         text = f"{what}{lasted}: {evidence.note}, from {_band(evidence.lower, evidence.upper, unit, of=value)}"
     elif evidence.lower is not None and evidence.upper is not None:
-        text += f", expected {_band(_least(rule, evidence.lower), evidence.upper, unit, of=value)}"
+        upper = min(1.0, evidence.upper) if rule.spec.name in SHARES and value <= 1.0 else evidence.upper
+        text += f", expected {_band(_least(rule, evidence.lower), upper, unit, of=value)}"
     elif evidence.upper is not None:
         text += f", the limit is {_amount(evidence.upper, unit)}"
     elif evidence.lower is not None:

@@ -52,6 +52,7 @@ defaults:
     latency_p50: {{min_effect: 20ms}}
     latency_p95: {{min_effect: 50ms}}
     latency_p99: {{min_effect: 100ms}}
+incidents: {{window: 20s, quiet: 1s, confirm_after: 6s}}
 """
 
 _COMPILES_WITHIN_S = 120.0
@@ -62,6 +63,7 @@ class Tally(Struct):
 
     alerts: int = 0
     resolved: int = 0
+    incidents: dict[str, str] = field(default_factory=dict)  # what each was last put down to
     false: list[str] = field(default_factory=list)
     caught_after_s: float | None = None
     caught_by: str = ""
@@ -148,7 +150,7 @@ async def _watch(
     )
     await consumer.start()
     try:
-        consumer.assign([TopicPartition("alerts", 0)])
+        consumer.assign([TopicPartition("alerts", 0), TopicPartition("incidents", 0)])
         await consumer.seek_to_beginning()
         news = _Lines(feed_log)
         began = time.time()
@@ -161,9 +163,10 @@ async def _watch(
                     raise StreamprocError(f"the demo's {name} ended with {problem}:\n{child.tail(log)}")
             for line in news.new():
                 began = _hear(console, tally, line, began, seconds)
-            for records in (await consumer.getmany(timeout_ms=100)).values():
+            for tp, records in (await consumer.getmany(timeout_ms=100)).items():
+                show = _show_incident if tp.topic == "incidents" else _show
                 for record in records:
-                    _show(console, tally, orjson.loads(record.value), time.time(), began)
+                    show(console, tally, orjson.loads(record.value), time.time(), began)
     finally:
         # A consumer that waits for its broker must not keep an interrupted demo from ending.
         with suppress(TimeoutError):
@@ -219,6 +222,9 @@ def _show(console: Console, tally: Tally, alert: dict[str, Any], now: float, beg
         tally.resolved += 1
         console.print(f"{stamp}  [green]resolved[/]  {escape(alert['summary'])}")
         return
+    if alert["action"] != "opened":
+        console.print(f"{stamp}  {alert['action']:9} {escape(alert['summary'])}")
+        return
     tally.alerts += 1
     false = tally.fault_at is None or at < tally.fault_at
     if false:
@@ -228,6 +234,14 @@ def _show(console: Console, tally: Tally, alert: dict[str, Any], now: float, beg
     colour = "red" if alert["severity"] == "critical" else "yellow"
     tag = " [magenta](false: nothing is wrong yet)[/]" if false else ""
     console.print(f"{stamp}  [{colour}]{alert['severity']:8}[/]  {escape(alert['summary'])}{tag}")
+
+
+def _show_incident(console: Console, tally: Tally, incident: dict[str, Any], now: float, began: float) -> None:
+    cause, action = incident["cause"], incident["suggested_action"].replace("_", " ")
+    tally.incidents[incident["incident_id"]] = f"{cause['category']}, {action}"
+    words = f"{incident['summary']} ({incident['alerts']} alerts)"
+    if incident["action"] != "updated":
+        console.print(f"[dim]{now - began:6.1f} s[/]  [bold cyan]INCIDENT[/]  {incident['action']}: {escape(words)}")
 
 
 def _scored(port: int, sent: int) -> float:
@@ -255,6 +269,8 @@ def _summary(console: Console, tally: Tally, *, scored: float, seconds: int) -> 
         f"\nevents    {tally.sent:,} predictions made, {scored:,.0f} scored, {tally.sent / seconds:,.0f} a second\n"
         f"alerts    {tally.alerts} opened, {tally.resolved} resolved; {len(tally.false)} false before the fault"
     )
+    told = "; ".join(tally.incidents.values()) or "none"
+    console.print(f"incidents {len(tally.incidents)}: {told}")
     if caught:
         console.print(
             f"[bold green]caught[/]    {tally.caught_after_s:.1f} s after the fault, by {tally.caught_by}"

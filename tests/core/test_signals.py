@@ -387,3 +387,9 @@ def test_every_new_signal_is_documented() -> None:
 
     text = (Path(__file__).parents[2] / "docs" / "signals.md").read_text()
     assert [n for n in SIGNALS if f"`{n}" not in text] == []
+
+
+def test_signals_that_are_never_above_one_are_signals() -> None:
+    from streamproc.signals import SHARES
+
+    assert set(SIGNALS) >= SHARES
