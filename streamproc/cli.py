@@ -65,7 +65,7 @@ def _tables(config: Config, path: str | None) -> dict[str, Table]:
     """Return the rows that a config's references name; paths are beside its file."""
     from streamproc import tables
 
-    return tables.read(config, beside=Path(path).parent if path is not None else Path())
+    return tables.read(config, path=None if path is None else Path(path))
 
 
 def _as_it_is(config: Config) -> Config:

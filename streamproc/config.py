@@ -94,6 +94,35 @@ class Breaches:
         return hash((self.k, self.n))
 
 
+class Moment:
+    """A point in time as people write it: `2026-10-01T22:00Z`; without an offset it is UTC."""
+
+    __slots__ = ("us",)
+
+    def __init__(self, us: int) -> None:
+        self.us = us
+
+    @classmethod
+    def parse(cls, value: object) -> Moment:
+        """Read a moment, or take one that YAML has read already; raise ValueError saying what was meant."""
+        try:
+            found = value if isinstance(value, dt.datetime) else dt.datetime.fromisoformat(str(value).strip())
+        except ValueError:
+            raise ValueError(f'"{value}" is no time; write one such as 2026-10-01T22:00Z') from None
+        if found.tzinfo is None:
+            found = found.replace(tzinfo=dt.UTC)
+        return cls((found - dt.datetime(1970, 1, 1, tzinfo=dt.UTC)) // dt.timedelta(microseconds=1))
+
+    def __repr__(self) -> str:
+        return dt.datetime.fromtimestamp(self.us / 1e6, dt.UTC).isoformat()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Moment) and other.us == self.us
+
+    def __hash__(self) -> int:
+        return hash(self.us)
+
+
 class Quantity:
     """A number, with the unit it was written in where it has one: `50ms`, `2%`, `0.05`."""
 
@@ -317,8 +346,8 @@ class SilenceBlock(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """A stretch of event time in which alerts that match go to nobody."""
 
     match: SilenceMatch
-    from_: dt.datetime = field(name="from")
-    to: dt.datetime
+    from_: Moment = field(name="from")
+    to: Moment
     learn: bool = True
     reason: str = ""
 
@@ -718,14 +747,9 @@ def _struct_types(kind: Any) -> list[Any]:
 
 
 def _dec_hook(kind: type, value: Any) -> Any:
-    if kind in (Duration, Breaches, Quantity):
+    if kind in (Duration, Breaches, Moment, Quantity):
         return kind.parse(value)
     raise NotImplementedError(kind)
-
-
-def utc(moment: dt.datetime) -> dt.datetime:
-    """Return a moment with its offset; one without is UTC."""
-    return moment if moment.tzinfo is not None else moment.replace(tzinfo=dt.UTC)
 
 
 def _check_kafka(config: Config, report: Report) -> None:
@@ -750,7 +774,7 @@ def _check_kafka(config: Config, report: Report) -> None:
     if config.kafka.security_protocol.startswith("SASL") and not (config.kafka.username and config.kafka.password):
         report("kafka.security_protocol", "E024", "SASL needs `username` and `password`, best as ${KAFKA_PASSWORD}")
     for i, silence in enumerate(config.silences):
-        if utc(silence.to) <= utc(silence.from_):
+        if silence.to.us <= silence.from_.us:
             report(f"silences[{i}].to", "E037", "is not after `from`")
     registry = config.schema_registry
     if registry is not None and not registry.url.startswith(("http://", "https://")):

@@ -20,8 +20,7 @@ from streamproc import config as config_module
 from streamproc import signals
 from streamproc.alerts import Policy
 from streamproc.baseline import Table, from_table
-from streamproc.config import Config, ModelBlock, ReferenceRule, Report, Sensitivity, SignalRule, utc
-from streamproc.events import time_us
+from streamproc.config import Config, ModelBlock, ReferenceRule, Report, Sensitivity, SignalRule
 from streamproc.signals import Kind, SignalSpec
 from streamproc.silences import Silence, Silences
 
@@ -118,8 +117,8 @@ class RuleBook:
         self.silences = Silences(
             Silence(
                 f"config-{i}",
-                time_us(utc(s.from_)),
-                time_us(utc(s.to)),
+                s.from_.us,
+                s.to.us,
                 s.match.model,
                 s.match.signal,
                 s.match.segment,

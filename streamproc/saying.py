@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import datetime as dt
 import os
 import time
 import uuid
@@ -174,13 +173,12 @@ def feedback(config_path: str, fingerprint: str, verdict: str, comment: str, cau
 
 
 def _time(text: str, option: str) -> int:
-    from streamproc.config import utc
-    from streamproc.events import time_us
+    from streamproc.config import Moment
 
     try:
-        return time_us(utc(dt.datetime.fromisoformat(text)))
-    except ValueError:
-        raise UsageError(f"{option}: {text!r} is no time; write 2026-10-01T22:00Z") from None
+        return Moment.parse(text).us
+    except ValueError as e:
+        raise UsageError(f"{option}: {e}") from None
 
 
 def _run(config_path: str, what: str, work: Callable[[dict[str, Any], str], Awaitable[None]]) -> Any:

@@ -16,7 +16,7 @@ import msgspec
 from msgspec import NODEFAULT, Meta, Struct
 
 from streamproc import __version__, cloudevents
-from streamproc.config import Breaches, Config, Duration, Kafka, Quantity
+from streamproc.config import Breaches, Config, Duration, Kafka, Moment, Quantity
 from streamproc.events import Alert, Feedback, Incident, Label, Prediction, RetrainRequest, Telemetry
 
 BASE = "https://streamproc.dev/schemas/"
@@ -29,6 +29,9 @@ _WRITTEN: dict[Any, Any] = {
     ],
     Breaches: Annotated[
         str, Meta(pattern=r"^\s*\d+\s*/\s*\d+\s*$", description="k of the last n values, such as 5/20.")
+    ],
+    Moment: Annotated[
+        str, Meta(description="A point in time, such as 2026-10-01T22:00Z; without an offset it is UTC.")
     ],
     Quantity: float
     | Annotated[

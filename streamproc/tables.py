@@ -27,11 +27,12 @@ class _Unusable(ValueError):
     """A file there is nothing to learn from; says why."""
 
 
-def read(config: Config, *, beside: Path) -> dict[str, Table]:
-    """Read what a config's references name, by `ReferenceRule.table`; paths are taken from `beside`.
+def read(config: Config, *, path: Path | None) -> dict[str, Table]:
+    """Read what a config's references name, by `ReferenceRule.table`; paths are beside the config's own, `path`.
 
     Raise `ConfigError` with every file that cannot be used.
     """
+    beside = Path() if path is None else path.parent
     tables: dict[str, Table] = {}
     problems: list[ConfigIssue] = []
     for i, block in enumerate(config.models):
@@ -44,8 +45,9 @@ def read(config: Config, *, beside: Path) -> dict[str, Table]:
             tables[key] = _table(said, beside)
         except (_Unusable, OSError, csv.Error, UnicodeDecodeError, orjson.JSONDecodeError, yaml.YAMLError) as e:
             why = getattr(e, "strerror", None) or str(e)
-            path = f"models[{i}].reference.{'file' if said.file else 'mlflow'}"
-            problems.append(ConfigIssue("config", 0, 0, "E036", path, f"`{source}` cannot be used: {why}"))
+            field = f"models[{i}].reference.{'file' if said.file else 'mlflow'}"
+            name = "<config>" if path is None else str(path)
+            problems.append(ConfigIssue(name, 0, 0, "E036", field, f"`{source}` cannot be used: {why}"))
     if problems:
         raise ConfigError(problems)
     return tables

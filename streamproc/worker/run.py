@@ -131,7 +131,7 @@ class Reloader:
                     raise StreamprocError(f"{self.path}: `{block}` has changed, which needs a restart")
             # A detector named anew is compiled while the old config still serves.
             await asyncio.to_thread(compile_kernels, config)
-            await self.app.engine.reload(config, await asyncio.to_thread(tables.read, config, beside=self.path.parent))
+            await self.app.engine.reload(config, await asyncio.to_thread(tables.read, config, path=self.path))
         except (StreamprocError, OSError) as e:
             metrics.reload_ok.set(0)
             log.error("config not reloaded", problem=str(e), still_running=self.digest)
@@ -174,7 +174,7 @@ def run(
     compiling = _into(kernels, functools.partial(compile_kernels, config))
     threading.Thread(target=compiling, name="kernels", daemon=True).start()
     try:
-        told = tables.read(config, beside=path.parent if path is not None else Path())
+        told = tables.read(config, path=path)
         partitions = prepare_topics(config, timeout_s=connect_timeout_s)
     except StreamprocError as e:
         log.error("cannot start", problem=str(e))

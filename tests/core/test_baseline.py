@@ -67,7 +67,7 @@ def written(path: Path, n: int = 2000, *, seed: int = 7) -> Path:
 
 def against(text: str, beside: Path) -> Pipeline:
     found = config(text)
-    return Pipeline(RuleBook(found, tables.read(found, beside=beside)), kind="predictions", topic="predictions")
+    return Pipeline(RuleBook(found, tables.read(found, path=beside / "worker.yaml")), kind="predictions", topic="predictions")
 
 
 def opened(alerts: list[Alert]) -> set[str]:
@@ -192,8 +192,9 @@ def test_an_mlflow_models_input_example_names_the_features(tmp_path: Path, examp
 def test_a_file_that_cannot_be_used_is_named(tmp_path: Path, reference: str, complaint: str) -> None:
     written(tmp_path / "t.csv", 10)
     (tmp_path / "empty.csv").write_text("a,b\n")
-    with pytest.raises(ConfigError, match=complaint):
+    with pytest.raises(ConfigError, match=complaint) as caught:
         against(said(reference), tmp_path)
+    assert "worker.yaml" in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -119,6 +119,19 @@ def test_a_silence_of_run_time_holds_at_once_and_can_be_taken_back() -> None:
     assert told(of(alerts))[:2] == [("opened", "deploy"), ("opened", "")]
 
 
+@pytest.mark.parametrize(
+    "written", ["2026-10-01T22:00Z", "2026-10-01 22:00", "2026-10-02T00:00:00+02:00", "'2026-10-01T22'"]
+)
+def test_a_time_may_be_written_as_people_write_it(written: str) -> None:
+    book = config(f"silences: [{{match: {{}}, from: {written}, to: 2026-10-03T00:00Z}}]\n")
+    assert rfc3339(book.silences[0].from_.us) == "2026-10-01T22:00:00.000000Z"
+
+
+def test_what_is_no_time_is_named() -> None:
+    with pytest.raises(ConfigError, match="is no time; write one such as"):
+        config("silences: [{match: {}, from: tomorrow, to: 2026-10-03T00:00Z}]\n")
+
+
 def test_a_silence_that_ends_before_it_begins_is_a_mistake() -> None:
     with pytest.raises(ConfigError, match="is not after `from`"):
         config(silenced(20, 10))
