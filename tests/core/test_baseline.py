@@ -67,7 +67,8 @@ def written(path: Path, n: int = 2000, *, seed: int = 7) -> Path:
 
 def against(text: str, beside: Path) -> Pipeline:
     found = config(text)
-    return Pipeline(RuleBook(found, tables.read(found, path=beside / "worker.yaml")), kind="predictions", topic="predictions")
+    book = RuleBook(found, tables.read(found, path=beside / "worker.yaml"))
+    return Pipeline(book, kind="predictions", topic="predictions")
 
 
 def opened(alerts: list[Alert]) -> set[str]:
