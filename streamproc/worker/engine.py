@@ -23,7 +23,7 @@ from streamproc.baseline import Table
 from streamproc.cloudevents import encode_alert, encode_incident
 from streamproc.config import Config
 from streamproc.errors import SnapshotError
-from streamproc.events import FLEET_KEY, Alert, RecordBatch
+from streamproc.events import FLEET_KEY, Alert, Feedback, RecordBatch
 from streamproc.rules import RuleBook
 from streamproc.unpack import schema_ids
 from streamproc.worker import snapshots
@@ -452,13 +452,17 @@ class Engine:
         async for fresh in self._said.follow():
             self.book.silences.add(found := self._said.silences())
             self.metrics.silences.set(len(found))
-            if not fresh:
-                continue
-            async with self._lock:
-                for held in list(self._owned.values()):
-                    if held.sound and held.pipeline.kind not in ("alerts", "incidents"):
-                        with held.whole():
-                            await self._publish(held, held.pipeline.feedback(fresh), None)
+            await self._take_said(list(self._owned.values()), fresh)
+
+    async def _take_said(self, partitions: Sequence[Owned], verdicts: Sequence[tuple[int, Feedback]]) -> None:
+        if not verdicts:
+            return
+        async with self._lock:
+            for held in partitions:
+                ours = self._owned.get(held.tp) is held and held.sound
+                if ours and held.pipeline.kind not in ("alerts", "incidents"):
+                    with held.whole():
+                        await self._publish(held, held.pipeline.feedback(verdicts), None)
 
     async def run_clock(self) -> None:
         """Move the arrival clock of partitions that have nothing left to read; keep the gauges."""
@@ -514,7 +518,6 @@ class Engine:
                     if count % 100 == 99:
                         await asyncio.sleep(0)
                 pipeline.restored()
-                pipeline.feedback(self._said.verdicts)  # what of it these models have not taken yet
                 models += len(found.models)
                 writer = snapshots.Writer(
                     self._send_snapshot,
@@ -525,6 +528,8 @@ class Engine:
                 )
                 if self._restoring.get(tp) is asyncio.current_task():
                     self._owned[tp] = Owned(tp, pipeline, writer, pipeline.next_offset, generation=generation)
+            # What of it these models have not taken yet: it was said while nobody had them.
+            await self._take_said([self._owned[tp] for tp in tps if tp in self._owned], self._said.verdicts)
             took = time.perf_counter() - started
             self.metrics.restore_seconds.observe(took)
             self.restored_once = True

@@ -81,6 +81,25 @@ def test_a_verdict_by_command_is_taken_and_outlives_a_restart(kafka: KafkaCluste
     assert len([a for a in alerts(kafka, "word-alerts", 2) if a["action"] == "opened"]) == 1
 
 
+@pytest.mark.kafka
+def test_a_verdict_said_while_no_worker_runs_is_taken_by_the_next(kafka: KafkaCluster, tmp_path: Path) -> None:
+    topic(kafka.bootstrap, "away-in")
+    text = config(kafka.bootstrap, "away", silences="away-silences", feedback="away-feedback")
+    with worker(tmp_path, text) as running:
+        publish(kafka.bootstrap, "away-in", stream("m", 50, slow_from=40))
+        running.until(lambda: running.metric("streamproc_events_total") == 50, "50 events")
+        (alert,) = [a for a in alerts(kafka, "away-alerts", 1) if a["action"] == "opened"]
+        path = running.config
+        assert running.stop() == 0
+    said_of = ["feedback", "-c", str(path), alert["fingerprint"], "NOT_ANOMALY"]
+    assert CliRunner().invoke(cli, said_of).exit_code == 0
+    with worker(tmp_path, text, name="second") as running:
+        running.until(lambda: len(alerts(kafka, "away-alerts", 2)) >= 2, "the verdict to be published")
+        assert running.stop() == 0
+    found = alerts(kafka, "away-alerts", 2)
+    assert [(a["action"], a["annotations"].get("feedback")) for a in found[1:]] == [("resolved", "NOT_ANOMALY")]
+
+
 def test_a_silence_without_an_end_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "c.yaml"
     path.write_text('version: 1\nkafka: {brokers: "127.0.0.1:1", predictions: [p]}\n')
