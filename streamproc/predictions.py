@@ -24,7 +24,7 @@ from streamproc.rules import RuleBook
 from streamproc.segments import VERSION, HeavyHitters
 from streamproc.signals import FeatureSchema, Kind, Matrix
 from streamproc.watch import Watch
-from streamproc.windows import Accumulator, quantile
+from streamproc.windows import Accumulator, Sums, quantile
 
 #: Types of errors watched per model, beyond which newcomers share one name.
 MAX_ERRORS = 20
@@ -277,13 +277,13 @@ class PredictionState(ModelState):
             if judged is not None and not window.judged:
                 window.judged = bool(judged[rows].any())
             if self._wants_certainty and what.certainty is not None:
-                window.add_certainty(placed.index, placed.late, what.certainty)
+                window.certainty = window.add(window.certainty, placed.index, placed.late, what.certainty)
             if self._wants_usage and what.usage is not None:
-                window.add_usage(placed.index, placed.late, what.usage)
+                window.usage = window.add(window.usage, placed.index, placed.late, what.usage)
             if calls is not None:
                 window.add_calls(placed.index, placed.late, calls)
             if self._wants_ages and what.ages is not None:
-                window.add_ages(placed.index, placed.late, what.ages)
+                window.ages = window.add(window.ages, placed.index, placed.late, what.ages[:, None])
             if again is not None and what.ids is not None:
                 window.identified += int(np.count_nonzero(what.ids[rows, 0]))
                 window.repeated += int(np.count_nonzero(again[rows]))
@@ -510,11 +510,11 @@ class PredictionState(ModelState):
         if window.identified:
             yield Aggregate("duplicates", window.repeated / window.identified, window.identified)
         yield from self._answers_of(window)
-        yield from _means(("tokens_in", "tokens_out", "cost_per_request"), window.usage_n, window.usage)
-        if whole and window.usage is not None and window.usage_n is not None and window.usage_n[2]:
+        yield from _means(("tokens_in", "tokens_out", "cost_per_request"), window.usage)
+        if whole and window.usage is not None and (told := int(window.usage.counts[2])):
             hours = self.windows.size_us / 3.6e9
-            yield Aggregate("cost_per_hour", min(float(window.usage[2]), 1e290) / hours, int(window.usage_n[2]))
-        yield from _means(genai.FACTS[:-1], window.calls_n, window.calls)
+            yield Aggregate("cost_per_hour", min(float(window.usage.totals[2]), kernels.LARGEST) / hours, told)
+        yield from _means(genai.FACTS[:-1], window.calls)
         if window.first_tokens is not None:
             n_first = int(window.first_tokens.sum())
             yield Aggregate("time_to_first_token", quantile(window.first_tokens, 0.95), n_first)
@@ -529,14 +529,14 @@ class PredictionState(ModelState):
         if not self._heard("cost_per_day", window.count):
             return
         day = window.index * self.windows.size_us // DAY_US
-        spent = 0.0 if window.usage is None else min(float(window.usage[2]), kernels.LARGEST)
+        spent = 0.0 if window.usage is None else min(float(window.usage.totals[2]), kernels.LARGEST)
         self.day = (day, spent + (self.day[1] if self.day[0] == day else 0.0))
         yield Aggregate("cost_per_day", self.day[1], window.count)
 
     def _answers_of(self, window: Accumulator) -> Iterator[Aggregate]:
         if window.value_n:
             yield Aggregate("prediction_value", window.value_sum / window.value_n, window.value_n)
-        yield from _means(("confidence", "prediction_entropy"), window.certain_n, window.certainty)
+        yield from _means(("confidence", "prediction_entropy"), window.certainty)
         labelled = sum(window.classes.values())
         for label, share, _ in self.classes.shares(window):
             yield Aggregate(f"class_share:{label}", share, labelled)
@@ -580,7 +580,7 @@ class PredictionState(ModelState):
             if total and self._heard("feature_drift", most):
                 drift = numbers.psi(bins)
                 yield self._of_features("feature_drift", float(drift.max()), most, numeric, drift)
-        yield from _means(("feature_age",), window.ages_n, window.ages)
+        yield from _means(("feature_age",), window.ages)
         if window.moments is not None and (moments := self.baseline.moments) is not None:
             most = int(window.moments[0].max())
             if most and self._heard("prediction_correlation", most):
@@ -653,10 +653,10 @@ _MEASURED = frozenset(
 )
 
 
-def _means(signals: tuple[str, ...], counts: I64 | None, sums: F64 | None) -> Iterator[Aggregate]:
+def _means(signals: tuple[str, ...], sums: Sums | None) -> Iterator[Aggregate]:
     """Yield the mean of each signal that anything was counted of."""
-    if counts is not None and sums is not None:
-        for signal, n, total in zip(signals, counts.tolist(), sums.tolist(), strict=False):
+    if sums is not None:
+        for signal, n, total in zip(signals, sums.counts.tolist(), sums.totals.tolist(), strict=False):
             if n:
                 yield Aggregate(signal, total / n, n)
 

@@ -41,11 +41,11 @@ from detectors.protocol import F64, I64
 from streamproc.events import Alert, Span, rfc3339
 from streamproc.joins import NEGATIVE, NO_CLASS, POSITIVE, Rows
 from streamproc.kernels import U32
-from streamproc.models import Aggregate, Group, ModelState
+from streamproc.models import OTHER, Aggregate, Group, ModelState
 from streamproc.outstanding import AGAIN, CHUNK, DONE, LABEL, Outstanding
 from streamproc.rules import RuleBook
 from streamproc.signals import Kind
-from streamproc.windows import Accumulator, Windows
+from streamproc.windows import BUCKETS, Accumulator, Windows, dense, latency_buckets, quantile, sparse
 
 __all__ = ["BINS", "Asked", "Judged", "QualityState"]
 
@@ -61,15 +61,13 @@ _LEAST = 1e-15
 _CALIBRATED_FROM = 500
 _CALIBRATION = 100_000
 
-#: Delays in buckets of ratio _GAMMA from a millisecond, up to 240 days: a median within 1 %.
-_GAMMA, _FLOOR_S, _BUCKETS = 1.02, 1e-3, 1200
-_LOG_GAMMA = float(np.log(_GAMMA))
+#: Delays are counted in the buckets of latencies, from a millisecond up to 240 days: a median within 1 %.
+_FLOOR_S = 1e-3
 
 #: Predictions are counted, and those labelled among them, by their times in so many parts of `max_delay`.
 _COHORTS = 256
 
 _MAX_VERSIONS = 1000
-_OTHER = "(other)"
 
 #: Stretches of a source's offsets that were had: one, and more only while a lost record is still to come again.
 _MAX_STRETCHES = 64
@@ -92,12 +90,8 @@ class Judged(Accumulator):
 
     def snapshot(self) -> dict[str, Any]:
         """Return the state as a tree."""
-        delays = None
-        if self.delays is not None:
-            at = np.nonzero(self.delays)[0]
-            delays = [at.astype(np.int16), self.delays[at]]
         scalars = [self.answered, self.right, self.sure, self.log_loss, self.brier, self.numbers, self.off]
-        pairs = {"scalars": [*scalars, self.from_us, self.to_us], "bins": self.bins, "delays": delays}
+        pairs = {"scalars": [*scalars, self.from_us, self.to_us], "bins": self.bins, "delays": sparse(self.delays)}
         return {**super().snapshot(), "pairs": pairs}
 
     @classmethod
@@ -108,17 +102,12 @@ class Judged(Accumulator):
         self.answered, self.right, self.sure, self.log_loss, self.brier, *rest = pairs["scalars"]
         self.numbers, self.off, self.from_us, self.to_us = rest
         self.bins = pairs["bins"]
-        if pairs["delays"] is not None:
-            self.delays = np.zeros(_BUCKETS, np.int64)
-            self.delays[pairs["delays"][0]] = pairs["delays"][1]
+        self.delays = dense(pairs["delays"])
         return self
 
     def median_delay_s(self) -> float:
         """Return the median age in seconds of the predictions when their labels came."""
-        if self.delays is None:
-            return float("nan")
-        rank = (int(self.delays.sum()) + 1) // 2
-        return float(_FLOOR_S * _GAMMA ** (int(np.searchsorted(np.cumsum(self.delays), rank)) + 0.5))
+        return float("nan") if self.delays is None else quantile(self.delays, 0.5, floor_s=_FLOOR_S)
 
     def calibration_error(self) -> float:
         """Return the expected calibration error, over bins of equal width."""
@@ -244,7 +233,7 @@ class QualityState(ModelState):
         if name not in self.versions:
             if len(self.versions) >= _MAX_VERSIONS:
                 return _MAX_VERSIONS - 1
-            self.versions.append(name if len(self.versions) < _MAX_VERSIONS - 1 else _OTHER)
+            self.versions.append(name if len(self.versions) < _MAX_VERSIONS - 1 else OTHER)
             return len(self.versions) - 1
         return self.versions.index(name)
 
@@ -598,11 +587,9 @@ def _add(
     window.from_us = min(window.from_us, first) if window.count else first
     window.to_us = max(window.to_us, last) if window.count else last
     window.count += int(own.sum())
-    seconds = np.clip(delays[own] / 1e6, _FLOOR_S, 1e8)
-    buckets = np.minimum(np.log(seconds / _FLOOR_S) / _LOG_GAMMA, _BUCKETS - 1).astype(np.int64)
     if window.delays is None:
-        window.delays = np.zeros(_BUCKETS, np.int64)
-    window.delays += np.bincount(buckets, minlength=_BUCKETS)
+        window.delays = np.zeros(BUCKETS, np.int64)
+    window.delays += np.bincount(latency_buckets(delays[own] / 1e6, floor_s=_FLOOR_S), minlength=BUCKETS)
     window.answered += int((own & answered).sum())
     window.right += int((own & right).sum())
     known = own & answered & ~np.isnan(sure)

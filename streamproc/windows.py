@@ -23,7 +23,7 @@ GAMMA = 1.02
 FLOOR_S = 1e-6
 BUCKETS = 1200  # up to 2.1e4 s
 
-_CEILING_S = 1e6  # well within the last bucket
+_CEILING_S = 1e8  # well within the last bucket
 
 _LOG_GAMMA = float(np.log(GAMMA))
 
@@ -31,23 +31,23 @@ _LOG_GAMMA = float(np.log(GAMMA))
 MAX_EMPTY = 60
 
 
-def latency_buckets(seconds: F64) -> npt.NDArray[np.int32]:
-    """Return the bucket of each latency, -1 for nan; those below FLOOR_S count as FLOOR_S."""
+def latency_buckets(seconds: F64, *, floor_s: float = FLOOR_S) -> npt.NDArray[np.int32]:
+    """Return the bucket of each time, -1 for nan; those below the floor count as it."""
     with np.errstate(invalid="ignore"):
-        ratio = np.log(np.clip(seconds, FLOOR_S, _CEILING_S) / FLOOR_S) / _LOG_GAMMA
+        ratio = np.log(np.clip(seconds, floor_s, _CEILING_S) / floor_s) / _LOG_GAMMA
     return np.nan_to_num(np.minimum(ratio, BUCKETS - 1), copy=False, nan=-1.0).astype(np.int32)
 
 
-def quantile(counts: I64, q: float) -> float:
-    """Return the q-quantile in seconds of times counted in (BUCKETS,), nan where there are none."""
+def quantile(counts: I64, q: float, *, floor_s: float = FLOOR_S) -> float:
+    """Return the q-quantile in seconds of times counted in (BUCKETS,) from a floor, nan where there are none."""
     total = int(counts.sum())
     if total == 0:
         return float("nan")
     bucket = int(np.searchsorted(np.cumsum(counts), max(1, int(np.ceil(q * total)))))
-    return float(FLOOR_S * GAMMA ** (bucket + 0.5))
+    return float(floor_s * GAMMA ** (bucket + 0.5))
 
 
-def _sparse(counts: I64 | None) -> list[Any] | None:
+def sparse(counts: I64 | None) -> list[Any] | None:
     """Return counts without the many buckets that are empty."""
     if counts is None:
         return None
@@ -55,13 +55,34 @@ def _sparse(counts: I64 | None) -> list[Any] | None:
     return [at.astype(np.int16), counts[at]]
 
 
-def _dense(state: list[Any] | None) -> I64 | None:
-    """Return what `_sparse` was given."""
+def dense(state: list[Any] | None) -> I64 | None:
+    """Return what `sparse` was given."""
     if state is None:
         return None
     counts = np.zeros(BUCKETS, np.int64)
     counts[state[0]] = state[1]
     return counts
+
+
+class Sums(Struct, gc=False):
+    """How many values of each of k columns there were, and their sums; (k,) each."""
+
+    counts: I64
+    totals: F64
+
+    @classmethod
+    def of(cls, columns: int) -> Sums:
+        """Build for columns of which nothing came yet."""
+        return cls(np.zeros(columns, np.int64), np.zeros(columns))
+
+    def snapshot(self) -> list[list[Any]] | None:
+        """Return the state as lists; None where nothing was counted, as where there are no sums."""
+        return [self.counts.tolist(), self.totals.tolist()] if self.counts.any() else None
+
+    @classmethod
+    def restored(cls, state: list[list[Any]] | None) -> Sums | None:
+        """Build from what `snapshot` gave."""
+        return None if state is None else cls(np.array(state[0], np.int64), np.array(state[1]))
 
 
 class Accumulator(Struct):
@@ -80,10 +101,8 @@ class Accumulator(Struct):
     classes: dict[str, int] = {}
     missing: npt.NDArray[np.int64] | None = None
     invalid: npt.NDArray[np.int64] | None = None
-    certain_n: I64 | None = None  # answers that tell how sure they are, and those with scores by class
-    certainty: F64 | None = None  # sums over those of confidence and of entropy
-    usage_n: I64 | None = None  # requests that tell tokens in, tokens out and cost
-    usage: F64 | None = None  # sums over those
+    certainty: Sums | None = None  # of confidence and of entropy
+    usage: Sums | None = None  # of tokens in, tokens out and cost
     identified: int = 0
     repeated: int = 0
     errors_by: dict[str, int] = {}
@@ -92,11 +111,9 @@ class Accumulator(Struct):
     words: I64 | None = None  # categorical values, column by column, and those never learned
     unseen: I64 | None = None
     judged: bool = False  # has a class that came after classes were learned
-    calls_n: I64 | None = None  # of language models: how many tell each of `genai.FACTS` but the last
-    calls: F64 | None = None  # sums over those
+    calls: Sums | None = None  # of language models: of each of `genai.FACTS` but the last
     first_tokens: I64 | None = None  # times to the first token, in buckets as latency
-    ages_n: I64 | None = None
-    ages: F64 | None = None
+    ages: Sums | None = None
     moments: F64 | None = None  # as `reference.Moments` has them
     scores: dict[str, list[float]] = {}  # of evaluations, by name: how many and their sum
 
@@ -122,33 +139,19 @@ class Accumulator(Struct):
         if latency_n:
             self.latency = latency
 
-    def add_certainty(self, index: I64, late: npt.NDArray[np.bool_], certainty: F64) -> None:
-        """Add confidence and entropy, (n, 2) with nan for none, of what is this window's, in order."""
-        if self.certain_n is None or self.certainty is None:
-            self.certain_n, self.certainty = np.zeros(2, np.int64), np.zeros(2)
-        kernels.add_columns(index, late, self.index, certainty, self.certain_n, self.certainty)
-
-    def add_usage(self, index: I64, late: npt.NDArray[np.bool_], usage: F64) -> None:
-        """Add tokens in, tokens out and cost, (n, 3), likewise."""
-        if self.usage_n is None or self.usage is None:
-            self.usage_n, self.usage = np.zeros(3, np.int64), np.zeros(3)
-        kernels.add_columns(index, late, self.index, usage, self.usage_n, self.usage)
+    def add(self, sums: Sums | None, index: I64, late: npt.NDArray[np.bool_], columns: F64) -> Sums:
+        """Return sums, of none as yet for None, with what of (n, k) columns, nan for none, is this window's."""
+        sums = Sums.of(columns.shape[1]) if sums is None else sums
+        kernels.add_columns(index, late, self.index, columns, sums.counts, sums.totals)
+        return sums
 
     def add_calls(self, index: I64, late: npt.NDArray[np.bool_], facts: F64) -> None:
-        """Add what calls of language models came to, (n, k) with nan for none and a time in s last, likewise."""
-        if self.calls_n is None or self.calls is None:
-            self.calls_n, self.calls = np.zeros(facts.shape[1] - 1, np.int64), np.zeros(facts.shape[1] - 1)
-        kernels.add_columns(index, late, self.index, np.ascontiguousarray(facts[:, :-1]), self.calls_n, self.calls)
+        """Add what calls of language models came to, (n, k) with nan for none and a time in s last."""
+        self.calls = self.add(self.calls, index, late, np.ascontiguousarray(facts[:, :-1]))
         times = facts[(index == self.index) & ~late, -1]
         if len(times := times[~np.isnan(times)]):
             counts = np.bincount(latency_buckets(times), minlength=BUCKETS)
             self.first_tokens = counts if self.first_tokens is None else self.first_tokens + counts
-
-    def add_ages(self, index: I64, late: npt.NDArray[np.bool_], ages: F64) -> None:
-        """Add how old features were, (n,) in seconds with nan for none, likewise."""
-        if self.ages_n is None or self.ages is None:
-            self.ages_n, self.ages = np.zeros(1, np.int64), np.zeros(1)
-        kernels.add_columns(index, late, self.index, ages[:, None], self.ages_n, self.ages)
 
     def add_values(self, values: F64) -> None:
         """Add numbers to the mean: what `tally` does, for a whole array and without a compiled loop."""
@@ -185,17 +188,17 @@ class Accumulator(Struct):
                 self.version,
             ],
             "more": [self.identified, self.repeated, self.judged],
-            "certainty": _counted(self.certain_n, self.certainty),
-            "usage": _counted(self.usage_n, self.usage),
+            "certainty": None if self.certainty is None else self.certainty.snapshot(),
+            "usage": None if self.usage is None else self.usage.snapshot(),
             "errors_by": dict(self.errors_by),
             "answers": None if self.answers is None else self.answers.snapshot(),
             "features": None if self.features is None else self.features.snapshot(),
             "words": self.words,
             "unseen": self.unseen,
-            "latency": _sparse(self.latency),
-            "calls": _counted(self.calls_n, self.calls),
-            "first_tokens": _sparse(self.first_tokens),
-            "ages": _counted(self.ages_n, self.ages),
+            "latency": sparse(self.latency),
+            "calls": None if self.calls is None else self.calls.snapshot(),
+            "first_tokens": sparse(self.first_tokens),
+            "ages": None if self.ages is None else self.ages.snapshot(),
             "moments": None if self.moments is None else self.moments.copy(),
             "scores": {name: list(found) for name, found in self.scores.items()},
             "classes": dict(self.classes),
@@ -207,31 +210,20 @@ class Accumulator(Struct):
     def restored(cls, state: dict[str, Any]) -> Accumulator:
         """Build from what `snapshot` gave."""
         self = cls(*state["scalars"])
-        self.latency = _dense(state["latency"])
-        self.first_tokens = _dense(state["first_tokens"])
-        if state["calls"] is not None:
-            self.calls_n, self.calls = np.array(state["calls"][0], np.int64), np.array(state["calls"][1])
-        if state["ages"] is not None:
-            self.ages_n, self.ages = np.array(state["ages"][0], np.int64), np.array(state["ages"][1])
+        self.latency = dense(state["latency"])
+        self.first_tokens = dense(state["first_tokens"])
+        for name in ("certainty", "usage", "calls", "ages"):
+            setattr(self, name, Sums.restored(state[name]))
         self.moments = state["moments"]
         self.scores = {name: list(found) for name, found in state["scores"].items()}
         self.classes = dict(state["classes"])
         self.missing, self.invalid = state["missing"], state["invalid"]
         self.identified, self.repeated, self.judged = state["more"]
-        if state["certainty"] is not None:
-            self.certain_n, self.certainty = np.array(state["certainty"][0], np.int64), np.array(state["certainty"][1])
-        if state["usage"] is not None:
-            self.usage_n, self.usage = np.array(state["usage"][0], np.int64), np.array(state["usage"][1])
         self.errors_by = dict(state["errors_by"])
         self.answers = None if state["answers"] is None else Bins.restored(state["answers"])
         self.features = None if state["features"] is None else Bins.restored(state["features"])
         self.words, self.unseen = state["words"], state["unseen"]
         return self
-
-
-def _counted(counts: I64 | None, sums: F64 | None) -> list[list[Any]] | None:
-    """Return counts and sums as lists; None where nothing was counted, whether or not there are arrays."""
-    return None if counts is None or sums is None or not counts.any() else [counts.tolist(), sums.tolist()]
 
 
 class Windows:
