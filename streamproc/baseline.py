@@ -70,10 +70,17 @@ class Baseline:
             return f"{self.events} events so far"
         return f"{self.events} events from {_minute(self.began_us)} to {_minute(self.ended_us)}"
 
-    def saw(self, first_us: int, last_us: int) -> None:
-        """Note from when to when, in event time, what it learns from was; only while it learns."""
-        self.began_us = first_us if self.began_us is None else min(self.began_us, first_us)
-        self.ended_us = last_us if self.ended_us is None else max(self.ended_us, last_us)
+    def take(self, period: Period, rows: I64, progress: I64, window_us: int) -> I64:
+        """Return those of some rows, (n,) in order, that a period of it learns from; note of when they are.
+
+        progress: of every row, in event time; it never falls.
+        """
+        taken = rows[: period.take(progress[rows], window_us)]
+        if len(taken):
+            first_us, last_us = int(progress[taken[0]]), int(progress[taken[-1]])
+            self.began_us = first_us if self.began_us is None else min(self.began_us, first_us)
+            self.ended_us = last_us if self.ended_us is None else max(self.ended_us, last_us)
+        return taken
 
     def learn_features(self, matrix: Matrix, answers: F64, rows: I64, wanted: Wanted) -> None:
         """Learn some rows of features, with (n,) answers, nan for none."""
@@ -93,6 +100,12 @@ class Baseline:
             own = np.zeros(len(matrix.given), np.bool_)
             own[rows] = True
             self.moments.add(matrix.values, answers, own, self.moments.sums)
+
+    def end(self) -> None:
+        """Learn no more."""
+        for period in (self.answers_period, self.classes_period, self.features_period):
+            period.end()
+        self.settle()
 
     def settle(self) -> None:
         """Fix what was learned."""

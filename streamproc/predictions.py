@@ -328,9 +328,7 @@ class PredictionState(ModelState):
         if self.coming is None:
             return
         self.baseline, self.coming = self.coming, None
-        for period in (self.baseline.answers_period, self.baseline.classes_period, self.baseline.features_period):
-            period.end()
-        self.baseline.settle()
+        self.baseline.end()
         for window in self.windows.open.values():
             window.answers = window.features = window.words = window.unseen = window.moments = None
 
@@ -340,17 +338,18 @@ class PredictionState(ModelState):
         if not labelled.any():
             return labelled
         rows = np.nonzero(labelled)[0]
-        if self.coming is not None:
-            self.coming.classes_period.take(progress[rows], self.windows.size_us)
-            self.coming.saw(int(progress[0]), int(progress[-1]))
-            self._add_classes(self.coming.classes, labels[rows], names)
-        if not self.baseline.classes_period.over:
-            taken = rows[: self.baseline.classes_period.take(progress[rows], self.windows.size_us)]
-            if len(taken):
-                self.baseline.saw(int(progress[taken[0]]), int(progress[taken[-1]]))
-            self._add_classes(self.baseline.classes, labels[taken], names)
-            labelled[taken] = False
+        for learning in self._learning():
+            taken = learning.take(learning.classes_period, rows, progress, self.windows.size_us)
+            if not len(taken):
+                continue
+            self._add_classes(learning.classes, labels[taken], names)
+            if learning is self.baseline:
+                labelled[taken] = False
         return labelled
+
+    def _learning(self) -> list[Baseline]:
+        """Return the generations that may still learn: the one to come, and that in force."""
+        return [self.baseline] if self.coming is None else [self.coming, self.baseline]
 
     def _count_arrivals(self, times: I64, progress: I64) -> None:
         """Count arrivals in the window that the progress is in: an old event's own may have closed."""
@@ -365,20 +364,17 @@ class PredictionState(ModelState):
         given = ~np.isnan(values)
         if not given.any():
             return
-        rows = np.nonzero(given)[0]
-        if self.coming is not None:
-            self.coming.answers_period.take(progress[rows], self.windows.size_us)
-            self.coming.saw(int(progress[0]), int(progress[-1]))
-            self.coming.answers.learn(values[rows, None])
-        baseline = self.baseline
-        if not baseline.answers_period.over:
-            taken = baseline.answers_period.take(progress[rows], self.windows.size_us)
-            baseline.answers.learn(values[rows[:taken], None])
-            given[rows[:taken]] = False
-            if taken:
-                baseline.saw(int(progress[rows[0]]), int(progress[rows[taken - 1]]))
-            if taken < len(rows):
-                baseline.answers.settle()
+        rows, baseline = np.nonzero(given)[0], self.baseline
+        learned = not baseline.answers_period.over
+        for learning in self._learning():
+            taken = learning.take(learning.answers_period, rows, progress, self.windows.size_us)
+            if not len(taken):
+                continue
+            learning.answers.learn(values[taken, None])
+            if learning is baseline:
+                given[taken] = False
+        if learned and baseline.answers_period.over:
+            baseline.answers.settle()
         if not given.any():
             return
         for index, own in _windows_of(placed, given):
@@ -427,20 +423,15 @@ class PredictionState(ModelState):
 
     def _learn_features(self, matrix: Matrix, answers: F64, progress: I64) -> npt.NDArray[np.bool_] | None:
         """Learn what features are like; return which rows come after that, None where none does."""
-        rows = np.nonzero(matrix.given)[0]
-        if self.coming is not None and len(rows):
-            self.coming.features_period.take(progress[rows], self.windows.size_us)
-            self.coming.saw(int(progress[0]), int(progress[-1]))
-            self.coming.learn_features(matrix, answers, rows, self._wanted)
-        baseline = self.baseline
-        if baseline.features_period.over:
+        rows, baseline = np.nonzero(matrix.given)[0], self.baseline
+        over = baseline.features_period.over
+        taken = rows[:0]
+        for learning in self._learning() if len(rows) else ():
+            if not learning.features_period.over:
+                taken = learning.take(learning.features_period, rows, progress, self.windows.size_us)
+                learning.learn_features(matrix, answers, taken, self._wanted)
+        if over:
             return matrix.given
-        if not len(rows):
-            return None
-        taken = rows[: baseline.features_period.take(progress[rows], self.windows.size_us)]
-        baseline.learn_features(matrix, answers, taken, self._wanted)
-        if len(taken):
-            baseline.saw(int(progress[taken[0]]), int(progress[taken[-1]]))
         if len(taken) == len(rows):
             return None
         if baseline.numbers is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import orjson
 import pytest
@@ -231,6 +232,22 @@ def test_cutting_and_restoring_anywhere_changes_no_alert_and_no_bit_of_a_baselin
     whole = stream(4000, shifted_from=2500, shifted_to=4000)
     check_cut_and_restored(config(said("trailing: 1m")), whole, at=at, edges=edges)
 
+
+
+@settings(max_examples=15, deadline=None)
+@given(edges=st.lists(st.integers(1, 3999), max_size=30), at=st.integers(1, 3999))
+def test_events_that_say_nothing_of_answers_or_features_move_no_bit_of_what_a_baseline_is_of(
+    edges: list[int], at: int
+) -> None:
+    whole = stream(4000)
+    bare = {"id": "x", "source": "t", "model": {"name": "fraud"}, "error": {"type": "timeout"}}
+    values = [
+        orjson.dumps({**bare, "time": orjson.loads(v or b"")["time"]}) if i % 900 < 300 else v
+        for i, v in enumerate(whole.values)
+    ]
+    check_cut_and_restored(
+        config(said("trailing: 1m")), msgspec.structs.replace(whole, values=values), at=at, edges=edges
+    )
 
 
 def test_a_table_without_features_teaches_the_answers_alone() -> None:
