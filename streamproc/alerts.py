@@ -151,9 +151,9 @@ class Lifecycle:
         """Return when `expire` would resolve, or None."""
         return self.last_us + self._resolve_after_us if self.state == "firing" else None
 
-    def again(self, row: int, at_us: int) -> Step:
+    def again(self, at_us: int) -> Step:
         """Return the opening of an alert that fires, once more."""
-        return structs.replace(self._tell("opened", row, at_us), anew=True)
+        return structs.replace(self._tell("opened", -1, at_us), anew=True)
 
     def end(self, at_us: int) -> list[Step]:
         """Resolve now, whatever is over the limit; what was pending is forgotten."""

@@ -21,7 +21,7 @@ from streamproc.events import Alert, Feedback, Incident, Share
 from streamproc.rules import ModelRules, RuleBook
 from streamproc.segments import History
 from streamproc.signals import Kind
-from streamproc.watch import SilenceWatch, Subject, Watch
+from streamproc.watch import Basis, SilenceWatch, Subject, Watch
 from streamproc.windows import Accumulator, Windows
 
 #: Format of a model's state; older ones are refused by name rather than misread.
@@ -301,6 +301,8 @@ class ModelState:
     def _observe_window(self, aggregate: Aggregate, end_us: int, window: Accumulator) -> list[Alert]:
         alerts: list[Alert] = []
         n = aggregate.n
+        carried = None if aggregate.parts is None else aggregate.carried
+        basis = Basis(n, window.offset_last, carried, self._against if aggregate.measured else None)
         offset = window.offset_first if window.offset_first >= 0 else window.index
         for watch in self._watches(aggregate.signal):
             if n >= watch.rule.min_samples:
@@ -310,10 +312,7 @@ class ModelState:
                     np.array([end_us]),
                     np.array([offset]),
                     versions=(window.version,),
-                    n=n,
-                    last_offset=window.offset_last,
-                    carried=None if aggregate.parts is None else aggregate.carried,
-                    against=self._against if aggregate.measured else None,
+                    basis=basis,
                 )
         return alerts
 

@@ -59,19 +59,12 @@ class SignalSpec(Struct, frozen=True, kw_only=True):
     on: bool = True
     channels: tuple[str, ...] = ()
     family: bool = False
+    share: bool = False  # never above 1
 
 
 _ALL: tuple[Kind, ...] = ("predictions", "telemetry", "labels")
 
 _QUALITY: tuple[Kind, ...] = ("quality",)
-
-#: Signals that are never above 1.
-SHARES = frozenset({
-    "class_share", "label_share", "confidence", "new_class", "error_rate", "error_share", "duplicates", "out_of_order",
-    "missing_features", "invalid_features", "feature_range", "unseen_category", "constant_features", "refusal_rate",
-    "empty_rate", "truncated_rate", "tool_failure_rate", "accuracy", "estimated_accuracy", "calibration_error",
-    "unlabelled",
-})  # fmt: skip
 
 #: Two windows in a row: a single odd window is noise more often than news.
 _TWICE = (2, 3)
@@ -86,23 +79,36 @@ _USAGE: tuple[tuple[str, str, Literal["up", "both"], float, bool], ...] = (
     ("cost_per_hour", "cost of a window's requests an hour, in the producer's currency", "up", 0.5, False),
 )
 
-_CALLS: tuple[tuple[str, str, Literal["up", "down"], str, float, float, Literal["model", "data", "infra"]], ...] = (
-    ("refusal_rate", "share of a language model's answers withheld, in a window", "up", "1", 0.02, 0.0, "model"),
-    ("empty_rate", "share of a language model's answers without a token, in a window", "up", "1", 0.02, 0.0, "model"),
-    ("truncated_rate", "share of a language model's answers cut off at their length", "up", "1", 0.02, 0.0, "model"),
-    ("tool_failure_rate", "share of calls of tools that failed, in a window", "up", "1", 0.02, 0.0, "infra"),
-    ("retrieval_score", "mean score of the best document retrieved, in a window", "down", "1", 0.0, 0.1, "data"),
-    ("time_to_first_token", "95th percentile of the time to the first token", "up", "s", 0.0, 0.2, "infra"),
+#: Name, summary, direction, unit, least effect and relative effect, category, and whether it is a share.
+_CALLS: tuple[
+    tuple[str, str, Literal["up", "down"], str, float, float, Literal["model", "data", "infra"], bool], ...
+] = (
+    ("refusal_rate", "share of a language model's answers withheld, in a window", "up", "1", 0.02, 0.0, "model", True),
+    (
+        "empty_rate", "share of a language model's answers without a token, in a window",
+        "up", "1", 0.02, 0.0, "model", True,
+    ),
+    (
+        "truncated_rate", "share of a language model's answers cut off at their length",
+        "up", "1", 0.02, 0.0, "model", True,
+    ),
+    ("tool_failure_rate", "share of calls of tools that failed, in a window", "up", "1", 0.02, 0.0, "infra", True),
+    ("retrieval_score", "mean score of the best document retrieved, in a window", "down", "1", 0.0, 0.1, "data", False),
+    ("time_to_first_token", "95th percentile of the time to the first token", "up", "s", 0.0, 0.2, "infra", False),
 )
 
-_JOINED: tuple[tuple[str, str, str, Literal["up", "down"], float, float], ...] = (
-    ("accuracy", "share of right answers among those that labels came for in a window", "1", "down", 0.02, 0.0),
-    ("log_loss", "mean log loss of the answers that labels came for in a window, in nats", "1", "up", 0.05, 0.0),
-    ("brier", "mean Brier score of the answers that labels came for in a window", "1", "up", 0.02, 0.0),
-    ("calibration_error", "expected calibration error of the answers that labels came for", "1", "up", 0.05, 0.0),
-    ("mae", "mean absolute error of the numbers that labels came for in a window", "1", "up", 0.0, 0.1),
-    ("label_delay", "median age of the predictions that labels came for; without any, growing", "s", "up", 1.0, 0.5),
-    ("unlabelled", "share of predictions still without a label at twice the usual delay", "1", "up", 0.05, 0.0),
+#: Name, summary, unit, direction, least effect and relative effect, and whether it is a share.
+_JOINED: tuple[tuple[str, str, str, Literal["up", "down"], float, float, bool], ...] = (
+    ("accuracy", "share of right answers among those that labels came for in a window", "1", "down", 0.02, 0.0, True),
+    ("log_loss", "mean log loss of the answers that labels came for in a window, in nats", "1", "up", 0.05, 0.0, False),
+    ("brier", "mean Brier score of the answers that labels came for in a window", "1", "up", 0.02, 0.0, False),
+    ("calibration_error", "expected calibration error of the answers that labels came for", "1", "up", 0.05, 0.0, True),
+    ("mae", "mean absolute error of the numbers that labels came for in a window", "1", "up", 0.0, 0.1, False),
+    (
+        "label_delay", "median age of the predictions that labels came for; without any, growing",
+        "s", "up", 1.0, 0.5, False,
+    ),
+    ("unlabelled", "share of predictions still without a label at twice the usual delay", "1", "up", 0.05, 0.0, True),
 )
 
 SIGNALS: dict[str, SignalSpec] = {
@@ -135,6 +141,7 @@ SIGNALS: dict[str, SignalSpec] = {
             breaches=_TWICE,
             category="model",
             family=True,
+            share=True,
         ),
         SignalSpec(
             name="confidence",
@@ -146,6 +153,7 @@ SIGNALS: dict[str, SignalSpec] = {
             min_effect=0.02,
             breaches=_TWICE,
             category="model",
+            share=True,
         ),
         SignalSpec(
             name="prediction_entropy",
@@ -168,6 +176,7 @@ SIGNALS: dict[str, SignalSpec] = {
             min_effect=0.01,
             breaches=_TWICE,
             category="model",
+            share=True,
         ),
         SignalSpec(
             name="prediction_psi",
@@ -237,6 +246,7 @@ SIGNALS: dict[str, SignalSpec] = {
             min_effect=0.02,
             severity="critical",
             category="infra",
+            share=True,
         ),
         SignalSpec(
             name="error_share",
@@ -249,6 +259,7 @@ SIGNALS: dict[str, SignalSpec] = {
             breaches=_TWICE,
             category="infra",
             family=True,
+            share=True,
         ),
         SignalSpec(
             name="duplicates",
@@ -260,6 +271,7 @@ SIGNALS: dict[str, SignalSpec] = {
             min_effect=0.02,
             breaches=_TWICE,
             category="traffic",
+            share=True,
         ),
         SignalSpec(
             name="out_of_order",
@@ -271,6 +283,7 @@ SIGNALS: dict[str, SignalSpec] = {
             min_effect=0.02,
             breaches=_TWICE,
             category="traffic",
+            share=True,
         ),
         *(
             SignalSpec(
@@ -300,8 +313,9 @@ SIGNALS: dict[str, SignalSpec] = {
                 relative_effect=relative,
                 breaches=_TWICE,
                 category=category,
+                share=share,
             )
-            for name, summary, way, unit, least, relative, category in _CALLS
+            for name, summary, way, unit, least, relative, category, share in _CALLS
         ),
         SignalSpec(
             name="cost_per_day",
@@ -332,6 +346,7 @@ SIGNALS: dict[str, SignalSpec] = {
             direction="up",
             min_effect=0.01,
             category="data",
+            share=True,
         ),
         SignalSpec(
             name="invalid_features",
@@ -341,6 +356,7 @@ SIGNALS: dict[str, SignalSpec] = {
             direction="up",
             min_effect=0.01,
             category="data",
+            share=True,
         ),
         SignalSpec(
             name="feature_range",
@@ -352,6 +368,7 @@ SIGNALS: dict[str, SignalSpec] = {
             min_effect=0.01,
             breaches=_TWICE,
             category="data",
+            share=True,
         ),
         SignalSpec(
             name="unseen_category",
@@ -363,6 +380,7 @@ SIGNALS: dict[str, SignalSpec] = {
             min_effect=0.01,
             breaches=_TWICE,
             category="data",
+            share=True,
         ),
         SignalSpec(
             name="constant_features",
@@ -374,6 +392,7 @@ SIGNALS: dict[str, SignalSpec] = {
             min_effect=0.001,
             breaches=_TWICE,
             category="data",
+            share=True,
         ),
         SignalSpec(
             name="feature_drift",
@@ -451,6 +470,7 @@ SIGNALS: dict[str, SignalSpec] = {
             breaches=_TWICE,
             category="model",
             family=True,
+            share=True,
         ),
         SignalSpec(
             name="evaluation",
@@ -477,8 +497,9 @@ SIGNALS: dict[str, SignalSpec] = {
                 relative_effect=effect,
                 breaches=_TWICE,
                 category="model",
+                share=share,
             )
-            for name, summary, unit, direction, least, effect in _JOINED
+            for name, summary, unit, direction, least, effect, share in _JOINED
         ),
         SignalSpec(
             name="prediction_error",
@@ -508,6 +529,7 @@ SIGNALS: dict[str, SignalSpec] = {
             min_effect=0.02,
             breaches=_TWICE,
             category="model",
+            share=True,
         ),
     )
 }

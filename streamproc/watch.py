@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, Protocol
@@ -19,7 +18,6 @@ from streamproc.config import Sensitivity
 from streamproc.events import Alert, Changed, DetectorRef, Expected, Feedback, Impact, Share, Span, rfc3339
 from streamproc.rules import Rule
 from streamproc.segments import Change, History
-from streamproc.signals import SHARES
 from streamproc.silences import Silence, Silences
 
 #: What a dashboard shows before and after an alert.
@@ -46,6 +44,23 @@ class Subject(Struct, frozen=True, gc=False):
     def silenced(self, signal: str) -> tuple[Silence, ...]:
         """Return the silences there are for a signal, whenever."""
         return self.silences.of(self.model, signal, self.segment) if self.silences else ()
+
+
+class Basis(Struct, frozen=True):
+    """What a window's value rests on; of a single event's value there is no more to say than its offset.
+
+    n and last_offset: how many events, and the last of them. carried: tells which features carry the value, against:
+    what it is measured by; both are asked only for an alert.
+    """
+
+    n: int | None = None
+    last_offset: int | None = None
+    carried: Callable[[], list[Share]] | None = None
+    against: Callable[[], str] | None = None
+
+
+#: Of values that are events' own.
+_OF_EVENTS = Basis()
 
 
 class _Silence(Protocol):
@@ -83,18 +98,16 @@ class Watch:
         offsets: I64,
         *,
         versions: Sequence[str | None] = (),
-        n: int | None = None,
-        last_offset: int | None = None,
-        carried: Callable[[], list[Share]] | None = None,
-        against: Callable[[], str] | None = None,
+        basis: Basis = _OF_EVENTS,
     ) -> list[Alert]:
-        """Score values in order, times (n,) not falling, and return what came of it; see `_observe`."""
-        observe = functools.partial(
-            self._observe, subject, n=n, last_offset=last_offset, carried=carried, against=against
-        )
+        """Score values in order and return what came of it.
+
+        values (n,) or (n, d) in the signal's unit, times and offsets (n,), times not falling; versions: the model's
+        at each.
+        """
         found = subject.silenced(self.rule.signal)
         if not found and not self.muted and not self.expected:
-            return observe(values, times, offsets, versions=versions)
+            return self._observe(subject, values, times, offsets, versions, basis)
         alerts: list[Alert] = []
         for start, end, silence in _stretches(times, found):
             if silence is not None and not silence.learn:
@@ -103,7 +116,8 @@ class Watch:
                 # Of what was hidden the first value after a silence tells; row by row, for the cut is not to decide.
                 stop = start + 1 if silence is None and self.muted else end
                 own = slice(start, stop)
-                told = observe(values[own], times[own], offsets[own], versions=versions[own] if versions else ())
+                said = versions[own] if versions else ()
+                told = self._observe(subject, values[own], times[own], offsets[own], said, basis)
                 alerts += self._told(subject, told, silence, int(times[stop - 1]))
                 start = stop
         return alerts
@@ -122,8 +136,7 @@ class Watch:
                 self.muted = self.expected = ""
         if silence is None and self.muted and self.life.state == "firing":
             muted, self.muted = self.muted, ""
-            again = self._alert(subject, self.life.again(-1, at_us), None, None)
-            out.append(msgspec.structs.replace(again, annotations={**again.annotations, "silenced": muted}))
+            out.append(_after(muted, self._alert(subject, self.life.again(at_us))))
         return out
 
     def fingerprint(self, subject: Subject) -> str:
@@ -166,7 +179,7 @@ class Watch:
         else:
             self.muted = self.expected = ""
             self.kept = []
-        alerts = [self._alert(subject, step, None, None) for step in steps]
+        alerts = [self._alert(subject, step) for step in steps]
         return [
             msgspec.structs.replace(
                 a,
@@ -183,20 +196,10 @@ class Watch:
         values: F64,
         times: I64,
         offsets: I64,
-        *,
-        versions: Sequence[str | None] = (),
-        n: int | None = None,
-        last_offset: int | None = None,
-        carried: Callable[[], list[Share]] | None = None,
-        against: Callable[[], str] | None = None,
+        versions: Sequence[str | None],
+        basis: Basis,
     ) -> list[Alert]:
-        """Score values in order and return what came of it.
-
-        values (n,) or (n, d) in the signal's unit, times and offsets (n,); versions: the model's at
-        each. n and last_offset: how many events a window's value rests on, and the last of them.
-        carried: tells which features carry a window's value, against: what it is measured by; both are asked only
-        for an alert that opens.
-        """
+        """Observe values as if there were no silences."""
         scores = self.detector.score(values, times)
         if self.tolerance != 1.0:
             scores = scores / self.tolerance
@@ -209,17 +212,13 @@ class Watch:
             for row in np.nonzero(breach)[0]:
                 if not self._matters(values, int(row)):
                     breach[row] = False
-        steps = self.life.observe(breach, scores, times, offsets, weight=n or 1)
+        steps = self.life.observe(breach, scores, times, offsets, weight=basis.n or 1)
         self._keep(values, times, breach, steps)
         alerts = []
         for step in steps:
             if step.action == "opened":
                 self.version = versions[step.row] if versions else None
-            alerts.append(
-                self._alert(
-                    subject, step, values, scores, n=n, last_offset=last_offset, carried=carried, against=against
-                )
-            )
+            alerts.append(self._alert(subject, step, values, scores, basis))
         return alerts
 
     def _keep(self, values: F64, times: I64, breach: npt.NDArray[np.bool_], steps: list[Step]) -> None:
@@ -269,7 +268,7 @@ class Watch:
             return []
         self.last_peak, self.kept = steps[-1].peak, []
         silence = silences.at(subject.silenced(self.rule.signal), steps[-1].at_us)
-        return self._told(subject, [self._alert(subject, step, None, None) for step in steps], silence, now_us)
+        return self._told(subject, [self._alert(subject, step) for step in steps], silence, now_us)
 
     def adopt(self, rule: Rule) -> None:
         """Take a changed rule of equal structure, keeping what was learned."""
@@ -304,13 +303,9 @@ class Watch:
         self,
         subject: Subject,
         step: Step,
-        values: F64 | None,
-        scores: F64 | None,
-        *,
-        n: int | None = None,
-        last_offset: int | None = None,
-        carried: Callable[[], list[Share]] | None = None,
-        against: Callable[[], str] | None = None,
+        values: F64 | None = None,
+        scores: F64 | None = None,
+        basis: Basis = _OF_EVENTS,
     ) -> Alert:
         shown = step.action != "resolved"
         evidence, value = Evidence(), None
@@ -324,12 +319,12 @@ class Watch:
             step,
             score=score,
             value=value,
-            n=n if shown else None,
+            n=basis.n if shown else None,
             evidence=evidence,
             columns=self.columns,
-            carried=carried() if shown and carried is not None else [],
-            against=against() if shown and against is not None else "",
-            last_offset=last_offset,
+            carried=basis.carried() if shown and basis.carried is not None else [],
+            against=basis.against() if shown and basis.against is not None else "",
+            last_offset=basis.last_offset,
             version=self.version,
             confidence=self._confidence(score) if shown else None,
         )
@@ -410,8 +405,7 @@ class SilenceWatch:
         alerts = self._fire(subject, deadline)
         if self.muted and clock_us >= self.muted_until_us:
             muted, self.muted = self.muted, ""
-            again = self._alert(subject, "opened", self.muted_until_us, anew=True)
-            alerts.append(msgspec.structs.replace(again, annotations={**again.annotations, "silenced": muted}))
+            alerts.append(_after(muted, self._alert(subject, "opened", self.muted_until_us, anew=True)))
         return alerts
 
     def due_us(self) -> int | None:
@@ -474,6 +468,11 @@ _MOST_TOLERANCE = 100.0
 def _fingerprint(rule: Rule, subject: Subject) -> str:
     whole = (subject.model, rule.signal, rule.detector)
     return identity(*whole, subject.segment) if subject.segment else identity(*whole)
+
+
+def _after(muted: str, alert: Alert) -> Alert:
+    """Say of an alert that opens anew for what it was hidden until now."""
+    return msgspec.structs.replace(alert, annotations={**alert.annotations, "silenced": muted})
 
 
 def _stretches(times: I64, found: tuple[Silence, ...]) -> Iterator[tuple[int, int, Silence | None]]:
@@ -625,7 +624,7 @@ def _what_is(
     if evidence.side and evidence.lower is not None and evidence.upper is not None:
         text = f"{what}{lasted}: {evidence.note}, from {_band(evidence.lower, evidence.upper, unit, of=value)}"
     elif evidence.lower is not None and evidence.upper is not None:
-        upper = min(1.0, evidence.upper) if rule.spec.name in SHARES and value <= 1.0 else evidence.upper
+        upper = min(1.0, evidence.upper) if rule.spec.share and value <= 1.0 else evidence.upper
         text += f", expected {_band(_least(rule, evidence.lower), upper, unit, of=value)}"
     elif evidence.upper is not None:
         text += f", the limit is {_amount(evidence.upper, unit)}"
