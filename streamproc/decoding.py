@@ -56,6 +56,35 @@ class Decoded(Struct, gc=False):
     rejected: list[Rejected]
 
 
+class OwnDecoder:
+    """Decode records that we publish ourselves; how one is read its kinds say."""
+
+    #: What a record is not where it cannot be read.
+    what = ""
+
+    def decode(self, batch: RecordBatch, at: list[int] | None = None) -> Decoded:
+        """Decode every record of a batch, or those at some rows; what cannot be read is `Rejected`."""
+        out = Decoded([], [], [])
+        for row in range(len(batch)) if at is None else at:
+            try:
+                event = self.read(batch.values[row] or b"")
+            except (msgspec.MsgspecError, ValueError) as e:
+                out.rejected.append(Rejected(row, batch.offsets[row], self.fault(e), f"no {self.what}: {e}"))
+            else:
+                out.rows.append(row)
+                out.events.append(event)
+        return out
+
+    def read(self, value: bytes) -> Any:
+        """Return the event in a record's value. Raise ValueError or msgspec.MsgspecError."""
+        raise NotImplementedError
+
+    def fault(self, error: Exception) -> str:
+        """Return the short word for what is wrong with a record."""
+        del error
+        return "schema"
+
+
 class Decoder:
     """Decode one kind of event from bare JSON, CloudEvents, and what model servers and tracers publish.
 

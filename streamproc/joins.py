@@ -23,8 +23,8 @@ from msgspec import Struct
 
 from detectors.protocol import F64, I64
 from streamproc.columns import PredictionColumns, hashed_ids
-from streamproc.decoding import Decoded
-from streamproc.events import Label, ModelRef, RecordBatch, Rejected, time_us
+from streamproc.decoding import OwnDecoder
+from streamproc.events import Label, ModelRef, time_us
 from streamproc.kernels import F32, U16, U32, U64
 
 __all__ = [
@@ -243,26 +243,16 @@ class Received(Struct, gc=False):
     time: None = None
 
 
-class JoinDecoder:
+class JoinDecoder(OwnDecoder):
     """Decode what was sent on."""
+
+    what = "rows to be joined"
 
     def __init__(self) -> None:
         self._decode = msgspec.msgpack.Decoder(_Packed).decode
 
-    def decode(self, batch: RecordBatch, at: list[int] | None = None) -> Decoded:
-        """Decode every record of a batch, or those at some rows; what cannot be read is `Rejected`."""
-        out = Decoded([], [], [])
-        for row in range(len(batch)) if at is None else at:
-            try:
-                event = self._read(batch.values[row] or b"")
-            except (msgspec.MsgspecError, ValueError) as e:
-                out.rejected.append(Rejected(row, batch.offsets[row], "schema", f"no rows to be joined: {e}"))
-            else:
-                out.rows.append(row)
-                out.events.append(event)
-        return out
-
-    def _read(self, value: bytes) -> Received:
+    def read(self, value: bytes) -> Received:
+        """Return the rows in a record's value."""
         packed = self._decode(value)
         if packed.format != FORMAT:
             raise ValueError(f"rows of format {packed.format}; this program reads {FORMAT}")

@@ -22,8 +22,8 @@ import msgspec
 from msgspec import Struct
 
 from streamproc.alerts import identity
-from streamproc.decoding import Decoded
-from streamproc.events import Alert, DetectorRef, ModelRef, RecordBatch, Rejected, rfc3339
+from streamproc.decoding import OwnDecoder
+from streamproc.events import Alert, DetectorRef, ModelRef, rfc3339
 from streamproc.models import Group, ModelState
 from streamproc.rules import RuleBook
 from streamproc.signals import Kind
@@ -47,27 +47,22 @@ class Received(Struct, gc=False):
     time: None = None
 
 
-class AlertDecoder:
+class AlertDecoder(OwnDecoder):
     """Decode the alerts we publish."""
 
-    def __init__(self, *, max_bytes: int = 4_000_000) -> None:
-        self.max_bytes = max_bytes
+    what = "alert"
+
+    def __init__(self) -> None:
         self._decode = msgspec.json.Decoder(Alert).decode
 
-    def decode(self, batch: RecordBatch, at: list[int] | None = None) -> Decoded:
-        """Decode every record of a batch, or those at some rows; what cannot be read is `Rejected`."""
-        out = Decoded([], [], [])
-        for row in range(len(batch)) if at is None else at:
-            try:
-                alert = self._decode(batch.values[row] or b"")
-                event = Received(self._whose(alert), alert)
-            except (msgspec.MsgspecError, UnicodeDecodeError) as e:
-                kind = "schema" if isinstance(e, msgspec.ValidationError) else "malformed"
-                out.rejected.append(Rejected(row, batch.offsets[row], kind, f"no alert: {e}"))
-            else:
-                out.rows.append(row)
-                out.events.append(event)
-        return out
+    def read(self, value: bytes) -> Received:
+        """Return the alert in a record's value."""
+        alert = self._decode(value)
+        return Received(self._whose(alert), alert)
+
+    def fault(self, error: Exception) -> str:
+        """Return whether it is no JSON, or no alert."""
+        return "schema" if isinstance(error, msgspec.ValidationError) else "malformed"
 
     def _whose(self, alert: Alert) -> ModelRef:
         return ModelRef(alert.labels.get("model", ""))

@@ -26,12 +26,11 @@ from streamproc.budget import Fleet
 from streamproc.columns import columns as read_columns
 from streamproc.columns import event_times
 from streamproc.config import Config
-from streamproc.decoding import Decoded, Decoder
+from streamproc.decoding import Decoded, Decoder, OwnDecoder
 from streamproc.errors import SnapshotError
 from streamproc.events import (
     MAX_NAME,
     ORIGIN_HEADER,
-    TOPIC_HEADER,
     Alert,
     Feedback,
     Incident,
@@ -79,7 +78,7 @@ _STATES: dict[Kind, type[ModelState]] = {
 }
 
 #: Kinds whose records are our own, and what reads them.
-_OURS: dict[Kind, type[AlertDecoder] | type[JoinDecoder]] = {
+_OURS: dict[Kind, Callable[[], OwnDecoder]] = {
     "alerts": AlertDecoder,
     "incidents": IncidentDecoder,
     "quality": JoinDecoder,
@@ -174,12 +173,14 @@ class Pipeline:
 
     def _read_by(self, book: RuleBook) -> None:
         self._templates: Templates | None = None
-        self._decoder: Decoder | AlertDecoder | JoinDecoder
+        self._decoder: Decoder | OwnDecoder
         if self.kind in _OURS:
             self._decoder = _OURS[self.kind]()
             return
         field_map = book.config.fields.get(self.kind)  # type: ignore[arg-type]
         self._decoder = Decoder(_KINDS[self.kind], field_map=field_map)
+        # Seldon's own topics hold tensors in protobuf, which begin as traces do.
+        self._traces = self.kind == "predictions" and serving.seldon_topic(self.topic) is None
         if self.kind == "predictions":
             self._templates = Templates(
                 max_bytes=self._decoder.max_bytes,
@@ -191,9 +192,7 @@ class Pipeline:
         """Take a batch in the order of the log; return alerts, rejections and counts."""
         if self.kind in _OURS:
             return self._take_batch(batch)
-        seldon = serving.seldon_topic(self.topic) is not None or any(k == TOPIC_HEADER for k, _ in batch.headers[0])
-        traces = self.kind == "predictions" and not seldon
-        unpacked = unpack(batch, self.codecs, traces=traces)
+        unpacked = unpack(batch, self.codecs, traces=self._traces)
         if unpacked is None:
             return self._take_batch(batch)
         out = self._take_batch(unpacked.batch) if len(unpacked.batch) else Output()

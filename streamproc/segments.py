@@ -49,7 +49,6 @@ class HeavyHitters:
         self.counts: dict[str, list[int]] = {}  # name → count, and by how much that may be over
         self.watched: dict[str, None] = {}  # in the order they were taken up
         self.events = 0  # since counts were halved
-        self.passed_over = 0  # events of names not watched
 
     def take(self, names: Sequence[str | None]) -> tuple[list[str | None], list[tuple[int, str]]]:
         """Count names, in order; return each where it is watched by then, else None.
@@ -81,7 +80,6 @@ class HeavyHitters:
                 given_up.append((row, least))
                 self.watched[name] = None
                 return name
-        self.passed_over += 1
         return None
 
     def _sure(self, name: str) -> int:
@@ -106,16 +104,11 @@ class HeavyHitters:
 
     def snapshot(self) -> list[Any]:
         """Return the state as a list."""
-        return [
-            [[n, c, e] for n, (c, e) in self.counts.items()],
-            list(self.watched),
-            self.events,
-            self.passed_over,
-        ]
+        return [[[n, c, e] for n, (c, e) in self.counts.items()], list(self.watched), self.events]
 
     def restore(self, state: list[Any]) -> None:
         """Take up what `snapshot` gave."""
-        counts, watched, self.events, self.passed_over = state
+        counts, watched, self.events = state
         self.counts = {n: [c, e] for n, c, e in counts}
         self.watched = dict.fromkeys(watched)
 

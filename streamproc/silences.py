@@ -49,9 +49,6 @@ class Silences:
     def __bool__(self) -> bool:
         return bool(self._config or self._more)
 
-    def __len__(self) -> int:
-        return len(self._config) + len(self._more)
-
     def __iter__(self) -> Iterator[Silence]:
         return iter((*self._config, *self._more))
 

@@ -12,7 +12,7 @@ import orjson
 from msgspec import Struct
 
 from streamproc import compression, framed, genai, otlp
-from streamproc.events import RecordBatch, Rejected
+from streamproc.events import TOPIC_HEADER, RecordBatch, Rejected
 
 
 class Unpacked(Struct, gc=False):
@@ -39,6 +39,9 @@ def unpack(
 
     codecs: of every schema there is, None where no registry is asked; traces: whether spans may come.
     """
+    # Of most batches the few different beginnings tell that nothing in them is packed.
+    if not any(_may_be_packed(head) for head in {v[:_HEAD] for v in batch.values if v}):
+        return None
     marked = [_kind(v, codecs is not None, traces=traces) for v in batch.values]
     if not any(marked):
         return None
@@ -47,6 +50,9 @@ def unpack(
     rejected: list[Rejected] = []
     passed_over = 0
     for row, (value, kind) in enumerate(zip(batch.values, marked, strict=True)):
+        # What Seldon's topics were sent on to is told by a header, and is no trace either.
+        if kind == _MAYBE and any(name == TOPIC_HEADER for name, _ in batch.headers[row]):
+            kind = 0
         if not kind or value is None:
             rows.append(row)
             values.append(value)
@@ -87,6 +93,14 @@ def unpack(
 
 
 _FRAMED, _TRACES, _MAYBE, _COMPRESSED = 1, 2, 3, 4
+
+
+#: So much of a value tells whether it may be packed.
+_HEAD = 3
+
+
+def _may_be_packed(head: bytes) -> bool:
+    return not head.startswith(b"{") or otlp.JSON_BEGINS.startswith(head)
 
 
 def _kind(value: bytes | None, registry: bool, *, traces: bool) -> int:

@@ -42,6 +42,9 @@ log = structlog.get_logger("streamproc.engine")
 #: Kinds of what others send; the rest is what we send ourselves, read again.
 SOURCES = frozenset(("predictions", "telemetry", "labels"))
 
+#: Kinds of which the records are alerts: no models are watched by them.
+OF_ALERTS = frozenset(("alerts", "incidents"))
+
 #: A snapshot may take this share of a worker's time; where it takes longer, it comes less often.
 _SNAPSHOT_SHARE = 0.1
 
@@ -460,7 +463,7 @@ class Engine:
         async with self._lock:
             for held in partitions:
                 ours = self._owned.get(held.tp) is held and held.sound
-                if ours and held.pipeline.kind not in ("alerts", "incidents"):
+                if ours and held.pipeline.kind not in OF_ALERTS:
                     with held.whole():
                         await self._publish(held, held.pipeline.feedback(verdicts), None)
 
@@ -577,8 +580,7 @@ class Engine:
         from streamproc.pipeline import Pipeline
 
         share = self.config.defaults.discover.max_series / max(1, self._partitions.get(tp.topic, 1))
-        ours = ("alerts", "incidents")
-        watched = sum(self._partitions.get(topic, 1) for topic, kind in self._kinds.items() if kind not in ours)
+        watched = sum(self._partitions.get(topic, 1) for topic, kind in self._kinds.items() if kind not in OF_ALERTS)
         return Pipeline(
             self.book,
             kind=self._kinds[tp.topic],  # type: ignore[arg-type]

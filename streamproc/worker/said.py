@@ -8,8 +8,9 @@ all that was said.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import datetime as dt
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 import aiokafka
@@ -89,22 +90,15 @@ class Said:
     async def follow(self) -> AsyncIterator[list[tuple[int, Feedback]]]:
         """Read for ever; yield the verdicts of each batch, also where it had silences alone."""
         while True:
-            consumer = aiokafka.AIOKafkaConsumer(
-                **self._settings, enable_auto_commit=False, auto_offset_reset="earliest"
-            )
             try:
-                await consumer.start()
-                consumer.assign([TopicPartition(t, 0) for t in self.topics])
-                await consumer.seek_to_beginning()
-                while True:
-                    found = await consumer.getmany(timeout_ms=1000)
-                    if found:
-                        yield [v for tp, records in found.items() for v in self._take(tp.topic, records)]
+                async with _reading(self._settings, self.topics) as consumer:
+                    while True:
+                        found = await consumer.getmany(timeout_ms=1000)
+                        if found:
+                            yield [v for tp, records in found.items() for v in self._take(tp.topic, records)]
             except (KafkaError, OSError) as e:
                 log.warning("silences and feedback cannot be read; trying again", error=repr(e))
                 await asyncio.sleep(1.0)
-            finally:
-                await consumer.stop()
 
     def _take(self, topic: str, records: list[Any]) -> list[tuple[int, Feedback]]:
         fresh: list[tuple[int, Feedback]] = []
@@ -139,17 +133,24 @@ async def say(settings: Mapping[str, Any], topic: str, key: bytes | None, value:
 async def silences_now(settings: Mapping[str, Any], topic: str) -> list[Silence]:
     """Return the silences that were said and not taken back, up to now."""
     said = Said(settings, silences=topic, feedback="")
-    consumer = aiokafka.AIOKafkaConsumer(**settings, enable_auto_commit=False, auto_offset_reset="earliest")
-    await consumer.start()
-    try:
-        tp = TopicPartition(topic, 0)
-        consumer.assign([tp])
-        await consumer.seek_to_beginning()
+    tp = TopicPartition(topic, 0)
+    async with _reading(settings, [topic]) as consumer:
         end = (await consumer.end_offsets([tp]))[tp]
         while await consumer.position(tp) < end:
             for records in (await consumer.getmany(timeout_ms=500)).values():
                 said._take(topic, records)
+    return said.silences()
+
+
+@contextlib.asynccontextmanager
+async def _reading(settings: Mapping[str, Any], topics: Sequence[str]) -> AsyncIterator[aiokafka.AIOKafkaConsumer]:
+    """Read topics of one partition from their beginning."""
+    consumer = aiokafka.AIOKafkaConsumer(**settings, enable_auto_commit=False, auto_offset_reset="earliest")
+    try:
+        await consumer.start()
+        consumer.assign([TopicPartition(t, 0) for t in topics])
+        await consumer.seek_to_beginning()
+        yield consumer
     finally:
         await consumer.stop()
-    return said.silences()
 

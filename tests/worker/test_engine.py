@@ -166,7 +166,7 @@ def test_what_is_sent_on_to_be_joined_is_awaited_before_the_offset_moves() -> No
     assert bench.held.durable == 5
     (sent,) = bench.app.producer.to("streamproc-joins")
     assert sent.key == b"m"
-    assert len(JoinDecoder()._read(sent.value or b"").rows) == 5
+    assert len(JoinDecoder().read(sent.value or b"").rows) == 5
 
 
 @pytest.mark.parametrize("kind", [b'["model"', b'["manifest"'])
