@@ -230,9 +230,10 @@ class Pipeline:
         out = Output()
         for name, model in self.models.items():
             seen = model.feedback_seen
-            out.alerts += model.feedback(verdicts)
+            out.alerts += model.feedback(verdicts, self.clock_us)
             if model.feedback_seen != seen:
                 self.dirty.add(name)
+                self._schedule(name, model)
         return out
 
     def _process(self, batch: RecordBatch) -> Output:
