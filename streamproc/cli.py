@@ -348,14 +348,16 @@ def bridge(
     from streamproc.worker import logs
 
     logs.configure(form=log_format, level=log_level)
-    config = _load(config_path)
+    env = dict(os.environ)
+    config = _load(config_path, env)
     from streamproc.bridges import run
 
     grace_s = config.worker.shutdown_grace.us / 1e6
     settings = run.choose(
         config, kind, name=name, topic=topic, web_host=web_host, web_port=web_port, grace_s=grace_s
     )
-    sys.exit(run.run(config, settings, connect_timeout_s=connect_timeout))
+    path = None if config_path is None else Path(config_path)
+    sys.exit(run.run(config, settings, path=path, env=env, connect_timeout_s=connect_timeout))
 
 
 @cli.group()
