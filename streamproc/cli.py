@@ -14,6 +14,7 @@ import click
 
 from streamproc import __version__
 from streamproc.errors import ConfigError, ReplayGateFailed, StreamprocError, UsageError
+from streamproc.looking import alerts, incidents
 from streamproc.saying import feedback, silence
 
 if TYPE_CHECKING:
@@ -809,6 +810,8 @@ def _check_schemas(files: dict[str, str], folder: Path) -> None:
     click.echo(f"{folder}: {len(files)} files in step")
 
 
+cli.add_command(alerts)
+cli.add_command(incidents)
 cli.add_command(silence)
 cli.add_command(feedback)
 
