@@ -490,9 +490,10 @@ def replay(
             raise UsageError(
                 f"--expect-alert: there is no signal `{name}`; known: {', '.join(signals.names())}"
             )
-    wants_incidents = show != "alerts" or max_incidents is not None or expect_incident
-    if wants_incidents and not config.kafka.incidents:
-        raise UsageError("incidents: only with a config whose `kafka.incidents` is not empty")
+    about = [show != "alerts", max_incidents is not None, bool(expect_incident)]
+    for option, given in zip(("--show", "--max-incidents", "--expect-incident"), about, strict=True):
+        if given and not config.kafka.incidents:
+            raise UsageError(f"{option}: this config wants no incidents; its `kafka.incidents` is empty")
     warm_up(config)
     book = RuleBook(config, _tables(config, config_path))
     if labels_file is not None and (kind != "predictions" or not book.joins):
