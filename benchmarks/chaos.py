@@ -422,18 +422,24 @@ def joined(bootstrap: str, app_id: str, log: list[RecordBatch]) -> tuple[dict[st
     return alerts, states, outcomes
 
 
-def grouped(bootstrap: str, app_id: str, feed: RecordBatch) -> tuple[dict[str, bytes], dict[Any, bytes]]:
-    """Return the incidents that a pipeline which nobody disturbs makes of a feed of alerts, and its states."""
+def grouped(
+    bootstrap: str, app_id: str, feed: RecordBatch, *, clock_us: int
+) -> tuple[dict[str, bytes], dict[Any, bytes]]:
+    """Return the incidents that a pipeline which nobody disturbs makes of a feed of alerts, and its states.
+
+    clock_us: the arrival clock in the end. Between two records nobody has to look at it.
+    """
     pipeline = Pipeline(
         rules.RuleBook(rules.parse(config_text(bootstrap, app_id))),
         kind="incidents",
         topic=feed.topic,
         budget_share=1.0 / (PARTITIONS * (len(TOPICS) + 1)),
     )
-    incidents: dict[str, bytes] = {}
+    found = []
     for start in range(0, len(feed), 97):
-        for incident in pipeline.process(feed.rows(start, min(start + 97, len(feed)))).incidents:
-            incidents[incident.id] = encode_incident(incident, source="")[0]
+        found += pipeline.process(feed.rows(start, min(start + 97, len(feed)))).incidents
+    found += pipeline.advance(clock_us).incidents
+    incidents = {incident.id: encode_incident(incident, source="")[0] for incident in found}
     states: dict[Any, bytes] = {
         (feed.topic, name): data for name, data in pipeline.snapshot_models(list(pipeline.models))
     }
@@ -568,8 +574,9 @@ def compare_incidents(
 
     got: the alerts and states that it left.
     """
-    expected, states = grouped(bootstrap, "chaos", feed)
     got_states = without_gone({k: s for k, s in got[1].items() if k[0] == feed.topic})
+    clock_us = orjson.loads(got_states.get((feed.topic, "(partition 0)"), b'{"clock_us":0}'))["clock_us"]
+    expected, states = grouped(bootstrap, "chaos", feed, clock_us=clock_us)
     fed = Counter(orjson.loads(value)["id"] for value in feed.values if value is not None)
     told: dict[str, list[str]] = {}
     for copies in incidents.values():
