@@ -431,7 +431,7 @@ def grouped(
     """
     pipeline = Pipeline(
         rules.RuleBook(rules.parse(config_text(bootstrap, app_id))),
-        kind="incidents",
+        kind="alerts",
         topic=feed.topic,
         budget_share=1.0 / (PARTITIONS * (len(TOPICS) + 1)),
     )

@@ -384,7 +384,7 @@ class Worker:
 
     def __init__(self, text: str, *, labels: bool) -> None:
         book = RuleBook(rules.parse(text, name="benchmark", env={}))
-        kinds = ["predictions", "telemetry", *(["labels", "quality"] if labels else []), "incidents"]
+        kinds = ["predictions", "telemetry", *(["labels", "quality"] if labels else []), "alerts"]
         self.pipelines = {k: Pipeline(book, kind=k, topic=k) for k in kinds}  # type: ignore[arg-type]
         self.alerts: list[tuple[float, Alert]] = []  # with when each was published
         self.incidents: list[Incident] = []
@@ -418,7 +418,7 @@ class Worker:
         stamped.sort(key=lambda s: s[0])
         self.waiting = []
         self.alerts += stamped
-        self.take("incidents", [(at, FLEET_KEY, to_json(a)) for at, a in stamped], end_s)
+        self.take("alerts", [(at, FLEET_KEY, to_json(a)) for at, a in stamped], end_s)
 
     def _process(self, pipeline: Pipeline, stamps: list[int], rows: list[tuple[float, bytes, bytes]]) -> Any:
         first, n = pipeline.next_offset, len(rows)

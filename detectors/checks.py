@@ -18,7 +18,7 @@ import msgspec
 import numpy as np
 
 from detectors.params import Kind
-from detectors.protocol import F64, I64, Detector, Evidence
+from detectors.protocol import F64, I64, Damped, Detector, Evidence
 from detectors.state import dumps, loads
 
 __all__ = ["CHECKS", "Subject", "check_detector"]
@@ -252,6 +252,34 @@ def check_non_finite_is_refused(subject: Subject) -> None:
         assert dumps(detector.snapshot()) == before, f"refusing {bad} changed the state"
 
 
+def check_damping_can_be_taken_back(subject: Subject) -> None:
+    """Hold that what is learned undamped is less odd afterwards, that no cut matters, and nan is refused."""
+    damped, taught, cut = subject.factory(), subject.factory(), subject.factory()
+    if not (isinstance(damped, Damped) and isinstance(taught, Damped) and isinstance(cut, Damped)):
+        return
+    values, times = subject.stream(subject.warm_up + subject.length + 20)
+    values[-20:] += 60.0
+    far, late = values[-20:], times[-20:]
+    for detector in (damped, taught, cut):
+        _score(detector, values[:-10], times[:-10])
+    taught.learn_undamped(far[:10], late[:10])
+    for i in range(10):
+        cut.learn_undamped(far[i : i + 1], late[i : i + 1])
+    assert dumps(cut.snapshot()) == dumps(taught.snapshot()), "cutting what is learned undamped changed the state"
+    before = dumps(taught.snapshot())
+    spoilt = far.copy()
+    spoilt[3] = math.nan
+    try:
+        taught.learn_undamped(spoilt, late)
+    except ValueError:
+        pass
+    else:
+        raise AssertionError("nan was learned without a ValueError")
+    assert dumps(taught.snapshot()) == before, "refusing nan changed the state"
+    little, much = _score(damped, far[10:11], late[10:11])[0], _score(taught, far[10:11], late[10:11])[0]
+    assert much < little, f"after learning it in full, what scored {little} scores {much}"
+
+
 #: Every check by name, in the order they run.
 CHECKS: Final[dict[str, Callable[[Subject], None]]] = {
     "warm_up_is_honest": check_warm_up_is_honest,
@@ -263,6 +291,7 @@ CHECKS: Final[dict[str, Callable[[Subject], None]]] = {
     "extremes_do_not_poison": check_extremes_do_not_poison,
     "non_finite_is_refused": check_non_finite_is_refused,
     "state_is_bounded": check_state_is_bounded,
+    "damping_can_be_taken_back": check_damping_can_be_taken_back,
 }
 
 

@@ -293,12 +293,14 @@ def score_outlier(
     sketch: F64,
     half_life: float,
     log_alpha: float,
+    damped: bool,
     raw: F64,
     scores: F64,
     shares: F64,
 ) -> bool:
     """Score, then learn, each row in order; False, untouched, when one number is not finite.
 
+    damped: odd rows are learned less.
     first is (50, columns), the first rows of all; moments is (2, columns), means and variances; counts is
     (columns, bins); covariance and inverse are (columns, columns), the former its lower triangle only; kept is
     (columns, 256), past rows standardised.
@@ -366,7 +368,7 @@ def score_outlier(
                     )
                 clock[_ROWS] += 1
             # Learn: the levels of the parts,
-            part = 1.0 if beginning or not raw[i] > _ODD else _ODD_WEIGHT
+            part = 1.0 if beginning or not damped or not raw[i] > _ODD else _ODD_WEIGHT
             fading = part * max(levels_slowest, 1.0 / (count + 1.0))
             change = surprise - levels[0]
             levels[0] += fading * change
@@ -389,7 +391,7 @@ def score_outlier(
                 for k in range(j + 1):
                     covariance[j, k] += scaled * z[k]
             # the neighbours,
-            spared = beginning or not raw[i] > _UNUSUAL
+            spared = beginning or not damped or not raw[i] > _UNUSUAL
             _keep(z, kept, clock, 1.0 if spared else _ODD_WEIGHT, _LIFETIMES * half_life)
             # and means and variances.
             if not beginning:
@@ -399,7 +401,8 @@ def score_outlier(
                     far = _LEARN_CLIP * max(
                         math.sqrt(moments[1, j]), _REL_FLOOR * abs(moments[0, j]), 1e-300
                     )
-                    change = min(max(change, -far), far)
+                    if damped:
+                        change = min(max(change, -far), far)
                     moments[0, j] += fading * change
                     moments[1, j] = (1.0 - fading) * (moments[1, j] + fading * change * change)
             if (count + 1) % _INVERT_EACH == 0:
@@ -525,6 +528,13 @@ class Outlier:
 
     def score(self, values: F64, times: I64) -> F64:
         """Score each of (n, columns) rows, then learn it; see `detectors.protocol.Detector.score`."""
+        return self._take(values, times, damped=True).copy()
+
+    def learn_undamped(self, values: F64, times: I64) -> None:
+        """Learn (n, columns) rows in full, however odd; see `detectors.protocol.Damped`."""
+        self._take(values, times, damped=False)
+
+    def _take(self, values: F64, times: I64, *, damped: bool) -> F64:
         rows = as_rows(values, times, columns=self.columns, name="outlier")
         raw, scores = np.empty((2, rows.shape[0]))
         shares = np.empty(rows.shape)  # filled where the score is 1.0 or more
@@ -541,13 +551,14 @@ class Outlier:
             self._sketch,
             float(self.params.half_life),
             self._log_alpha,
+            damped,
             raw,
             scores,
             shares,
         ):
             raise refuse_non_finite("outlier")
         self.raw, self._scores, self._shares = raw, scores, shares
-        return scores.copy()
+        return scores
 
     def explain(self, index: int = -1) -> Evidence:
         """Give the columns that carry the score, when it is 1.0 or more."""

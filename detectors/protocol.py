@@ -77,3 +77,15 @@ class Detector(Protocol):
     def restore(self, state: State) -> None:
         """Take up a state that `snapshot` gave on a detector of the same parameters."""
         ...
+
+
+@runtime_checkable
+class Damped(Protocol):
+    """A detector that learns less of what is far out, lest an incident become the normal it is measured by."""
+
+    def learn_undamped(self, values: F64, times: I64) -> None:
+        """Learn values in full that were scored as anomalous, and so learned little, and are none.
+
+        Shapes and errors as of `score`. What `explain` says of the last scores is lost.
+        """
+        ...

@@ -147,13 +147,15 @@ def score_robust_z(
     alpha: float,
     rel_floor: float,
     abs_floor: float,
+    damped: bool,
     scores: F64,
     medians: F64,
     widths: F64,
 ) -> bool:
     """Score, then learn, each value in order; False, untouched, when one is not finite.
 
-    alpha 0: the limit is never raised. widths: how far from the median a value scores 1.0.
+    alpha 0: the limit is never raised. damped: far values are learned less, and told of to the tail. widths: how far
+    from the median a value scores 1.0.
     """
     if not all_finite(values):
         return False
@@ -174,11 +176,12 @@ def score_robust_z(
                     least, most = max(limit, tail_limit(tail, alpha)), FURTHEST
                 scores[i] = min(z / scale, most) / least
                 medians[i], widths[i] = median, scale * least
-                learn_tail(tail, min(z / scale, FURTHEST))
-                learned = min(max(x, median - clip * scale), median + clip * scale) + 0.0
-                far = far + 1 if abs(distance) > max(_FAR_SCALES, clip) * scale else 0
-                if far % _LEARN_ONE_OF != 0:
-                    continue
+                if damped:
+                    learn_tail(tail, min(z / scale, FURTHEST))
+                    learned = min(max(x, median - clip * scale), median + clip * scale) + 0.0
+                    far = far + 1 if abs(distance) > max(_FAR_SCALES, clip) * scale else 0
+                    if far % _LEARN_ONE_OF != 0:
+                        continue
         # Keep `ordered` ascending: take the oldest out and put the new one in, moving only what is between.
         to = _insertion_point(ordered, n, learned)
         if n < window:
@@ -282,6 +285,13 @@ class RobustZ:
 
     def score(self, values: F64, times: I64) -> F64:
         """Score each of (n,) values, then learn it; see `detectors.protocol.Detector.score`."""
+        return self._take(values, times, damped=True).copy()
+
+    def learn_undamped(self, values: F64, times: I64) -> None:
+        """Learn (n,) values in full, however far out; see `detectors.protocol.Damped`."""
+        self._take(values, times, damped=False)
+
+    def _take(self, values: F64, times: I64, *, damped: bool) -> F64:
         array = as_values(values, times, name="robust_z")
         scores, medians, widths = np.empty((3, array.size))
         params = self.params
@@ -297,13 +307,14 @@ class RobustZ:
             params.alpha or 0.0,
             params.rel_floor,
             params.abs_floor,
+            damped,
             scores,
             medians,
             widths,
         ):
             raise refuse_non_finite("robust_z")
         self._scores, self._medians, self._widths = scores, medians, widths
-        return scores.copy()
+        return scores
 
     def explain(self, index: int = -1) -> Evidence:
         """Give the median and the band outside which the score is 1.0 or more."""

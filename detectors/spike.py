@@ -21,6 +21,8 @@ _SIDES: Final = {"up": 1, "down": -1, "both": 0}
 
 # A z beyond this says no more than this.
 _LARGEST_Z: Final = FURTHEST
+# So many values after which what is learned is clipped, to learn in full.
+_NEVER: Final = 2**62
 # A value moves a mean by no more than it would from this many deviations away.
 _CLIP_MEAN: Final = 3.5
 # And widens a deviation by no more than this many. Clipped as tightly as the mean, a deviation settles too
@@ -218,6 +220,13 @@ class Spike:
 
     def score(self, values: F64, times: I64) -> F64:
         """Score each of (n,) values, then learn it; see `detectors.protocol.Detector.score`."""
+        return self._take(values, times, settled=self.params.settled).copy()
+
+    def learn_undamped(self, values: F64, times: I64) -> None:
+        """Learn (n,) values in full, however far out; see `detectors.protocol.Damped`."""
+        self._take(values, times, settled=_NEVER)
+
+    def _take(self, values: F64, times: I64, *, settled: int) -> F64:
         array = as_values(values, times, name="spike")
         scores, means, widths = np.empty((3, array.size))
         params = self.params
@@ -228,7 +237,7 @@ class Spike:
             params.fast,
             params.slow,
             params.warm_up,
-            params.settled,
+            settled,
             _SIDES[params.direction],
             self._limit,
             params.alpha or 0.0,
@@ -240,7 +249,7 @@ class Spike:
         ):
             raise refuse_non_finite("spike")
         self._scores, self._means, self._widths = scores, means, widths
-        return scores.copy()
+        return scores
 
     def explain(self, index: int = -1) -> Evidence:
         """Give the mean and the band of the memory that the value is nearer to, in its deviations."""

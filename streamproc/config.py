@@ -166,7 +166,7 @@ class Kafka(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     telemetry: list[str] = field(default_factory=list)
     labels: list[str] = field(default_factory=list)
     alerts: str = "alerts"
-    pages: str = ""  # alerts under the cap of a model and day; empty: none
+    pages: str = ""  # alerts under the cap of a day; empty: none
     incidents: str = "incidents"  # alerts grouped by what caused them; empty: none
     dead_letters: str = "streamproc-dead-letters"
     snapshots: str = "streamproc-snapshots"
@@ -191,8 +191,8 @@ class Kafka(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     @property
     def alert_feed(self) -> str:
-        """Return the topic on which all alerts are in one order, for the agent that groups them; ours alone."""
-        return f"{self.app_id}-alert-feed" if self.incidents else ""
+        """Return the topic on which all alerts are in one order, for incidents and the cap; ours alone."""
+        return f"{self.app_id}-alert-feed" if self.incidents or self.pages else ""
 
     def sources(self) -> dict[str, str]:
         """Return every source topic with the kind of event on it."""
@@ -233,6 +233,7 @@ class Budget(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     false_alerts_per_day: Annotated[float, Meta(gt=0)] = 5.0
     per_model_per_day: Annotated[int, Meta(ge=1, le=1000)] = 4  # of pages, whether false or not
+    per_fleet_per_day: Annotated[int, Meta(ge=1, le=1000)] = 20
 
 
 class SignalRule(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -762,7 +763,7 @@ def _check_kafka(config: Config, report: Report) -> None:
     for topic in sorted({t for t in sources if sources.count(t) > 1}):
         report("kafka", "E022", f"topic `{topic}` is named twice; a topic carries one kind of event")
     if config.kafka.pages and config.defaults.budget is None:
-        report("kafka.pages", "E026", "needs a `budget`: its `per_model_per_day` is the cap")
+        report("kafka.pages", "E026", "needs a `budget`: its `per_model_per_day` and `per_fleet_per_day` are the cap")
     k = config.kafka
     own_topics = (
         k.silences, k.feedback, k.pages, k.alerts, k.incidents, k.alert_feed, k.dead_letters, k.snapshots,

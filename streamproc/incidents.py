@@ -24,7 +24,6 @@ from streamproc import causes
 from streamproc.alerts import identity
 from streamproc.config import Severity
 from streamproc.events import (
-    FLEET_KEY,
     Alert,
     Category,
     Cause,
@@ -32,7 +31,6 @@ from streamproc.events import (
     Incident,
     IncidentImpact,
     Kpis,
-    ModelRef,
     Moment,
     PostMortem,
     SuggestedAction,
@@ -41,14 +39,10 @@ from streamproc.events import (
     time_us,
 )
 from streamproc.models import Group, ModelState
-from streamproc.pages import AlertDecoder
 from streamproc.rules import RuleBook
 from streamproc.signals import Kind
 
-__all__ = ["FLEET", "IncidentDecoder", "IncidentState"]
-
-#: The one series there is, since what belongs together is of any model; also the key of its records.
-FLEET = FLEET_KEY.decode()
+__all__ = ["IncidentState"]
 
 #: Ids of the latest alerts, by which copies are known.
 _REMEMBERED = 5000
@@ -95,13 +89,6 @@ _DO: dict[SuggestedAction, str] = {
 
 #: Causes that one incident may seem to have in turn; those of data show in what models answer, load in their latency.
 _NEAR: tuple[frozenset[Category], ...] = (frozenset({"data", "model"}), frozenset({"infra", "traffic"}))
-
-
-class IncidentDecoder(AlertDecoder):
-    """Decode the alerts we publish, all as of one series."""
-
-    def _whose(self, alert: Alert) -> ModelRef:  # noqa: ARG002
-        return ModelRef(FLEET)
 
 
 class _Member(Struct, gc=False, kw_only=True):
@@ -161,7 +148,7 @@ class _Open(Struct, kw_only=True):
 class IncidentState(ModelState):
     """All alerts that are not over, by what they belong to."""
 
-    kind: Kind = "incidents"
+    kind: Kind = "alerts"
 
     def __init__(self, book: RuleBook, name: str, topic: str, partition: int) -> None:
         super().__init__(book, name, topic, partition)

@@ -238,20 +238,25 @@ class ModelState:
         """Return how long the model is kept without a record."""
         return idle_ttl_us
 
-    def feedback(self, verdicts: Sequence[tuple[int, Feedback]]) -> list[Alert]:
-        """Take what operators say of alerts, each with its offset; what was taken before passes by."""
+    def feedback(self, verdicts: Sequence[tuple[int, Feedback]], clock_us: int) -> list[Alert]:
+        """Take what operators say of alerts, each with its offset; what was taken before passes by.
+
+        clock_us: of arrivals.
+        """
         fresh = [(offset, v) for offset, v in verdicts if offset > self.feedback_seen]
         if not fresh:
             return []
         self.feedback_seen = fresh[-1][0]
         now_us = self.windows.progress_us or self.last_arrival_us
         named = {watch.fingerprint(self.subject): watch for watch in self.watches.values()}
-        return [
-            alert
-            for offset, verdict in fresh
-            if (watch := named.get(verdict.fingerprint)) is not None
-            for alert in watch.feedback(self.subject, verdict, offset, now_us)
-        ]
+        silent = {watch.fingerprint(self.subject): watch for watch in self.silence}
+        alerts: list[Alert] = []
+        for offset, verdict in fresh:
+            if (watch := named.get(verdict.fingerprint)) is not None:
+                alerts += watch.feedback(self.subject, verdict, offset, now_us)
+            elif (silence := silent.get(verdict.fingerprint)) is not None:
+                alerts += silence.feedback(self.subject, verdict, offset, clock_us)
+        return alerts
 
     def retire(self) -> list[Alert]:
         """Resolve whatever still fires, before the model is forgotten."""

@@ -42,8 +42,9 @@ from streamproc.events import (
     Telemetry,
     model_name,
 )
+from streamproc.feed import INCIDENTS, PAGES, FeedDecoder
 from streamproc.framed import Codec
-from streamproc.incidents import IncidentDecoder, IncidentState
+from streamproc.incidents import IncidentState
 from streamproc.joins import JoinDecoder
 from streamproc.models import (
     STATE_VERSION,
@@ -54,7 +55,7 @@ from streamproc.models import (
     Shared,
     TelemetryState,
 )
-from streamproc.pages import AlertDecoder, PageState
+from streamproc.pages import PageState
 from streamproc.predictions import PredictionState
 from streamproc.quality import QualityState
 from streamproc.rules import RuleBook, detectors_of
@@ -72,16 +73,16 @@ _STATES: dict[Kind, type[ModelState]] = {
     "predictions": PredictionState,
     "telemetry": TelemetryState,
     "labels": LabelState,
-    "alerts": PageState,
-    "incidents": IncidentState,
     "quality": QualityState,
 }
 
+#: What is made of our own alerts, by series.
+_OF_ALERTS: dict[str, type[ModelState]] = {INCIDENTS: IncidentState, PAGES: PageState}
+
 #: Kinds whose records are our own, and what reads them.
-_OURS: dict[Kind, Callable[[], OwnDecoder]] = {
-    "alerts": AlertDecoder,
-    "incidents": IncidentDecoder,
-    "quality": JoinDecoder,
+_OURS: dict[Kind, Callable[[Config], OwnDecoder]] = {
+    "alerts": lambda config: FeedDecoder(_series(config)),
+    "quality": lambda _: JoinDecoder(),
 }
 
 #: Between a model's name and that of a part of its state that is stored apart.
@@ -175,7 +176,7 @@ class Pipeline:
         self._templates: Templates | None = None
         self._decoder: Decoder | OwnDecoder
         if self.kind in _OURS:
-            self._decoder = _OURS[self.kind]()
+            self._decoder = _OURS[self.kind](book.config)
             return
         field_map = book.config.fields.get(self.kind)  # type: ignore[arg-type]
         self._decoder = Decoder(_KINDS[self.kind], field_map=field_map)
@@ -229,9 +230,10 @@ class Pipeline:
         out = Output()
         for name, model in self.models.items():
             seen = model.feedback_seen
-            out.alerts += model.feedback(verdicts)
+            out.alerts += model.feedback(verdicts, self.clock_us)
             if model.feedback_seen != seen:
                 self.dirty.add(name)
+                self._schedule(name, model)
         return out
 
     def _process(self, batch: RecordBatch) -> Output:
@@ -402,16 +404,20 @@ class Pipeline:
             model.allot(self.fleet, allowed_per_day=budget.false_alerts_per_day * self.budget_share)
 
     def _admit(self, name: str, now_us: int, out: Output) -> ModelState | None:
-        if self.kind != "incidents" and not self.book.discovers(name):
+        if self.kind != "alerts" and not self.book.discovers(name):
             return None
         if len(self.models) >= self.max_series:
             oldest = next(iter(self.models))
             if now_us - self.models[oldest].last_arrival_us < _REPLACEABLE_AFTER_US:
                 return None  # a flood of new names must not push out models that are alive
             self._evict(oldest, out)
-        model = self.models[name] = _STATES[self.kind](self.book, name, self.topic, self.partition)
+        model = self.models[name] = self._new(name)
         self.gone.discard(name)
         return model
+
+    def _new(self, name: str) -> ModelState:
+        state = _OF_ALERTS[name] if self.kind == "alerts" else _STATES[self.kind]
+        return state(self.book, name, self.topic, self.partition)
 
     def _evict(self, name: str, out: Output) -> None:
         model = self.models.pop(name)
@@ -493,7 +499,7 @@ class Pipeline:
                 raise SnapshotError(
                     f"state of {name} has version {tree['version']}; this program reads {STATE_VERSION}"
                 )
-            model = _STATES[self.kind](self.book, name, self.topic, self.partition)
+            model = self._new(name)
             model.restore(tree)
         except (state_codec.StateError, KeyError, TypeError, ValueError, IndexError) as e:
             raise SnapshotError(f"state of {name} cannot be read: {e}") from e
@@ -518,6 +524,11 @@ class Pipeline:
             model.reconfigure(book)
             self.dirty.add(name)
             self._schedule(name, model)
+
+
+def _series(config: Config) -> list[str]:
+    """Return what a config wants made of our alerts."""
+    return [name for name, topic in ((INCIDENTS, config.kafka.incidents), (PAGES, config.kafka.pages)) if topic]
 
 
 def _first_copies(seen: dict[int, int], batch: RecordBatch, rows: list[int]) -> list[int]:

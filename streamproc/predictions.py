@@ -159,11 +159,11 @@ class PredictionState(ModelState):
             if self.allowed_per_day > 0.0:
                 self._allot(watch, 1.0)
 
-    def feedback(self, verdicts: Sequence[tuple[int, Feedback]]) -> list[Alert]:
+    def feedback(self, verdicts: Sequence[tuple[int, Feedback]], clock_us: int) -> list[Alert]:
         """Take what operators say of alerts, of the model and of its segments."""
-        alerts = super().feedback(verdicts)
+        alerts = super().feedback(verdicts, clock_us)
         for part in self.parts.values():
-            alerts += part.feedback(verdicts)
+            alerts += part.feedback(verdicts, clock_us)
         return alerts
 
     def _watching(self) -> int:

@@ -114,7 +114,7 @@ class Grouping:
     """The worker's agent of incidents, over the alerts of a replay."""
 
     def __init__(self, book: RuleBook) -> None:
-        self.pipeline = Pipeline(book, kind="incidents", topic=book.config.kafka.alert_feed)
+        self.pipeline = Pipeline(book, kind="alerts", topic=book.config.kafka.alert_feed)
 
     def take(self, alerts: list[Alert]) -> list[Incident]:
         """Take alerts, in any order; return the incidents' steps that come of them.

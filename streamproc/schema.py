@@ -254,7 +254,7 @@ def asyncapi() -> dict[str, Any]:
         ),
         "alerts": channel(kafka.alerts, "alert", "What is wrong, and when it is over, keyed by model."),
         "pages": channel(
-            kafka.pages or "pages", "alert", "Alerts under the cap of a model and day, and digests of the rest."
+            kafka.pages or "pages", "alert", "Alerts under the cap of a day, and digests of the rest."
         ),
         "incidents": channel(
             kafka.incidents, "incident", "Alerts that have one cause, told once, keyed by incident."

@@ -24,7 +24,7 @@ from streamproc.events import Outcome, Prediction
 
 SourceKind = Literal["predictions", "telemetry", "labels"]
 #: Also what we publish, read again, and predictions joined with their labels.
-Kind = Literal["predictions", "telemetry", "labels", "alerts", "incidents", "quality"]
+Kind = Literal["predictions", "telemetry", "labels", "alerts", "quality"]
 Shape = Literal["window", "event", "vector", "arrivals"]
 
 #: Events from which a model's feature names and types are learned before any is called missing.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, Protocol
 
@@ -11,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from msgspec import Struct
 
-from detectors.protocol import F64, I64, Detector, Evidence
+from detectors.protocol import F64, I64, Damped, Detector, Evidence
 from streamproc import budget, silences
 from streamproc.alerts import Lifecycle, Step, identity
 from streamproc.config import Sensitivity
@@ -89,6 +90,7 @@ class Watch:
         self.tolerance = 1.0  # by how much operators have raised the limit
         self.last_peak = 0.0  # of the episode before
         self.kept: list[tuple[float, int]] = []  # values and times of the episode, the latest
+        self.over: list[tuple[Any, int]] = []  # values over the limit, whenever, and their times; the latest
 
     def observe(
         self,
@@ -146,15 +148,17 @@ class Watch:
     def feedback(self, subject: Subject, verdict: Feedback, offset: int, now_us: int) -> list[Alert]:
         """Take an operator's word, from an offset of the topic of feedback; return what came of it.
 
-        NOT_ANOMALY raises the limit above what the episode, or the one before, came to. ANOMALY_NEW_TREND takes what
-        it is now as normal: the detector begins anew with the values since. Both end the episode. For
-        ANOMALY_EXPECTED nobody is told any more of it. Every verdict is published, for the record.
+        NOT_ANOMALY raises the limit above what the episode, or the one before, came to, and takes damping back: what of
+        it was over the limit is learned in full. ANOMALY_NEW_TREND takes what it is now as normal: the detector begins
+        anew with the values since. Both end the episode. For ANOMALY_EXPECTED nobody is told any more of it. Every
+        verdict is published, for the record.
         """
         peak = max(self.life.peak, self.last_peak)
         opening = self.life.opening
         steps: list[Step] = []
         if verdict.verdict == "NOT_ANOMALY" and peak > 0.0:
-            self.tolerance = min(self.tolerance * max(1.0, _SURELY * peak), _MOST_TOLERANCE)
+            self.tolerance = _raised(self.tolerance, peak)
+            self._learn_undamped()
             steps = self.life.end(now_us)
         elif verdict.verdict == "ANOMALY_NEW_TREND":
             self.detector = self.rule.build(columns=max(1, len(self.columns)), seed=0)
@@ -164,31 +168,23 @@ class Watch:
             kept, self.budgeted = self.budgeted, None
             self._budget(kept)
             steps = self.life.end(now_us)
-        word = f"{verdict.verdict}: {verdict.comment}" if verdict.comment else verdict.verdict
-        if verdict.verdict == "ANOMALY_EXPECTED" and self.life.state == "firing":
-            self.expected = word
-        said = {
-            "feedback": verdict.verdict,
-            "feedback_author": verdict.author or "",
-            "feedback_comment": verdict.comment or "",
-            "feedback_cause": verdict.cause or "",
-        }
+        elif verdict.verdict == "ANOMALY_EXPECTED" and self.life.state == "firing":
+            self.expected = _word(verdict)
         if not steps:
             action: Literal["updated", "resolved"] = "updated" if self.life.state == "firing" else "resolved"
             steps = [Step(action, -1, now_us, self.life.since_us, opening, opening, opening, peak)]
         else:
             self.muted = self.expected = ""
             self.kept = []
-        alerts = [self._alert(subject, step) for step in steps]
-        return [
-            msgspec.structs.replace(
-                a,
-                id=identity(a.fingerprint, "feedback", offset),
-                summary=f"{a.name}: {word}"[:1024],
-                annotations={**a.annotations, **{k: v for k, v in said.items() if v}},
-            )
-            for a in alerts
-        ]
+        return [_answered(self._alert(subject, step), verdict, offset) for step in steps]
+
+    def _learn_undamped(self) -> None:
+        """Have the detector learn in full what was over the limit in the episode, or the one before."""
+        over = [(value, at) for value, at in self.over if at >= self.life.since_us]
+        self.over = []
+        if over and isinstance(self.detector, Damped):
+            values, times = zip(*over, strict=True)
+            self.detector.learn_undamped(np.array(values), np.array(times, np.int64))
 
     def _observe(
         self,
@@ -214,6 +210,7 @@ class Watch:
                     breach[row] = False
         steps = self.life.observe(breach, scores, times, offsets, weight=basis.n or 1)
         self._keep(values, times, breach, steps)
+        self._keep_over(values, times, breach)
         alerts = []
         for step in steps:
             if step.action == "opened":
@@ -238,6 +235,13 @@ class Watch:
                 return
             first += int(over[0])
         self.kept = [*self.kept, *zip(values[first:].tolist(), times[first:].tolist(), strict=True)][-_KEPT:]
+
+    def _keep_over(self, values: F64, times: I64, breach: npt.NDArray[np.bool_]) -> None:
+        rows = np.nonzero(breach)[0]
+        if len(rows) and isinstance(self.detector, Damped):
+            most = _KEPT_OVER if values.ndim == 1 else max(1, min(_KEPT_OVER, _NUMBERS_OVER // values.shape[1]))
+            rows = rows[-most:]
+            self.over = [*self.over, *zip(values[rows].tolist(), times[rows].tolist(), strict=True)][-most:]
 
     def allot(self, *, observations_per_day: float, allowed_per_day: float) -> None:
         """Let the budget set this watch's limit: it may alarm falsely so often. What was learned is kept."""
@@ -350,6 +354,7 @@ class Watch:
             "version": self.version,
             "budgeted": self.budgeted,
             "told": [self.muted, self.expected, self.tolerance, self.last_peak, [list(k) for k in self.kept]],
+            "over": [list(o) for o in self.over],
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -360,6 +365,7 @@ class Watch:
         self.version = state["version"]
         self.muted, self.expected, self.tolerance, self.last_peak, kept = state["told"]
         self.kept = [(value, at) for value, at in kept]
+        self.over = [(value, at) for value, at in state.get("over", ())]  # states of before have none
         if self.rule.budget is not None:
             self._budget(state["budgeted"])
 
@@ -378,6 +384,57 @@ class SilenceWatch:
         self.last_us = 0
         self.opened_us = 0
         self.muted, self.muted_until_us = "", 0
+        self.expected = ""  # the operator's word for which nobody is told any more of it
+        self.tolerance = 1.0  # by how much operators have raised the timeout
+        self.last_peak = 0.0  # of the silence before: how long it was, in timeouts
+        self.answered = False  # this silence was over by an operator's word, and is told of anew
+
+    def fingerprint(self, subject: Subject) -> str:
+        """Return what names the condition for ever."""
+        return _fingerprint(self.rule, subject)
+
+    def feedback(self, subject: Subject, verdict: Feedback, offset: int, clock_us: int) -> list[Alert]:
+        """Take an operator's word, as `Watch.feedback` does, at the arrival clock.
+
+        NOT_ANOMALY raises the timeout above how long the silence has lasted, or the one before did; should this one
+        outlast that too it is told of anew. ANOMALY_NEW_TREND has the usual gaps learned anew.
+        """
+        was = self.open
+        clock_us = max(clock_us, self.opened_us)
+        peak = (clock_us - self.last_us) / (self.opened_us - self.last_us) if was else self.last_peak
+        action: Literal["updated", "resolved"] = "updated" if was else "resolved"
+        if verdict.verdict in ("NOT_ANOMALY", "ANOMALY_NEW_TREND"):
+            action = "resolved"
+        answer = _answered(self._alert(subject, action, clock_us), verdict, offset)
+        if verdict.verdict == "NOT_ANOMALY" and peak > 0.0:
+            self._tolerate(_raised(self.tolerance, peak, most=math.inf))
+        elif verdict.verdict == "ANOMALY_NEW_TREND":
+            self.detector = self._build()
+        elif verdict.verdict == "ANOMALY_EXPECTED" and was:
+            self.expected = _word(verdict)
+        if was and action == "resolved":
+            self.open, self.muted, self.expected, self.last_peak = False, "", "", peak
+            self.answered = True
+            answer = msgspec.structs.replace(answer, suppressed_by="")
+        return [answer]
+
+    def _build(self) -> _Silence:
+        detector: Any = self.rule.build(columns=1, seed=0)
+        p, by = detector.params, self.tolerance
+        if by != 1.0:
+            # A learned timeout is a multiple of the gaps there were, and at least so long.
+            longer = {"min_timeout_s": min(p.min_timeout_s * by, _LONGEST_S), "factor": p.factor * by}
+            if p.timeout_s is not None:
+                longer["timeout_s"] = min(p.timeout_s * by, _LONGEST_S)
+            detector.reconfigure(msgspec.structs.replace(p, **longer))
+        found: _Silence = detector
+        return found
+
+    def _tolerate(self, tolerance: float) -> None:
+        state = self.detector.snapshot()
+        self.tolerance = tolerance
+        self.detector = self._build()
+        self.detector.restore(state)
 
     def observe(self, subject: Subject, arrivals: I64, offsets: I64) -> list[Alert]:
         """Take arrivals, (n,) on the arrival clock, not decreasing."""
@@ -392,8 +449,10 @@ class SilenceWatch:
                 alerts += self._fire(subject, self.last_us + round(timeout_s * 1e6))
             if self.open:
                 alerts.append(self._alert(subject, "resolved", int(arrivals[row])))
-                self.open, self.muted = False, ""
-        self.open = False
+                self.last_peak = (int(arrivals[row]) - self.last_us) / max(1, self.opened_us - self.last_us)
+                self.open, self.muted, self.expected = False, "", ""
+            self.answered = False
+        self.open = self.answered = False
         self.last_us, self.last_offset = int(arrivals[-1]), int(offsets[-1])
         return alerts
 
@@ -417,9 +476,10 @@ class SilenceWatch:
     def adopt(self, rule: Rule) -> None:
         """Take a changed rule, keeping what was learned where its structure is equal."""
         if rule.params != self.rule.params or rule.sensitivity != self.rule.sensitivity:
-            state = self.detector.snapshot()
-            self.detector = rule.build(columns=1, seed=0)  # type: ignore[assignment]
-            if rule.structure == self.rule.structure:
+            state, structure = self.detector.snapshot(), self.rule.structure
+            self.rule = rule
+            self.detector = self._build()
+            if rule.structure == structure:
                 self.detector.restore(state)
         self.rule = rule
 
@@ -431,17 +491,19 @@ class SilenceWatch:
         silence = silences.at(subject.silenced(self.rule.signal), at_us)
         if silence is not None:
             self.muted, self.muted_until_us = str(silence), silence.to_us
-        return [self._alert(subject, "opened", at_us)]
+        return [self._alert(subject, "opened", at_us, anew=self.answered)]
 
     def _alert(self, subject: Subject, action: Any, at_us: int, *, anew: bool = False) -> Alert:
         timeout_s = (self.opened_us - self.last_us) / 1e6
         waited_s = (at_us - self.last_us) / 1e6
         last = self.last_offset
         step = Step(action, -1, at_us, self.last_us, last, last, last, 1.0, anew=anew)
-        evidence = Evidence(upper=timeout_s, note=f"nothing for {_amount(waited_s, 's')}")
+        upper = timeout_s if timeout_s > 0 else None
+        evidence = Evidence(upper=upper, note=f"nothing for {_amount(waited_s, 's')}")
         score = max(1.0, waited_s / timeout_s) if timeout_s > 0 else 1.0
         alert = build_alert(self.rule, subject, step, score=score, value=waited_s, n=None, evidence=evidence)
-        return msgspec.structs.replace(alert, suppressed_by=self.muted) if self.muted else alert
+        hidden = self.muted or self.expected
+        return msgspec.structs.replace(alert, suppressed_by=hidden) if hidden else alert
 
     def snapshot(self) -> dict[str, Any]:
         """Return the state as a tree."""
@@ -449,10 +511,13 @@ class SilenceWatch:
             "structure": self.rule.structure,
             "detector": self.detector.snapshot(),
             "life": [self.open, self.last_offset, self.last_us, self.opened_us, self.muted, self.muted_until_us],
+            "told": [self.expected, self.tolerance, self.last_peak, self.answered],
         }
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take up what `snapshot` gave."""
+        self.expected, self.tolerance, self.last_peak, self.answered = state.get("told", ("", 1.0, 0.0, False))
+        self.detector = self._build()
         if state["structure"] == self.rule.structure:
             self.detector.restore(state["detector"])
         self.open, self.last_offset, self.last_us, self.opened_us, self.muted, self.muted_until_us = state["life"]
@@ -463,11 +528,41 @@ _KEPT = 256
 #: How far above its peak an episode that was none puts the limit, and the most that a limit is ever raised.
 _SURELY = 1.1
 _MOST_TOLERANCE = 100.0
+#: Values over the limit that are kept, and numbers in them where they are rows.
+_KEPT_OVER = 64
+_NUMBERS_OVER = 640
+#: No timeout is longer, in seconds.
+_LONGEST_S = 1e9
 
 
 def _fingerprint(rule: Rule, subject: Subject) -> str:
     whole = (subject.model, rule.signal, rule.detector)
     return identity(*whole, subject.segment) if subject.segment else identity(*whole)
+
+
+def _raised(tolerance: float, peak: float, *, most: float = _MOST_TOLERANCE) -> float:
+    """Return the tolerance under which what scored `peak` is no anomaly."""
+    return min(tolerance * max(1.0, _SURELY * peak), most)
+
+
+def _word(verdict: Feedback) -> str:
+    return f"{verdict.verdict}: {verdict.comment}" if verdict.comment else verdict.verdict
+
+
+def _answered(alert: Alert, verdict: Feedback, offset: int) -> Alert:
+    """Return an alert as what an operator said of it, at an offset of the topic of feedback."""
+    said = {
+        "feedback": verdict.verdict,
+        "feedback_author": verdict.author or "",
+        "feedback_comment": verdict.comment or "",
+        "feedback_cause": verdict.cause or "",
+    }
+    return msgspec.structs.replace(
+        alert,
+        id=identity(alert.fingerprint, "feedback", offset),
+        summary=f"{alert.name}: {_word(verdict)}"[:1024],
+        annotations={**alert.annotations, **{k: v for k, v in said.items() if v}},
+    )
 
 
 def _after(muted: str, alert: Alert) -> Alert:

@@ -89,10 +89,8 @@ def build(
 
     sources = kafka.sources()
     read = {internal_topic(kafka.app_id, t): kind for t, kind in sources.items()} if kafka.repartition else sources
-    if kafka.pages:  # never keyed anew: its producer is ours
-        read = {**read, kafka.alerts: "alerts"}
-    if kafka.alert_feed:
-        read = {**read, kafka.alert_feed: "incidents"}
+    if kafka.alert_feed:  # never keyed anew: its producer is ours
+        read = {**read, kafka.alert_feed: "alerts"}
     if joined := kafka.joins_topic():
         read = {**read, joined: "quality"}
     driver.install([*read, *sources])

@@ -42,9 +42,6 @@ log = structlog.get_logger("streamproc.engine")
 #: Kinds of what others send; the rest is what we send ourselves, read again.
 SOURCES = frozenset(("predictions", "telemetry", "labels"))
 
-#: Kinds of which the records are alerts: no models are watched by them.
-OF_ALERTS = frozenset(("alerts", "incidents"))
-
 #: A snapshot may take this share of a worker's time; where it takes longer, it comes less often.
 _SNAPSHOT_SHARE = 0.1
 
@@ -313,13 +310,14 @@ class Engine:
         """Send what came of a batch. What is sent is awaited before the next manifest."""
         pipeline, kafka, m = held.pipeline, self.config.kafka, self.metrics
         for alert in out.alerts:
-            if self._is_shadow(pipeline, alert):
+            paged = pipeline.kind == "alerts"
+            if not paged and self._is_shadow(pipeline, alert):
                 m.shadow_alerts.inc()
                 continue
             value, headers = encode_alert(alert, source=self._source)
-            paged = pipeline.kind == "alerts"
             to = kafka.pages if paged else kafka.alerts
-            await self._send(held, to, alert.labels["model"].encode(), value, headers)
+            model = alert.labels.get("model")  # of the digest of all models there is none
+            await self._send(held, to, FLEET_KEY if model is None else model.encode(), value, headers)
             if kafka.alert_feed and not paged:
                 await self._send(held, kafka.alert_feed, FLEET_KEY, value, headers)
             (m.pages if paged else m.alerts).labels(action=alert.action, severity=alert.severity).inc()
@@ -339,7 +337,7 @@ class Engine:
                     again = self._or_without_value(held.unawaited.pop(), key, whole, headers)
                     held.unawaited.append(asyncio.ensure_future(again))
                 m.dead_letters.labels(reason=rejected.error_type).inc()
-            if pipeline.kind != "incidents":  # our own alerts once more are no events
+            if pipeline.kind != "alerts":  # our own alerts once more are no events
                 m.events.labels(topic=batch.topic).inc(out.events)
                 m.bytes.labels(topic=batch.topic).inc(sum(len(v) for v in batch.values if v is not None))
             if out.misplaced:
@@ -463,7 +461,7 @@ class Engine:
         async with self._lock:
             for held in partitions:
                 ours = self._owned.get(held.tp) is held and held.sound
-                if ours and held.pipeline.kind not in OF_ALERTS:
+                if ours and held.pipeline.kind != "alerts":
                     with held.whole():
                         await self._publish(held, held.pipeline.feedback(verdicts), None)
 
@@ -580,7 +578,7 @@ class Engine:
         from streamproc.pipeline import Pipeline
 
         share = self.config.defaults.discover.max_series / max(1, self._partitions.get(tp.topic, 1))
-        watched = sum(self._partitions.get(topic, 1) for topic, kind in self._kinds.items() if kind not in OF_ALERTS)
+        watched = sum(self._partitions.get(topic, 1) for topic, kind in self._kinds.items() if kind != "alerts")
         return Pipeline(
             self.book,
             kind=self._kinds[tp.topic],  # type: ignore[arg-type]

@@ -69,8 +69,9 @@ def topic_specs(config: Config) -> list[topics.TopicSpec]:
         *told,
         spec(k.alerts),
         *([spec(k.pages)] if k.pages else []),
-        # What belongs together is told by the order of all alerts, and one order is one partition.
-        *([spec(k.incidents), msgspec.structs.replace(spec(k.alert_feed), partitions=1)] if k.incidents else []),
+        *([spec(k.incidents)] if k.incidents else []),
+        # What belongs together, and what is too much, is told by the order of all alerts: one partition.
+        *([msgspec.structs.replace(spec(k.alert_feed), partitions=1)] if k.alert_feed else []),
         # A dead letter is its record and the reason: a little larger than the largest record.
         spec(k.dead_letters, max_message_bytes=str(MAX_SNAPSHOT_BYTES)),
         spec(k.snapshots, cleanup_policy="compact", max_message_bytes=str(MAX_SNAPSHOT_BYTES)),

@@ -80,7 +80,7 @@ def agent(extra: str = CONFIG) -> Pipeline:
 
 
 def grouping(cfg: Config) -> Pipeline:
-    return Pipeline(RuleBook(cfg), kind="incidents", topic="alert-feed")
+    return Pipeline(RuleBook(cfg), kind="alerts", topic="alert-feed")
 
 
 def story(*alerts: Alert, extra: str = CONFIG) -> list[Incident]:

@@ -1,7 +1,8 @@
-"""The hard cap: so many alerts a model and day, critical ones beside, the rest in one digest."""
+"""The hard cap: so many alerts a day of a model and of all, critical ones beside, the rest in one digest."""
 
 from __future__ import annotations
 
+import datetime as dt
 from typing import Any
 
 import orjson
@@ -17,7 +18,7 @@ from streamproc.errors import ConfigError
 from streamproc.events import Alert, DetectorRef, RecordBatch, rfc3339
 from streamproc.pipeline import Pipeline
 from streamproc.rules import RuleBook
-from tests.core.make import BEGIN_US, batch, config, cut
+from tests.core.make import BEGIN_US, batch, cut
 
 HOUR = 3_600_000_000
 DAY = 24 * HOUR
@@ -42,6 +43,7 @@ def alert(
         "signal": f"s{k}",
         "detector": DetectorRef("spike", "x"),
         "score": 2.0,
+        "service": model,
         **more,
     }
     return Alert(**fields)
@@ -53,8 +55,13 @@ def records(alerts: list[tuple[Alert, int]], *, first: int = 0) -> RecordBatch:
     return batch(list(values), stamps_us=[at for _, at in alerts], keys=keys, topic="alerts", first=first)
 
 
-def pager(extra: str = "defaults: {budget: {per_model_per_day: 4}}") -> Pipeline:
-    return Pipeline(RuleBook(config(extra)), kind="alerts", topic="alerts")
+def pager(per_model: int = 4, per_fleet: int = 1000) -> Pipeline:
+    text = f"""
+version: 1
+kafka: {{brokers: "b:1", predictions: [predictions], pages: pages, incidents: ""}}
+defaults: {{budget: {{per_model_per_day: {per_model}, per_fleet_per_day: {per_fleet}}}}}
+"""
+    return Pipeline(RuleBook(rules.parse(text, env={})), kind="alerts", topic="alerts")
 
 
 def said(alerts: list[Alert]) -> list[tuple[str, str]]:
@@ -138,11 +145,91 @@ def test_what_is_no_alert_is_rejected_by_name() -> None:
 def test_a_digest_remembers_a_bounded_number_and_counts_the_rest() -> None:
     p = pager()
     p.process(records(burst(1200)))
-    state = p.models["fraud"]
+    state = p.models["pages"]
     assert len(dumps(state.snapshot())) < 200_000
     (digest,) = p.advance(BEGIN_US + DAY).alerts
     assert digest.n == 1196
     assert digest.description.endswith("and 1176 more")
+
+
+def fleet(n: int, *, each: int = 1, start: int = BEGIN_US, **more: Any) -> list[tuple[Alert, int]]:
+    """Alerts of n models, `each` of them, a second apart."""
+    pairs = [(model, k) for k in range(each) for model in range(n)]
+    return [
+        (alert(k, start + i * 1_000_000, model=f"m{model:02}", **more), start + i * 1_000_000)
+        for i, (model, k) in enumerate(pairs)
+    ]
+
+
+def test_all_models_together_have_a_cap_and_what_is_beyond_it_is_one_digest_of_no_model() -> None:
+    p = pager(per_fleet=8)
+    out = p.process(records(fleet(30, each=2))).alerts
+    assert [a.labels.get("model") for a in out] == [f"m{k:02}" for k in range(8)] + [None]
+    digest = out[-1]
+    assert (digest.signal, digest.action, digest.labels["scope"]) == ("digest", "opened", "fleet")
+    assert digest.summary == "fleet: 8 alerts in a day; holding back m08 s0 and what follows"
+    # It does not close with room for one, which would make alerts and digests take turns, but for a quarter of a day's.
+    assert p.advance(BEGIN_US + 6 * HOUR - 1).alerts == []
+    (end,) = p.advance(BEGIN_US + 6 * HOUR + 60_000_000).alerts
+    assert (end.action, end.n, end.episode_id) == ("resolved", 52, digest.episode_id)
+    assert end.summary.startswith("fleet: 52 alerts held back, 52 of them not over: m08 (2), m09 (2)")
+    assert end.summary.endswith("m27 (2) and 10 more models")
+    assert end.lastReceived == rfc3339(BEGIN_US + 6 * HOUR)
+    later = BEGIN_US + 6 * HOUR + 120_000_000
+    again = p.process(records(fleet(4, start=later), first=200)).alerts
+    assert again == []  # the very same alerts are copies
+    fresh = [(alert(100 + k, later + k, model=f"n{k}"), later + k) for k in range(4)]
+    assert said(p.process(records(fresh, first=300)).alerts) == [
+        ("s100", "opened"), ("s101", "opened"), ("digest", "opened")
+    ]  # fmt: skip
+
+
+def test_under_the_cap_of_the_fleet_too_what_is_critical_passes_and_what_becomes_so() -> None:
+    p = pager(per_fleet=2)
+    p.process(records(fleet(5)))
+    at = BEGIN_US + HOUR
+    critical = alert(50, at, model="x", severity="critical")
+    worse = alert(0, at, model="m04", action="escalated", severity="critical")
+    over = [(alert(0, at + 1, model=f"m{k:02}", action="resolved"), at + 1) for k in range(5)]
+    out = p.process(records([(critical, at), (worse, at), *over], first=100)).alerts
+    assert [(a.labels["model"], a.action) for a in out] == [
+        ("x", "opened"), ("m04", "escalated"), ("m00", "resolved"), ("m01", "resolved"), ("m04", "resolved")
+    ]  # fmt: skip
+    (digest,) = p.advance(BEGIN_US + DAY).alerts
+    assert digest.summary == "fleet: 2 alerts held back: m02 (1), m03 (1)"
+
+
+def test_digests_of_models_are_under_the_cap_of_the_fleet() -> None:
+    p = pager(per_model=1, per_fleet=6)
+    # Each of four models has an alert and a digest in its place: the third digest is one too many.
+    out = p.process(records(fleet(4, each=3))).alerts
+    assert [(a.labels.get("model"), a.signal) for a in out] == [
+        ("m00", "s0"), ("m01", "s0"), ("m02", "s0"), ("m03", "s0"), ("m00", "digest"), ("m01", "digest"),
+        (None, "digest"),
+    ]  # fmt: skip
+    ends = p.advance(BEGIN_US + 3 * DAY).alerts
+    assert [(a.labels.get("model"), a.n) for a in ends] == [(None, 4), ("m00", 2), ("m01", 2)]
+
+
+def test_a_flood_of_models_keeps_the_state_bounded() -> None:
+    p = pager(per_fleet=1000)
+    p.process(records(fleet(3000, each=3)))
+    state = p.models["pages"]
+    assert len(dumps(state.snapshot())) < 2_500_000
+    (digest,) = [a for a in p.advance(BEGIN_US + 2 * DAY).alerts if "scope" in a.labels]
+    assert digest.n == 9000 - 1000 - 11  # which flowed in while the first thousand were spent
+
+
+def test_incidents_and_pages_are_made_of_the_same_alerts_side_by_side() -> None:
+    text = 'version: 1\nkafka: {brokers: "b:1", predictions: [p], pages: pages}\n'
+    p = Pipeline(RuleBook(rules.parse(text, env={})), kind="alerts", topic="alerts")
+    one = p.process(records(burst(9, severity="critical")))
+    assert len(one.alerts) == 9
+    assert [i.action for i in one.incidents][:1] == ["opened"]
+    assert sorted(p.models) == ["fleet", "pages"]
+    text = text.replace("pages: pages", "pages: ''")
+    p = Pipeline(RuleBook(rules.parse(text, env={})), kind="alerts", topic="alerts")
+    assert p.process(records(burst(9, severity="critical"))).alerts == []
 
 
 def test_pages_without_a_budget_are_refused() -> None:
@@ -159,40 +246,42 @@ def test_pages_without_a_budget_are_refused() -> None:
             st.sampled_from(["opened", "opened", "resolved"]),
             st.sampled_from(["warning", "warning", "info", "critical"]),
             st.integers(0, 4 * HOUR),
-            st.sampled_from(["fraud", "churn"]),
+            st.sampled_from(["fraud", "churn", "ads"]),
         ),
         min_size=1,
         max_size=60,
     ),
+    per_fleet=st.integers(1, 12),
     cuts=st.lists(st.integers(1, 59), max_size=5),
     stop=st.integers(0, 59),
 )
 def test_wherever_the_log_is_cut_or_restored_the_same_is_passed_on_and_never_more_than_the_cap(
-    data: list[tuple[int, str, str, int, str]], cuts: list[int], stop: int
+    data: list[tuple[int, str, str, int, str]], per_fleet: int, cuts: list[int], stop: int
 ) -> None:
     alerts, at = [], BEGIN_US
     for k, action, severity, wait, model in data:
         at += wait
         alerts.append((alert(k, at, action=action, severity=severity, model=model), at))
     whole = records(alerts)
-    one = pager()
+    one = pager(per_fleet=per_fleet)
     expected = one.process(whole).alerts + one.advance(at + 3 * DAY).alerts
-    for model in ("fraud", "churn"):
-        paid = [
-            a for a in expected
-            if a.labels["model"] == model and a.action == "opened"
-            and a.severity != "critical" and a.signal != "digest"
-        ]  # fmt: skip
-        for first in paid:
-            begin = first.lastReceived
-            within = [a for a in paid if begin <= a.lastReceived < _a_day_after(begin)]
-            assert len(within) <= 8  # a full bucket, and what flows in during the day
-    other, found = pager(), []
+    passed = [a for a in expected if a.action == "opened" and a.severity != "critical"]
+    # A full bucket, and what flows in during the day.
+    for model in ("fraud", "churn", "ads"):
+        assert _most_in_a_day([a for a in passed if a.service == model and a.signal != "digest"]) <= 8
+    assert _most_in_a_day([a for a in passed if "scope" not in a.labels]) <= 2 * per_fleet
+    # Digests of the fleet last a quarter of a day, or what one alert takes.
+    assert _most_in_a_day([a for a in passed if "scope" in a.labels]) <= 4
+    # Whatever opens for a person ends for him, and nothing else does.
+    shown = {a.episode_id for a in expected if a.action in ("opened", "escalated")}
+    hidden = {a.episode_id for a, _ in alerts if a.action == "opened"} - shown
+    assert not [a for a in expected if a.action == "resolved" and a.episode_id in hidden]
+    other, found = pager(per_fleet=per_fleet), []
     for part in cut(whole, [*cuts, stop]):
         found += other.process(part).alerts
         if part.offsets[-1] + 1 == stop:
             manifest, models = other.manifest(), list(other.snapshot_models(list(other.models)))
-            other = pager()
+            other = pager(per_fleet=per_fleet)
             other.restore_manifest(orjson.loads(orjson.dumps(manifest)))
             for name, saved in models:
                 other.restore_model(name, saved)
@@ -203,8 +292,7 @@ def test_wherever_the_log_is_cut_or_restored_the_same_is_passed_on_and_never_mor
         assert dumps(other.models[name].snapshot()) == dumps(model_state.snapshot())
 
 
-def _a_day_after(stamp: str) -> str:
-    import datetime as dt
-
-    moment = dt.datetime.fromisoformat(stamp) + dt.timedelta(days=1)
-    return moment.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+def _most_in_a_day(alerts: list[Alert]) -> int:
+    times = sorted(dt.datetime.fromisoformat(a.lastReceived) for a in alerts)
+    day = dt.timedelta(days=1)
+    return max((sum(first <= at < first + day for at in times) for first in times), default=0)

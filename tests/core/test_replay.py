@@ -42,7 +42,7 @@ SHORT = "incidents: {window: 10s, quiet: 5s, confirm_after: 5s}\n"
 
 def grouped(alerts: list[Alert], extra: str, *, end_us: int) -> list[Incident]:
     """Return what the worker's agent makes of alerts, and of the time up to an end."""
-    agent = Pipeline(RuleBook(config(extra)), kind="incidents", topic="feed")
+    agent = Pipeline(RuleBook(config(extra)), kind="alerts", topic="feed")
     alerts = sorted(alerts, key=lambda a: (a.lastReceived, a.fingerprint))
     stamps = [int(dt.datetime.fromisoformat(a.lastReceived).timestamp() * 1e6) for a in alerts]
     values = [encode_alert(a, source="here")[0] for a in alerts]

@@ -9,6 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from detectors.protocol import Damped
+from detectors.state import dumps
 from streamproc.errors import ConfigError
 from streamproc.events import Alert, Feedback, RecordBatch, rfc3339
 from streamproc.pipeline import Pipeline
@@ -218,3 +220,118 @@ def test_a_verdict_of_another_alert_changes_nothing_but_that_it_was_seen() -> No
     assert after.pop("feedback") == 7
     before.pop("feedback")
     assert repr(after) == repr(before)
+
+
+def test_not_an_anomaly_takes_the_damping_back() -> None:
+    p, whole = pipeline(config(quick())), story((60, 70))
+    alert = opened(p, whole, 680)
+    damped = p.models["fraud"].watches["prediction_value", "robust_z"]
+    over = [value for value, at in damped.over if at >= damped.life.since_us]
+    assert len(over) >= 5
+    before = damped.detector.snapshot()
+    p.feedback([(3, verdict(alert, "NOT_ANOMALY"))])
+    taught = damped.rule.build(columns=1, seed=0)
+    taught.restore(before)
+    assert isinstance(taught, Damped)
+    taught.learn_undamped(np.array(over), np.arange(len(over)))
+    assert dumps(damped.detector.snapshot()) == dumps(taught.snapshot()) != dumps(before)
+    # Once: a second word of the same finds nothing left to learn.
+    p.feedback([(4, verdict(alert, "NOT_ANOMALY"))])
+    assert dumps(damped.detector.snapshot()) == dumps(taught.snapshot())
+
+
+def test_a_word_said_after_it_was_over_takes_the_damping_of_that_episode_back() -> None:
+    p, whole = pipeline(config(quick())), story((60, 70))
+    alert = opened(p, whole, N)
+    watch = p.models["fraud"].watches["prediction_value", "robust_z"]
+    assert watch.life.state == "inactive"
+    before = dumps(watch.detector.snapshot())
+    p.feedback([(3, verdict(alert, "NOT_ANOMALY"))])
+    assert watch.tolerance > 1.0
+    assert dumps(watch.detector.snapshot()) != before
+
+
+def silent(p: Pipeline, until: float, *, start: float = 60.0) -> list[Alert]:
+    """Let the clock go from one second to another without an event."""
+    alerts = []
+    for second in np.arange(start, until + 0.5, 0.5):
+        alerts += p.advance(BEGIN_US + int(second * SECOND)).alerts
+    return of(alerts, "silence", "silence")
+
+
+def after_silence(start: float) -> RecordBatch:
+    stamps = [BEGIN_US + int(start * SECOND) + i * SECOND // 10 for i in range(50)]
+    return batch([prediction(at, id=f"s{at}") for at in stamps], stamps_us=stamps, first=10_000 + int(start))
+
+
+def test_a_silence_that_was_none_ends_and_the_next_may_last_as_long() -> None:
+    p = pipeline(config(quick()))
+    feed(p, [story((0, 0), n=600)])
+    (alert,) = silent(p, 80)
+    (noted,) = p.feedback([(0, verdict(alert, "NOT_ANOMALY", author="ada"))]).alerts
+    assert (noted.action, noted.episode_id, noted.annotations["feedback_author"]) == (
+        "resolved", alert.episode_id, "ada"
+    )  # fmt: skip
+    # It has lasted 20 s; a tenth more passes before it is told of anew, in the same episode.
+    assert silent(p, 81.9, start=80.0) == []
+    (again,) = silent(p, 90, start=82.0)
+    assert (again.action, again.episode_id) == ("opened", alert.episode_id)
+    assert again.id != alert.id
+    (end,) = of(feed(p, [after_silence(90)]), "silence", "silence")
+    assert (end.action, end.episode_id) == ("resolved", alert.episode_id)
+    # Later: 20 s are none, and nothing is told at their end either.
+    assert silent(p, 115, start=95.0) == []
+    assert of(feed(p, [after_silence(115)]), "silence", "silence") == []
+
+
+def test_a_word_on_a_silence_after_its_end_is_for_the_next() -> None:
+    p = pipeline(config(quick()))
+    feed(p, [story((0, 0), n=600)])
+    (alert,) = silent(p, 600)
+    (end,) = of(feed(p, [after_silence(600)]), "silence", "silence")
+    assert end.action == "resolved"
+    (noted,) = p.feedback([(0, verdict(alert, "NOT_ANOMALY"))]).alerts
+    assert (noted.action, noted.fingerprint) == ("resolved", alert.fingerprint)
+    assert silent(p, 1140, start=605.0) == []  # however many timeouts that is
+
+
+def test_of_an_expected_silence_nobody_is_told_any_more() -> None:
+    p = pipeline(config(quick()))
+    feed(p, [story((0, 0), n=600)])
+    (alert,) = silent(p, 80)
+    (noted,) = p.feedback([(0, verdict(alert, "ANOMALY_EXPECTED", comment="deploy"))]).alerts
+    assert (noted.action, noted.suppressed_by) == ("updated", "")
+    found = of(feed(p, [after_silence(100)]), "silence", "silence")
+    assert told(found) == [("resolved", "ANOMALY_EXPECTED: deploy")]
+    assert told(silent(p, 160, start=105.0)) == [("opened", "")]
+
+
+def test_a_new_pace_is_learned_anew() -> None:
+    p = pipeline(config(quick()))
+    feed(p, [story((0, 0), n=600)])
+    (alert,) = silent(p, 80)
+    assert [a.action for a in p.feedback([(0, verdict(alert, "ANOMALY_NEW_TREND"))]).alerts] == ["resolved"]
+    assert silent(p, 200, start=80.0) == []
+    stamps = [BEGIN_US + (200 + 30 * i) * SECOND for i in range(40)]  # every half a minute from now on
+    slow = batch([prediction(at, id=f"n{at}") for at in stamps], stamps_us=stamps, first=5000)
+    assert of(feed(p, [slow]), "silence", "silence") == []
+    assert told(silent(p, 1600, start=1370.0)) == [("opened", "")]
+
+
+@pytest.mark.parametrize("word", ["NOT_ANOMALY", "ANOMALY_NEW_TREND", "ANOMALY_EXPECTED", "ANOMALY"])
+def test_a_word_on_a_silence_survives_a_restore(word: str) -> None:
+    p = pipeline(config(quick()))
+    feed(p, [story((0, 0), n=600)])
+    (alert,) = silent(p, 80)
+    p.feedback([(0, verdict(alert, word))])
+    other = pipeline(config(quick()))
+    other.restore_manifest(p.manifest())
+    for name, data in p.snapshot_models(list(p.models)):
+        other.restore_model(name, data)
+    other.restored()
+    ends = []
+    for each in (p, other):
+        early = [*silent(each, 120, start=80.5), *feed(each, [after_silence(120)])]
+        ends.append([*early, *silent(each, 300, start=130.0)])
+    assert [a.id for a in ends[0]] == [a.id for a in ends[1]]
+    assert state(p) == state(other)

@@ -49,7 +49,7 @@ def test_the_compiled_loop_equals_the_plain_one_to_the_bit() -> None:
     outcomes = []
     for loop in (robust_z.score_robust_z, robust_z.score_robust_z.py_func):  # type: ignore[attr-defined]
         place, out = np.zeros(3, dtype=np.int64), np.empty((3, 400))
-        loop(values, np.zeros(50), np.zeros(50), place, np.zeros(TAIL), 30, 0, 6.0, 1e-4, 0.01, 1e-9, *out)
+        loop(values, np.zeros(50), np.zeros(50), place, np.zeros(TAIL), 30, 0, 6.0, 1e-4, 0.01, 1e-9, True, *out)
         outcomes.append(out.tobytes())
     assert outcomes[0] == outcomes[1]
 

@@ -212,29 +212,33 @@ def test_two_workers_share_the_partitions_and_one_takes_over_all(kafka: KafkaClu
 
 
 @pytest.mark.kafka
-def test_pages_are_the_alerts_under_the_cap_of_a_day_and_one_digest_of_the_rest(
+def test_pages_are_the_alerts_under_the_caps_of_a_day_and_digests_of_the_rest(
     kafka: KafkaCluster, tmp_path: Path
 ) -> None:
     topic(kafka.bootstrap, "cap-in")
     settings = config(kafka.bootstrap, "cap", pages="cap-pages").replace(
-        "defaults:\n", "defaults:\n  resolve_after: 2s\n  budget: {per_model_per_day: 2}\n"
+        "defaults:\n", "defaults:\n  resolve_after: 2s\n  budget: {per_model_per_day: 2, per_fleet_per_day: 4}\n"
     )
-    # Five slow spells, a quarter of a minute apart: five alerts.
+    # Five slow spells of two models, a quarter of a minute apart: ten alerts.
     spells = [
-        (b"m", prediction("m", START + i, duration_s=5.0 if i % 15 == 10 else 0.1), int((START + i) * 1000))
+        (m.encode(), prediction(m, START + i, duration_s=5.0 if i % 15 == 10 else 0.1), int((START + i) * 1000))
         for i in range(75)
+        for m in ("m", "n")
     ]
     publish(kafka.bootstrap, "cap-in", spells)
     with worker(tmp_path, settings) as running:
-        running.until(lambda: running.metric("streamproc_events_total") >= 75, "75 events")
-        opened = [m for m in read(kafka.bootstrap, "cap-alerts", at_least=9) if b'"opened"' in m.value()]
-        assert len(opened) == 5
-        pages = [orjson.loads(m.value()) for m in read(kafka.bootstrap, "cap-pages", at_least=5)]
+        running.until(lambda: running.metric("streamproc_events_total") >= 150, "150 events")
+        alerts = [orjson.loads(m.value()) for m in read(kafka.bootstrap, "cap-alerts", at_least=18)]
+        assert sum(a["action"] == "opened" for a in alerts) == 10
+        pages = [orjson.loads(m.value()) for m in read(kafka.bootstrap, "cap-pages", at_least=8)]
         assert running.stop() == 0
-    latencies = [p["action"] for p in pages if p["signal"] == "latency"]
-    assert sorted(latencies) == ["opened", "opened", "resolved", "resolved"]
-    (digest,) = [p for p in pages if p["signal"] == "digest"]
-    assert digest["action"] == "opened"
-    assert {p["id"] for p in pages} - {digest["id"]} <= {orjson.loads(m.value())["id"] for m in read(
-        kafka.bootstrap, "cap-alerts", at_least=9
-    )}  # fmt: skip
+    (fleet,) = [p for p in pages if p["labels"].get("scope") == "fleet"]
+    assert (fleet["signal"], fleet["action"]) == ("digest", "opened")
+    own = [p for p in pages if p is not fleet]
+    # Whichever model's came first, four of all: alerts, two of a model at most, and what stands for the rest of them.
+    assert sum(p["action"] == "opened" for p in own) == 4
+    for model in ("m", "n"):
+        assert sum((p["labels"]["model"], p["signal"], p["action"]) == (model, "latency", "opened") for p in own) <= 2
+    shown = {p["episode_id"] for p in own if p["action"] == "opened"}
+    assert {p["episode_id"] for p in own if p["action"] == "resolved"} <= shown
+    assert {p["id"] for p in own if p["signal"] != "digest"} <= {a["id"] for a in alerts}
