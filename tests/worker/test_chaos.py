@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks import chaos
 from streamproc.cloudevents import encode_alert
-from streamproc.events import RecordBatch, rfc3339
+from streamproc.events import FLEET_KEY, RecordBatch, rfc3339
 from tests.core.test_incidents import alert
 
 #: In minutes, of which `alert` takes its times.
@@ -29,7 +29,8 @@ def run() -> tuple[RecordBatch, dict[str, list[bytes]], dict[str, list[bytes]], 
         ]
     values = [encode_alert(a, source="")[0] for a in told]
     stamps = [1_000_000 * k for k in range(len(told))]
-    feed = RecordBatch(chaos.feed_of("chaos"), 0, range(len(told)), stamps, [b"x"] * len(told), values, [()] * len(told))
+    keys, headers = [FLEET_KEY] * len(told), [()] * len(told)
+    feed = RecordBatch(chaos.feed_of("chaos"), 0, range(len(told)), stamps, keys, values, headers)
     incidents, states = chaos.grouped("localhost:9092", "chaos", feed, clock_us=0)
     alerts = {a.id: [v] for a, v in zip(told, values, strict=True)}
     return feed, {i: [v] for i, v in incidents.items()}, alerts, states
