@@ -14,6 +14,7 @@ import click
 
 from streamproc import __version__
 from streamproc.errors import ConfigError, ReplayGateFailed, StreamprocError, UsageError
+from streamproc.looking import alerts, incidents
 from streamproc.saying import feedback, silence
 
 if TYPE_CHECKING:
@@ -351,14 +352,16 @@ def bridge(
     from streamproc.worker import logs
 
     logs.configure(form=log_format, level=log_level)
-    config = _load(config_path)
+    env = dict(os.environ)
+    config = _load(config_path, env)
     from streamproc.bridges import run
 
     grace_s = config.worker.shutdown_grace.us / 1e6
     settings = run.choose(
         config, kind, name=name, topic=topic, web_host=web_host, web_port=web_port, grace_s=grace_s
     )
-    sys.exit(run.run(config, settings, connect_timeout_s=connect_timeout))
+    path = None if config_path is None else Path(config_path)
+    sys.exit(run.run(config, settings, path=path, env=env, connect_timeout_s=connect_timeout))
 
 
 @cli.group()
@@ -868,6 +871,8 @@ def _check_schemas(files: dict[str, str], folder: Path) -> None:
     click.echo(f"{folder}: {len(files)} files in step")
 
 
+cli.add_command(alerts)
+cli.add_command(incidents)
 cli.add_command(silence)
 cli.add_command(feedback)
 

@@ -315,6 +315,7 @@ class ModelBlock(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     runbook: str | None = None
     dashboard: str | None = None
     env: str | None = None
+    cost_per_affected: Annotated[float, Meta(ge=0)] | None = None  # of a prediction that an alert is about
     window: Duration | None = None
     lateness: Duration | None = None
     silence_after: Duration | None = None

@@ -248,10 +248,14 @@ class Share(Struct, frozen=True, gc=False):
 
 
 class Impact(Struct, frozen=True, gc=False):
-    """What an alert has come to so far: events in values over the limit, and how long, in seconds of event time."""
+    """What an alert has come to so far: events in values over the limit, and how long, in seconds of event time.
+
+    cost: of these events, where the config says what one costs, or spent beyond the usual; in the operator's currency.
+    """
 
     events: int
     duration_s: float
+    cost: float | None = None
 
 
 class Span(Struct, frozen=True, gc=False):
@@ -378,7 +382,7 @@ class IncidentImpact(Struct, frozen=True, gc=False):
     """What an incident did so far; None where the alerts do not tell.
 
     models: how many are hit. predictions: of them those in values over a limit, of the worst signal of each model.
-    duration_s: seconds. cost: spent beyond what is usual, in the producer's currency.
+    duration_s: seconds. cost: of these predictions, where the config says what one costs, and spent beyond the usual.
     """
 
     models: int

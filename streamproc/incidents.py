@@ -112,6 +112,7 @@ class _Member(Struct, gc=False, kw_only=True):
     value: float | None = None
     expected: float | None = None
     events: int | None = None  # in values over the limit
+    cost: float | None = None  # of these
     features: list[str] = field(default_factory=list)
     upstreams: list[str] = field(default_factory=list)
     version: list[Any] | None = None  # of a change shortly before: to, before, at
@@ -289,6 +290,7 @@ class IncidentState(ModelState):
             value=alert.value,
             expected=None if alert.expected is None else alert.expected.value,
             events=None if alert.impact is None else alert.impact.events,
+            cost=None if alert.impact is None else alert.impact.cost,
             features=features[:5],
             upstreams=[u for u in upstreams if causes.links(u, group)][:_LISTED],
             version=None if change is None else [change.to, change.before, change.at],
@@ -350,6 +352,7 @@ class IncidentState(ModelState):
         member = incident.members.get(alert.episode_id)
         if member is not None and alert.impact is not None:
             member.events = alert.impact.events
+            member.cost = alert.impact.cost if alert.impact.cost is not None else member.cost
         if alert.action == "escalated":
             incident.escalated = True
             if member is not None:
@@ -601,10 +604,13 @@ class IncidentState(ModelState):
     def _impact(self, incident: _Open, until_us: int) -> IncidentImpact:
         duration_s = max(0, until_us - incident.started_us) / 1e6
         by_model: dict[str, int] = {}
+        costs: dict[str, float] = {}
         for m in incident.members.values():
             if m.events is not None and m.group != "machine":
                 by_model[m.model] = max(by_model.get(m.model, 0), m.events)
-        cost: float | None = None
+            if m.cost is not None and m.group not in ("usage", "spend"):
+                costs[m.model] = max(costs.get(m.model, 0.0), m.cost)
+        cost = sum(costs.values()) if costs else None
         for m in incident.members.values():
             if m.signal == "cost_per_hour" and not m.segment and m.value is not None and m.expected is not None:
                 hours = max(0, (m.end_us if m.end_us >= 0 else until_us) - m.start_us) / 3.6e9

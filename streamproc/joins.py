@@ -44,6 +44,8 @@ FORMAT = 1
 #: Rows of one record at most: with the longest of names it is still below the megabyte that brokers take.
 MAX_ROWS = 2000
 _MAX_VERSION = 64
+#: Classes that a record names; what a class is called is for alerts alone.
+_MAX_WORDS = 50
 
 #: The class of an answer that has none.
 NO_CLASS = 0
@@ -67,7 +69,8 @@ class Rows(Struct, gc=False):
 
     keys, hashes of the prediction's id; times in microseconds; values, nan for none; classes, NO_CLASS for
     none; offsets in the source, not decreasing; scores, how sure the model was of its answer, nan where it
-    does not tell; versions, codes of names. loose: put together from halves, so that several may share an offset.
+    does not tell; versions, codes of names; words, what classes are called. loose: put together from halves, so that
+    several may share an offset.
     """
 
     side: Side
@@ -83,6 +86,7 @@ class Rows(Struct, gc=False):
     scores: F32
     versions: U16
     names: list[str | None]
+    words: dict[int, str] = {}  # of labels: names of classes, the first ones
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -103,6 +107,7 @@ class Rows(Struct, gc=False):
             self.scores[rows],
             self.versions[rows],
             self.names,
+            self.words,
         )
 
     def pack(self, model: str) -> list[bytes]:
@@ -131,6 +136,7 @@ class Rows(Struct, gc=False):
                         (part.offsets - base).astype("<u4").tobytes(),
                         b"" if part.side == "labels" else part.scores.astype("<f4").tobytes(),
                         b"" if len(codes) == 1 else own.astype("<u2").tobytes(),
+                        {c: self.words[c] for c in np.unique(part.classes).tolist() if c in self.words},
                     )
                 )
             )
@@ -155,6 +161,7 @@ class _Packed(Struct, array_like=True, gc=False):
     offsets: bytes
     scores: bytes
     versions: bytes
+    words: dict[int, str] = {}  # records of before have none
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -218,6 +225,10 @@ def of_labels(
         if event.observed_at is not None and (observed := time_us(event.observed_at)) <= latest[fit[i]]:
             times[i] = observed
     n = len(events)
+    words: dict[int, str] = {}
+    for event in events:
+        if event.label is not None and len(words) < _MAX_WORDS:
+            words.setdefault(class_hash(str(event.label)), str(event.label)[:_MAX_VERSION])
     return Rows(
         "labels",
         topic,
@@ -232,6 +243,7 @@ def of_labels(
         np.full(n, np.nan, np.float32),
         np.zeros(n, np.uint16),
         [None],
+        words,
     )
 
 
@@ -278,6 +290,7 @@ class JoinDecoder(OwnDecoder):
             scores,
             versions,
             packed.names,
+            packed.words,
         )
         if n == 0 or {len(c) for c in (rows.times, rows.values, rows.classes, rows.offsets, scores, versions)} != {n}:
             raise ValueError("columns of unequal length, or none")

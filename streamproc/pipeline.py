@@ -19,6 +19,7 @@ import msgspec
 import numpy as np
 from msgspec import Struct, field
 
+from detectors import registry
 from detectors import state as state_codec
 from detectors.compile import warm_up_kernels
 from streamproc import kernels, outstanding, serving
@@ -545,13 +546,13 @@ def _first_copies(seen: dict[int, int], batch: RecordBatch, rows: list[int]) -> 
     return kept
 
 
-def warm_up(config: Config, progress: Callable[[str, int, int], None] | None = None) -> None:
+def warm_up(config: Config | None = None, progress: Callable[[str, int, int], None] | None = None) -> None:
     """Compile every loop that pipelines of a config run, their detectors' too, or load it compiled.
 
-    progress is called as (name, done, total) after each.
+    config: None for all that any may need, as an image is built. progress is called as (name, done, total) after each.
     """
     own: dict[str, Callable[[], None]] = {"templates": Templates.warm_up, "windows": kernels.warm_windows}
-    if config.kafka.joins_topic():
+    if config is None or config.kafka.joins_topic():
         own["joins"] = outstanding.warm_up
     made = 0
 
@@ -561,7 +562,7 @@ def warm_up(config: Config, progress: Callable[[str, int, int], None] | None = N
         if progress is not None:
             progress(name, done, total + len(own))
 
-    warm_up_kernels(tell, detectors_of(config))
+    warm_up_kernels(tell, registry.names() if config is None else detectors_of(config))
     total = made
     for done, (name, step) in enumerate(own.items(), start=total + 1):
         step()

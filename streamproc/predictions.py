@@ -488,7 +488,14 @@ class PredictionState(ModelState):
         yield from self._spent(window)
         if n == 0:
             return
-        yield Aggregate("error_rate", window.errors / n, n)
+        types = sorted(window.errors_by)
+        yield Aggregate(
+            "error_rate",
+            window.errors / n,
+            n,
+            tuple(f"error.type={t}" for t in types),
+            np.array([window.errors_by[t] for t in types], np.float64) if types else None,
+        )
         if self._wants_errors:
             before = len(self.errors.reported)
             for k, name in enumerate(self.errors.met(window.errors_by)):

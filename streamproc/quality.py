@@ -69,6 +69,9 @@ _COHORTS = 256
 
 _MAX_VERSIONS = 1000
 
+#: Classes that are known by name, and classes that a window tells wrong answers by.
+_MAX_WORDS = 200
+
 #: Stretches of a source's offsets that were had: one, and more only while a lost record is still to come again.
 _MAX_STRETCHES = 64
 
@@ -84,6 +87,7 @@ class Judged(Accumulator):
     bins: F64 | None = None  # (3, BINS): of those with a confidence, how many, how many right, sum of confidence
     numbers: int = 0
     off: float = 0.0  # sum of absolute errors
+    wrong_by: dict[int, int] = msgspec.field(default_factory=dict)  # wrong answers by what would have been right
     delays: I64 | None = None
     from_us: int = 0  # the predictions' times
     to_us: int = 0
@@ -92,6 +96,7 @@ class Judged(Accumulator):
         """Return the state as a tree."""
         scalars = [self.answered, self.right, self.sure, self.log_loss, self.brier, self.numbers, self.off]
         pairs = {"scalars": [*scalars, self.from_us, self.to_us], "bins": self.bins, "delays": sparse(self.delays)}
+        pairs["wrong_by"] = [list(w) for w in sorted(self.wrong_by.items())]
         return {**super().snapshot(), "pairs": pairs}
 
     @classmethod
@@ -103,6 +108,7 @@ class Judged(Accumulator):
         self.numbers, self.off, self.from_us, self.to_us = rest
         self.bins = pairs["bins"]
         self.delays = dense(pairs["delays"])
+        self.wrong_by = dict(pairs.get("wrong_by", ()))  # states of before have none
         return self
 
     def median_delay_s(self) -> float:
@@ -146,6 +152,7 @@ class QualityState(ModelState):
         self.had: dict[str, list[list[int]]] = {}  # by source: stretches (after, last) of its offsets
         self.born = -1  # offset of the first record: chunks of one incarnation are not those of another
         self.versions: list[str | None] = []
+        self.words: dict[int, str] = {}  # names of classes
         self.binary = False  # whether its numbers are known to be probabilities
         self.learned = np.zeros((3, BINS))  # answers, right ones and sums of confidence, by confidence
         self.last_delay_s: float | None = None
@@ -199,6 +206,9 @@ class QualityState(ModelState):
         clock = self.told if label else self.asked
         reached = clock.progress_us
         clock.advance(np.array([rows.times.max()]), np.array([arrival]), np.array([before]))
+        for code, name in rows.words.items():
+            if len(self.words) < _MAX_WORDS:
+                self.words.setdefault(code, name)
         codes = np.array([self._version(n) for n in rows.names], np.uint16)
         rows.versions = codes[rows.versions]
         for start in range(0, len(rows), CHUNK):
@@ -286,7 +296,7 @@ class QualityState(ModelState):
         if (known := answered & ~np.isnan(sure)).any():
             self._learn(sure[known], right[known])
         for window, own_rows in _placed(self.windows, told["times"], self.windows.progress_us, offset):
-            _add(window, own_rows, asked["times"], delays, right, sure, answered, off)
+            _add(window, own_rows, asked["times"], delays, right, sure, answered, off, told["classes"])
             window.version = self.versions[int(asked["versions"][np.nonzero(own_rows)[0][-1]])]
         return self._show(asked, right, answered, off, offset)
 
@@ -443,12 +453,15 @@ class QualityState(ModelState):
         window.offset_first = first
         span = Span(self.subject.topic, self.subject.partition, first, window.offset_last)
         return [
-            msgspec.structs.replace(a, evidence=span if a.action == "opened" and first >= 0 else None) for a in alerts
+            msgspec.structs.replace(a, evidence=span if a.action != "resolved" and first >= 0 else None) for a in alerts
         ]
 
     def _judgements(self, window: Judged) -> Iterator[Aggregate]:
         if window.answered:
-            yield Aggregate("accuracy", window.right / window.answered, window.answered)
+            by = sorted(window.wrong_by.items())
+            names = tuple(f"class={self.words.get(code, OTHER)}" for code, _ in by)
+            wrong = np.array([n for _, n in by], np.float64) if by else None
+            yield Aggregate("accuracy", window.right / window.answered, window.answered, names, wrong)
         if window.sure:
             yield Aggregate("log_loss", window.log_loss / window.sure, window.sure)
             yield Aggregate("brier", window.brier / window.sure, window.sure)
@@ -545,6 +558,7 @@ class QualityState(ModelState):
             "waiting": self.waiting.snapshot(),
             "had": [[source, stretches] for source, stretches in sorted(self.had.items())],
             "versions": list(self.versions),
+            "words": [list(w) for w in self.words.items()],
             "learned": self.learned.copy(),
             "cohorts": [[c, *n] for c, n in sorted(self.cohorts.items())],
             "counts": {name: n for name, n in sorted(self.counts.items()) if n},
@@ -558,6 +572,7 @@ class QualityState(ModelState):
         self.waiting.restore(own["waiting"])
         self.had = {source: [list(s) for s in stretches] for source, stretches in own["had"]}
         self.versions = list(own["versions"])
+        self.words = dict(own.get("words", ()))
         self.learned = own["learned"]
         if (own["window_us"], own["max_delay_us"]) == (self.windows.size_us, self.rules.max_delay_us):
             self.cohorts = {c: list(n) for c, *n in own["cohorts"]}
@@ -580,7 +595,15 @@ def _placed(windows: Windows, times: I64, reached: int | None, offset: int) -> I
 
 
 def _add(
-    window: Judged, own: Bools, asked: I64, delays: I64, right: Bools, sure: F64, answered: Bools, off: F64
+    window: Judged,
+    own: Bools,
+    asked: I64,
+    delays: I64,
+    right: Bools,
+    sure: F64,
+    answered: Bools,
+    off: F64,
+    truth: U32,
 ) -> None:
     """Add to a window the pairs that are its own; all (n,)."""
     first, last = int(asked[own].min()), int(asked[own].max())
@@ -592,6 +615,11 @@ def _add(
     window.delays += np.bincount(latency_buckets(delays[own] / 1e6, floor_s=_FLOOR_S), minlength=BUCKETS)
     window.answered += int((own & answered).sum())
     window.right += int((own & right).sum())
+    wrong = own & answered & ~right
+    if wrong.any():
+        for code, n in zip(*(a.tolist() for a in np.unique(truth[wrong], return_counts=True)), strict=True):
+            known_by = code if code in window.wrong_by or len(window.wrong_by) < _MAX_WORDS else NO_CLASS
+            window.wrong_by[known_by] = window.wrong_by.get(known_by, 0) + n
     known = own & answered & ~np.isnan(sure)
     if known.any():
         p, hit = sure[known], right[known]
@@ -627,9 +655,9 @@ def _merged(stretches: list[list[int]]) -> list[list[int]]:
 
 
 def _about(alerts: list[Alert], from_us: int, to_us: int) -> list[Alert]:
-    """Say in alerts that open of which predictions they are, by their times."""
+    """Say in alerts that fire of which predictions they are, by their times."""
     said = f"{rfc3339(from_us)}/{rfc3339(to_us)}"
     return [
-        msgspec.structs.replace(a, annotations={**a.annotations, "predictions": said}) if a.action == "opened" else a
+        msgspec.structs.replace(a, annotations={**a.annotations, "predictions": said}) if a.action != "resolved" else a
         for a in alerts
     ]

@@ -59,6 +59,7 @@ class Rule(Struct, frozen=True, kw_only=True):
     runbook: str
     dashboard: str
     environment: str
+    cost_per_affected: float | None
     structure: str  # equal for two rules whose learned state is interchangeable
     params_hash: str
 
@@ -294,6 +295,7 @@ class RuleBook:
             runbook=last("runbook", ""),
             dashboard=last("dashboard", ""),
             environment=last("env", ""),
+            cost_per_affected=last("cost_per_affected", None),
             structure=_hash([detector, sorted(checked.items()), window_us if spec.shape == "window" else 0]),
             params_hash=_hash([detector, sorted(params.items())]),
         )

@@ -146,7 +146,10 @@ def end_silence(config_path: str, number: str) -> None:
 @click.option("--cause", default="", help="What it was.")
 @_author
 def feedback(config_path: str, fingerprint: str, verdict: str, comment: str, cause: str, author: str) -> None:
-    """Say what an alert was, by its fingerprint.
+    """Say what an alert was.
+
+    FINGERPRINT is the alert's, or its beginning as `streamproc alerts` shows it; or the beginning of an incident's id,
+    for the alert that is taken for its cause.
 
     \b
     NOT_ANOMALY         ends it, and raises the signal's limit above what it came to
@@ -158,8 +161,12 @@ def feedback(config_path: str, fingerprint: str, verdict: str, comment: str, cau
 
     \b
     Example:
-      streamproc feedback -c worker.yaml 1f6d… NOT_ANOMALY --comment 'month end'
+      streamproc feedback -c worker.yaml 1f6d0c2a NOT_ANOMALY --comment 'month end'
     """
+    from streamproc import rules
+    from streamproc.looking import resolve
+
+    fingerprint = resolve(rules.load(Path(config_path), env=dict(os.environ)), fingerprint)
     said = {"fingerprint": fingerprint, "verdict": verdict, "author": author, "time": rfc3339(round(time.time() * 1e6))}
     said |= {name: value for name, value in (("comment", comment), ("cause", cause)) if value}
 

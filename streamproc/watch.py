@@ -603,6 +603,7 @@ def build_alert(
         *carried,
     ]
     shown = step.action != "resolved"
+    effect = value - evidence.expected if value is not None and evidence.expected is not None else None
     severity = "critical" if step.escalated else rule.severity
     change = subject.change(step) if shown else None
     summary = _summary(rule, subject, step, value=value, evidence=evidence, attribution=attribution, change=change)
@@ -660,10 +661,10 @@ def build_alert(
         url=annotations.get("runbook_url", ""),
         value=value,
         expected=expected,
-        effect=value - evidence.expected if value is not None and evidence.expected is not None else None,
+        effect=effect,
         n=n,
         confidence=confidence,
-        impact=Impact(step.weight, max(0, step.at_us - step.started_us) / 1e6) if step.values else None,
+        impact=_impact(rule, step, effect) if step.values else None,
         generatorURL=annotations.get("dashboard_url", ""),
         category=rule.spec.category,
         attribution=attribution,
@@ -675,6 +676,18 @@ def build_alert(
             max(step.offset_last, last_offset if last_offset is not None and shown else -1),
         ),
     )
+
+
+def _impact(rule: Rule, step: Step, effect: float | None) -> Impact:
+    lasted_s = max(0, step.at_us - step.started_us) / 1e6
+    cost: float | None = None
+    if effect is not None and rule.signal == "cost_per_hour":
+        cost = effect * lasted_s / 3600.0
+    elif effect is not None and rule.signal == "cost_per_request":
+        cost = effect * step.weight
+    elif rule.cost_per_affected is not None and rule.spec.name != "metric":  # points of a metric are no predictions
+        cost = rule.cost_per_affected * step.weight
+    return Impact(step.weight, lasted_s, None if cost is None else round(cost, 6))
 
 
 def _summary(

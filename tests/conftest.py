@@ -1,1 +1,1 @@
-pytest_plugins = ["tests.brokers.fixtures"]
+pytest_plugins = ["tests.brokers.fixtures", "tests.bridges.fixtures"]

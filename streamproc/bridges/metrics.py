@@ -29,6 +29,10 @@ class Metrics:
             "streamproc_bridge_lag", "Records still to be told.", ("topic", "partition"), registry=registry
         )
         self.open = Gauge("streamproc_bridge_firing", "Episodes told of and not over.", registry=registry)
+        self.reload_ok = Gauge(
+            "streamproc_bridge_config_last_reload_successful", "1 where the last reload was taken.", registry=registry
+        )
+        self.reload_ok.set(1)
         self.seconds = Histogram(
             "streamproc_bridge_delivery_seconds", "From the first attempt to the answer.", buckets=_SECONDS,
             registry=registry,

@@ -7,7 +7,9 @@ import contextlib
 import random
 import signal
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import aiokafka
@@ -26,6 +28,7 @@ from streamproc.events import RecordBatch, Rejected
 from streamproc.worker import topics
 from streamproc.worker.connection import connection, for_aiokafka
 from streamproc.worker.deadletters import dead_letter
+from streamproc.worker.reloading import Reloader
 
 log = structlog.get_logger("streamproc.bridge")
 
@@ -35,6 +38,10 @@ _FIRST_BACKOFF_S = 0.5
 _NEVER_MS = 2**31 - 1
 
 _MAX_BYTES = 8_000_000
+
+#: What needs a restart: of the config, and of the bridge's own block, since its position and its topics rest on it.
+_FIXED = ("kafka", "worker")
+_FIXED_OF_BRIDGE = ("topic", "start", "history", "requests")
 
 #: Beside a position: what fires at it is still to be told.
 _BEGINNING = "beginning"
@@ -96,8 +103,18 @@ def topic_specs(config: Config, settings: Settings) -> list[topics.TopicSpec]:
     ]
 
 
-def run(config: Config, settings: Settings, *, connect_timeout_s: float = 60.0) -> int:
-    """Run a bridge until a signal ends it; return the exit code."""
+def run(
+    config: Config,
+    settings: Settings,
+    *,
+    path: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    connect_timeout_s: float = 60.0,
+) -> int:
+    """Run a bridge until a signal ends it; return the exit code.
+
+    path, env: of the config, for when it is read again.
+    """
 
     def on_retry(attempt: int, wait_s: float, reason: str) -> None:
         log.warning("no broker yet", attempt=attempt, retry_in_s=round(wait_s, 1), reason=reason)
@@ -115,16 +132,19 @@ def run(config: Config, settings: Settings, *, connect_timeout_s: float = 60.0) 
         return e.exit_code
     for name in report.created:
         log.info("topic created", topic=name, partitions=report.partitions[name])
-    return asyncio.run(_serve(config, settings))
+    return asyncio.run(_serve(config, settings, path, env or {}))
 
 
-async def _serve(config: Config, settings: Settings) -> int:
+async def _serve(config: Config, settings: Settings, path: Path | None, env: Mapping[str, str]) -> int:
+    reloader = Reloader(path, env, config, fixed=_FIXED)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     try:
-        async with BridgeProcess(config, settings) as process:
+        async with BridgeProcess(config, settings, reload=reloader.reload) as process:
+            reloader.take, reloader.ok = process.reload, process.metrics.reload_ok
+            reloader.start()
             log.info(
                 "bridge started",
                 bridge=f"{settings.kind}/{settings.name}",
@@ -136,6 +156,7 @@ async def _serve(config: Config, settings: Settings) -> int:
             ends: list[asyncio.Future[Any]] = [stopping, process.failure]
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
             stopping.cancel()
+            reloader.stop()
             if process.failure.done():
                 log.error("bridge failed; it ends rather than lose records", reason=repr(process.failure.result()))
                 return 1
@@ -154,18 +175,24 @@ async def _serve(config: Config, settings: Settings) -> int:
 class BridgeProcess(aiokafka.ConsumerRebalanceListener):  # type: ignore[misc]
     """One bridge: its consumer, its receiver, a task for each partition it holds."""
 
-    def __init__(self, config: Config, settings: Settings) -> None:
+    def __init__(self, config: Config, settings: Settings, *, reload: Callable[[], Awaitable[str]]) -> None:
         self.config = config
         self.settings = settings
+        self._reload = reload
         self.metrics = Metrics()
         self.port = 0
         self.failure: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
         self._stopping = asyncio.Event()
         self._partitions: dict[Any, asyncio.Task[None]] = {}
+        self._tracks: dict[TopicPartition, steps.Track] = {}  # those being restored too
         self._ready: set[TopicPartition] = set()
         self._assigned = False
         self._blocked_since: dict[TopicPartition, float] = {}
         self._stack = contextlib.AsyncExitStack()
+        self._changed = asyncio.Event()  # of the config in force: set, and replaced, when another is taken
+        self._busy: Counter[sinks.Sink] = Counter()  # deliveries on their way
+        self._resending: asyncio.Task[None] | None = None
+        self._leaving: set[asyncio.Task[None]] = set()
         self.metrics.blocked.set_function(self._blocked_s)
 
     async def __aenter__(self) -> BridgeProcess:
@@ -187,18 +214,15 @@ class BridgeProcess(aiokafka.ConsumerRebalanceListener):  # type: ignore[misc]
         # Not idempotent, which is more than an embedded broker can: what it writes has keys of its own for that.
         self._producer = aiokafka.AIOKafkaProducer(**settings, acks="all", max_request_size=_MAX_BYTES)
         try:
-            http = sinks.Http(self.settings.bridge)
-            self._stack.push_async_callback(http.close)
-            source = f"streamproc/{self.config.kafka.app_id}/bridge/{self.settings.kind}/{self.settings.name}"
-            self.sink = sinks.make(self.settings.bridge, http, source=source, publish=self._publish)
+            self.sink = self._make(self.settings.bridge)
+            self._stack.push_async_callback(self._close)
             await self._web()
             self._stack.push_async_callback(self._producer.stop)
             await self._producer.start()
             self._consumer.subscribe([self.settings.topic], listener=self)
             self._stack.push_async_callback(self._consumer.stop)
             await self._consumer.start()
-            resending = asyncio.create_task(self._guarded(self.sink.run()))
-            self._stack.push_async_callback(_cancelled, resending)
+            self._resending = asyncio.create_task(self._guarded(self.sink.run()))
             watching = asyncio.create_task(self._guarded(self._watch()))
             self._stack.push_async_callback(_cancelled, watching)
         except BaseException:
@@ -213,6 +237,52 @@ class BridgeProcess(aiokafka.ConsumerRebalanceListener):  # type: ignore[misc]
                 for task in self._partitions.values():
                     await _cancelled(task)
                 await self._stack.aclose()
+
+    def _make(self, bridge: Bridge) -> sinks.Sink:
+        source = f"streamproc/{self.config.kafka.app_id}/bridge/{self.settings.kind}/{self.settings.name}"
+        return sinks.make(bridge, sinks.Http(bridge), source=source, publish=self._publish)
+
+    async def _close(self) -> None:
+        tasks = [*self._leaving, *([] if self._resending is None else [self._resending])]
+        for task in tasks:
+            await _cancelled(task)
+        await self.sink.http.close()
+
+    async def reload(self, config: Config) -> None:
+        """Tell from now on as another config says; what waits for its receiver is tried again at once.
+
+        Raises `StreamprocError` where it is not to be had without a restart.
+        """
+        was = self.settings
+        blocks: dict[str, Bridge] = getattr(config.bridges, was.kind)
+        if was.name not in blocks:
+            raise StreamprocError(f"`bridges.{was.kind}.{was.name}` is gone, which needs a restart")
+        bridge = blocks[was.name]
+        for name in _FIXED_OF_BRIDGE:
+            if getattr(bridge, name, None) != getattr(was.bridge, name, None):
+                raise StreamprocError(f"`bridges.{was.kind}.{was.name}.{name}` has changed, which needs a restart")
+        old, self.sink = self.sink, self._make(bridge)
+        self.config, self.settings = config, msgspec.structs.replace(was, bridge=bridge)
+        for track in self._tracks.values():
+            track.rematch(bridge.match, asks=self.sink.asks)
+        self.sink.succeed(old)
+        if self._resending is not None:
+            await _cancelled(self._resending)
+            self._resending = asyncio.create_task(self._guarded(self.sink.run()))
+        leaving = asyncio.create_task(self._leave(old))
+        self._leaving.add(leaving)
+        leaving.add_done_callback(self._leaving.discard)
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
+
+    async def _leave(self, sink: sinks.Sink) -> None:
+        """Close a receiver's connections once nothing is on its way to it."""
+        try:
+            while self._busy[sink]:
+                await asyncio.sleep(0.05)
+        finally:
+            await sink.http.close()
+            del self._busy[sink]
 
     async def finish(self) -> None:
         """Let deliveries on their way come to their end, within the grace."""
@@ -229,6 +299,7 @@ class BridgeProcess(aiokafka.ConsumerRebalanceListener):  # type: ignore[misc]
             if task is not None:
                 await _cancelled(task)
             self.sink.forgotten(partition)
+            self._tracks.pop(partition, None)
             self._ready.discard(partition)
             self._blocked_since.pop(partition, None)
             with contextlib.suppress(KeyError):
@@ -252,7 +323,7 @@ class BridgeProcess(aiokafka.ConsumerRebalanceListener):  # type: ignore[misc]
                 self.failure.set_result(e)
 
     async def _partition(self, partition: TopicPartition) -> None:
-        track = steps.Track(self.settings.bridge.match, asks=self.sink.asks)
+        track = self._tracks[partition] = steps.Track(self.settings.bridge.match, asks=self.sink.asks)
         until, fresh = await self._rewind(partition)
         empty = 0
         while not self._stopping.is_set() and await self._consumer.position(partition) < until:
@@ -379,8 +450,10 @@ class BridgeProcess(aiokafka.ConsumerRebalanceListener):  # type: ignore[misc]
         started = time.monotonic()
         attempt = 0
         while True:
+            sink, changed = self.sink, self._changed
+            self._busy[sink] += 1
             try:
-                await self.sink.deliver(step)
+                await sink.deliver(step)
             except sinks.Unavailable as e:
                 self._blocked_since.setdefault(partition, started)
                 wait_s = self._backoff(attempt, e.after_s)
@@ -388,8 +461,10 @@ class BridgeProcess(aiokafka.ConsumerRebalanceListener):  # type: ignore[misc]
                 level("not delivered yet", reason=str(e), attempt=attempt + 1, retry_in_s=round(wait_s, 1), **about)
                 attempt += 1
                 self.metrics.retries.inc()
-                if await self._stopped_within(wait_s):
+                if await self._stopped_within(wait_s, unless=changed):
                     return False
+                if changed.is_set():
+                    attempt = 0
             except sinks.Refused as e:
                 step.episode.refused = True
                 await self._set_aside(record or _as_record(partition, step), e.error_type, str(e))
@@ -404,6 +479,8 @@ class BridgeProcess(aiokafka.ConsumerRebalanceListener):  # type: ignore[misc]
                 self.metrics.seconds.observe(time.monotonic() - started)
                 log.info("delivered", attempts=attempt + 1, **about)
                 break
+            finally:
+                self._busy[sink] -= 1
         self._blocked_since.pop(partition, None)
         return True
 
@@ -413,12 +490,13 @@ class BridgeProcess(aiokafka.ConsumerRebalanceListener):  # type: ignore[misc]
         drawn = random.uniform(longest / 2, longest)
         return drawn if asked_s is None else asked_s + random.uniform(0, min(1.0, longest))
 
-    async def _stopped_within(self, seconds: float) -> bool:
-        try:
-            await asyncio.wait_for(self._stopping.wait(), seconds)
-        except TimeoutError:
-            return False
-        return True
+    async def _stopped_within(self, seconds: float, *, unless: asyncio.Event) -> bool:
+        """Wait for the end of the process, for so long or until something else happens; return whether it came."""
+        waiting = [asyncio.ensure_future(event.wait()) for event in (self._stopping, unless)]
+        await asyncio.wait(waiting, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        for each in waiting:
+            each.cancel()
+        return self._stopping.is_set()
 
     async def _set_aside(self, record: Any, error_type: str, message: str) -> None:
         batch = RecordBatch(
@@ -485,11 +563,15 @@ class BridgeProcess(aiokafka.ConsumerRebalanceListener):  # type: ignore[misc]
                 return web.Response(text=text, status=503)
             return web.Response(text="ready\n")
 
+        async def reload(_: web.Request) -> web.Response:
+            problem = await self._reload()
+            return web.Response(text=(problem or "reloaded") + "\n", status=400 if problem else 200)
+
         app = web.Application()
         pages: dict[str, Callable[[web.Request], Any]] = {
             "/metrics": metrics, "/-/healthy": healthy, "/-/ready": ready
         }  # fmt: skip
-        app.add_routes([web.get(path, page) for path, page in pages.items()])
+        app.add_routes([*(web.get(path, page) for path, page in pages.items()), web.post("/-/reload", reload)])
         runner = web.AppRunner(app, access_log=None)
         await runner.setup()
         self._stack.push_async_callback(runner.cleanup)

@@ -192,6 +192,11 @@ class Sink:
         """Take note of a partition that is no longer ours."""
         self.tracks.pop(partition, None)
 
+    def succeed(self, other: Sink) -> None:
+        """Take over from another of the kind, whose config this one replaces."""
+        for partition, track in other.tracks.items():
+            self.restored(partition, track)
+
     async def deliver(self, step: Step) -> None:
         """Tell the receiver one step."""
         raise NotImplementedError
@@ -395,6 +400,12 @@ class SlackSink(Sink):
         super().__init__(http)
         self._bridge = bridge
         self._threads: dict[str, tuple[str, str]] = {}  # channel and time stamp by episode
+
+    def succeed(self, other: Sink) -> None:
+        """Know the messages there are, where they are in the same channel."""
+        super().succeed(other)
+        if isinstance(other, SlackSink) and other._bridge.channel == self._bridge.channel:
+            self._threads = other._threads
 
     async def deliver(self, step: Step) -> None:
         """Post, or bring the message about the episode up to date and reply to it."""

@@ -180,6 +180,10 @@ class Track:
         self._asks = asks
         self.skipped = ""
 
+    def rematch(self, match: Mapping[str, str], *, asks: Callable[[Event], bool]) -> None:
+        """Tell of what fits from now on; what was told of before goes on to its end."""
+        self._fits, self._asks = matcher(match), asks
+
     def open(self) -> list[Episode]:
         """Return the episodes that are firing, in the order of their latest steps."""
         return list(self._open.values())

@@ -19,14 +19,14 @@ import msgspec
 import structlog
 from aiokafka.errors import KafkaError
 
-from streamproc import __version__, rules, tables
-from streamproc import config as config_module
+from streamproc import __version__, tables
 from streamproc.baseline import Table
 from streamproc.config import Config
 from streamproc.errors import BrokerUnreachable, StreamprocError
 from streamproc.worker import app as app_module
 from streamproc.worker import topics
 from streamproc.worker.connection import connection
+from streamproc.worker.reloading import Reloader
 from streamproc.worker.repartition import internal_topic
 from streamproc.worker.snapshots import MAX_SNAPSHOT_BYTES
 
@@ -101,60 +101,6 @@ def prepare_topics(config: Config, *, timeout_s: float, create: bool | None = No
     return dict(report.partitions)
 
 
-class Reloader:
-    """Takes a changed config file: whole or not at all."""
-
-    def __init__(
-        self,
-        path: Path | None,
-        env: Mapping[str, str],
-        config: Config,
-        *,
-        adjust: Callable[[Config], Config] = lambda config: config,
-    ) -> None:
-        self.path = path
-        self.env = env
-        self.adjust = adjust
-        self.config = config
-        self.digest = "" if path is None else config_module.digest(path.read_bytes())
-        self.app: app_module.WorkerApp | None = None
-
-    async def reload(self) -> str:
-        """Read the file again and swap to it; return what is wrong with it, or ""."""
-        if self.path is None or self.app is None:
-            return "no config file to reload"
-        metrics = self.app.metrics
-        try:
-            digest = config_module.digest(self.path.read_bytes())
-            config = self.adjust(rules.load(self.path, env=self.env))
-            for block in _FIXED:
-                if getattr(config, block) != getattr(self.config, block):
-                    raise StreamprocError(f"{self.path}: `{block}` has changed, which needs a restart")
-            # A detector named anew is compiled while the old config still serves.
-            await asyncio.to_thread(compile_kernels, config)
-            await self.app.engine.reload(config, await asyncio.to_thread(tables.read, config, path=self.path))
-        except (StreamprocError, OSError) as e:
-            metrics.reload_ok.set(0)
-            log.error("config not reloaded", problem=str(e), still_running=self.digest)
-            return f"{e}\nrunning config unchanged (sha {self.digest})"
-        self.config, self.digest = config, digest
-        metrics.reload_ok.set(1)
-        log.info("config reloaded", sha=digest)
-        return ""
-
-    async def watch(self) -> None:
-        """Reload when the file's content has changed: a ConfigMap swaps a link, which no event tells."""
-        refused = ""
-        while self.path is not None:
-            await asyncio.sleep(5.0)
-            try:
-                digest = config_module.digest(self.path.read_bytes())
-            except OSError:
-                continue
-            if digest not in (self.digest, refused):
-                refused = digest if await self.reload() else ""
-
-
 def run(
     config: Config,
     *,
@@ -180,7 +126,7 @@ def run(
     except StreamprocError as e:
         log.error("cannot start", problem=str(e))
         return e.exit_code
-    reloader = Reloader(path, env if env is not None else {}, config, adjust=adjust)
+    reloader = Reloader(path, env if env is not None else {}, config, fixed=_FIXED, adjust=adjust)
     with tempfile.TemporaryDirectory(prefix="streamproc-") as scratch:
         main = _serve(
             config,
@@ -250,7 +196,13 @@ async def _serve(
     )
     app.engine.compiled = asyncio.wrap_future(kernels)
     app.engine.compiled.add_done_callback(lambda f: None if f.cancelled() else app.fail(f.exception()))
-    reloader.app = app
+
+    async def take(config: Config) -> None:
+        # A detector named anew is compiled while the old config still serves.
+        await asyncio.to_thread(compile_kernels, config)
+        await app.engine.reload(config, await asyncio.to_thread(tables.read, config, path=reloader.path))
+
+    reloader.take, reloader.ok = take, app.metrics.reload_ok
     if on_built is not None:
         on_built(app)
     app.metrics.info.labels(version=__version__, config=reloader.digest).set(1)
@@ -258,15 +210,7 @@ async def _serve(
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    background: set[asyncio.Task[str] | asyncio.Task[None]] = set()
-
-    def hangup() -> None:
-        task = loop.create_task(reloader.reload())
-        background.add(task)
-        task.add_done_callback(background.discard)
-
-    loop.add_signal_handler(signal.SIGHUP, hangup)
-    background.add(loop.create_task(reloader.watch()))
+    reloader.start()
     # What lives from the start lives to the end: the collector need never look at it again.
     gc.collect()
     gc.freeze()
@@ -296,8 +240,7 @@ async def _serve(
         log.error("worker failed to start", reason=repr(e))
         code = BrokerUnreachable.exit_code if isinstance(e, ConnectionError | KafkaError) else 1
     await _stop(app, config, code)
-    for task in background:
-        task.cancel()
+    reloader.stop()
     return code
 
 

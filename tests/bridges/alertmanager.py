@@ -28,41 +28,44 @@ class AlertmanagerUnavailable(RuntimeError):
 
 @functools.cache
 def binary() -> Path:
-    """Return the program, bringing it by apt the first time; kept in `.cache/alertmanager` of the repository.
-
-    $STREAMPROC_ALERTMANAGER names another one, which serves as it is.
-    """
+    """Return the program; $STREAMPROC_ALERTMANAGER names another one, which serves as it is."""
     if (given := os.environ.get("STREAMPROC_ALERTMANAGER")) is not None:
         return Path(given)
-    if (installed := shutil.which(PACKAGE)) is not None:
+    return debian(PACKAGE, PACKAGE)
+
+
+def debian(package: str, program: str) -> Path:
+    """Return a program of a Debian package, bringing it by apt the first time; kept in `.cache` of the repository."""
+    if (installed := shutil.which(program)) is not None:
         return Path(installed)
-    home = HERE.parents[1] / ".cache" / "alertmanager"
-    program = home / "root" / "usr" / "bin" / PACKAGE
-    if program.is_file():
-        return program
+    home = HERE.parents[1] / ".cache" / package
+    found = home / "root" / "usr" / "bin" / program
+    if found.is_file():
+        return found
     for tool in ("apt-get", "dpkg"):
         if shutil.which(tool) is None:
-            raise AlertmanagerUnavailable(f"{tool} is not on PATH; name a program in $STREAMPROC_ALERTMANAGER")
+            raise AlertmanagerUnavailable(f"{tool} is not on PATH, to bring {package}")
     home.mkdir(parents=True, exist_ok=True)
     with (home / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # a second test run waits here, then finds it
-        if program.is_file():
-            return program
+        if found.is_file():
+            return found
         with tempfile.TemporaryDirectory(dir=home) as scratch:
-            got = _run("apt-get", "download", PACKAGE, cwd=scratch)
+            got = _run("apt-get", "download", package, cwd=scratch)
             if got.returncode != 0:  # a machine whose lists of packages are old, or not there yet
                 _run("apt-get", "update", "-q", cwd=scratch)
-                got = _run("apt-get", "download", PACKAGE, cwd=scratch)
-            found = list(Path(scratch).glob("*.deb"))
-            if got.returncode != 0 or not found:
-                raise AlertmanagerUnavailable(f"apt-get could not bring {PACKAGE}: {got.stderr[-500:]}")
+                got = _run("apt-get", "download", package, cwd=scratch)
+            archives = list(Path(scratch).glob("*.deb"))
+            if got.returncode != 0 or not archives:
+                raise AlertmanagerUnavailable(f"apt-get could not bring {package}: {got.stderr[-500:]}")
             unpacked = Path(scratch) / "root"
-            done = _run("dpkg", "-x", str(found[0]), str(unpacked), cwd=scratch)
+            done = _run("dpkg", "-x", str(archives[0]), str(unpacked), cwd=scratch)
             if done.returncode != 0:
-                raise AlertmanagerUnavailable(f"dpkg could not unpack {found[0].name}: {done.stderr[-500:]}")
-            _relocate(unpacked / "usr" / "bin" / PACKAGE)
+                raise AlertmanagerUnavailable(f"dpkg could not unpack {archives[0].name}: {done.stderr[-500:]}")
+            for each in (unpacked / "usr" / "bin").iterdir():
+                _relocate(each)
             unpacked.rename(home / "root")
-    return program
+    return found
 
 
 def _relocate(program: Path) -> None:
@@ -81,10 +84,12 @@ def _run(*command: str, cwd: str) -> subprocess.CompletedProcess[str]:
 class Alertmanager:
     """One Alertmanager; it keeps its port when it is stopped and started again.
 
-    webhook: where it is to notify, at once and again when something has changed.
+    webhook: where it is to notify, at once and again when something has changed. config: another file for it.
     """
 
-    def __init__(self, directory: Path, *, webhook: str | None = None, group_wait: str = "0s") -> None:
+    def __init__(
+        self, directory: Path, *, webhook: str | None = None, group_wait: str = "0s", config: str | None = None
+    ) -> None:
         self.home = directory
         directory.mkdir(parents=True, exist_ok=True)
         self.port = child.free_port()
@@ -94,7 +99,8 @@ class Alertmanager:
         route = {"receiver": "test", "group_by": ["model"], "group_wait": group_wait, "group_interval": "1s",
                  "repeat_interval": "1h"}  # fmt: skip
         # JSON is YAML.
-        (directory / "alertmanager.yml").write_text(json.dumps({"route": route, "receivers": [receiver]}))
+        written = json.dumps({"route": route, "receivers": [receiver]}) if config is None else config
+        (directory / "alertmanager.yml").write_text(written)
         share = binary().parents[1] / "share"
         if share.is_dir():
             (directory / "us").mkdir(exist_ok=True)

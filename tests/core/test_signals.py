@@ -174,7 +174,7 @@ CONFIG = "defaults: {window: 10s, lateness: 5s, resolve_after: 1m}\n"
 
 
 @functools.cache
-def run(fault: Fault | None, seed: int = 1) -> tuple[Alert, ...]:
+def run(fault: Fault | None, seed: int = 1, extra: str = "") -> tuple[Alert, ...]:
     rng, odd = np.random.default_rng(seed), np.random.default_rng(seed + 100)
     events = []
     for i in range(WINDOWS * EACH):
@@ -184,7 +184,7 @@ def run(fault: Fault | None, seed: int = 1) -> tuple[Alert, ...]:
         events.append(event)
     stamps = [BEGIN_US + i * SECOND // RATE for i in range(len(events))]
     whole = batch(events, stamps_us=stamps, keys=[b"fraud"] * len(events))
-    return tuple(feed(pipeline(config(CONFIG)), cut(whole, range(0, len(events), 1000))))
+    return tuple(feed(pipeline(config(CONFIG + extra)), cut(whole, range(0, len(events), 1000))))
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -210,6 +210,34 @@ def test_an_alert_on_features_names_the_ones_that_carry_it(fault: Fault) -> None
             assert alert.attribution[0].share > 0.8
             assert f"{CARRIED[fault]} " in alert.summary
             assert sum(s.share for s in alert.attribution) <= 1.0001
+
+
+def test_an_alert_on_errors_names_their_types() -> None:
+    (alert,) = [a for a in run(one_error_type) if a.signal == "error_rate" and a.action == "opened"]
+    assert alert.attribution[0].feature == "error.type=rate_limit"
+    assert 0.8 < alert.attribution[0].share <= sum(s.share for s in alert.attribution) <= 1.0001
+    assert "; error.type=rate_limit " in alert.summary
+
+
+def test_an_alert_says_what_it_has_cost() -> None:
+    def of(alerts: tuple[Alert, ...], signal: str) -> Alert:
+        return [a for a in alerts if a.signal == signal and a.impact is not None and a.action == "opened"][-1]
+
+    untold, told = run(one_error_type), run(one_error_type, extra="models: [{match: {}, cost_per_affected: 0.25}]\n")
+    for alerts, each in ((untold, None), (told, 0.25)):
+        impact = of(alerts, "error_rate").impact
+        assert impact is not None
+        assert impact.events > 0
+        assert impact.cost == (None if each is None else each * impact.events)
+    # Of what is spent the unusual part, whatever the config says.
+    hourly = of(run(long_answers), "cost_per_hour")
+    assert hourly.impact is not None
+    assert hourly.effect is not None
+    assert hourly.impact.cost == pytest.approx(hourly.effect * hourly.impact.duration_s / 3600)
+    each_one = of(run(long_answers), "cost_per_request")
+    assert each_one.impact is not None
+    assert each_one.effect == pytest.approx(0.002, rel=0.1)
+    assert each_one.impact.cost == pytest.approx(each_one.effect * each_one.impact.events, abs=1e-6)
 
 
 # ----------------------------------------------------------------------------- what is off, or not there

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
+import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,18 @@ import yaml
 from streamproc.worker import child
 from streamproc.worker.connection import Connection
 from streamproc.worker.topics import TopicSpec, describe, ensure
-from tests.brokers.kafka import LOG4J2, QUICK_START, jars
+from tests.bridges.alertmanager import Alertmanager, AlertmanagerUnavailable, debian
+from tests.bridges.harness import Bridge, eventually, incident, tell
+from tests.brokers.kafka import LOG4J2, QUICK_START, KafkaCluster, jars
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 COMPOSE: dict[str, Any] = yaml.safe_load((REPOSITORY / "docker-compose.yml").read_text("utf-8"))
 DEPLOY = REPOSITORY / "deploy"
 
 METRICS = {
+    "streamproc_bridge_blocked_seconds",
+    "streamproc_bridge_config_last_reload_successful",
+    "streamproc_bridge_dead_letters_total",
     "streamproc_alerts_total",
     "streamproc_budget_used",
     "streamproc_config_last_reload_successful",
@@ -144,6 +150,42 @@ def test_rules_and_dashboard_ask_only_for_metrics_there_are() -> None:
     assert names <= METRICS
 
 
+def test_what_the_image_compiles_is_all_that_a_config_may_name() -> None:
+    dockerfile = (REPOSITORY / "Dockerfile").read_text("utf-8")
+    (code,) = re.findall(r"python -c '([^']+)'", dockerfile)
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.kafka
+def test_the_composed_bridge_shows_incidents_in_the_composed_alertmanager(
+    kafka: KafkaCluster, alertmanager_binary: Path, tmp_path: Path
+) -> None:
+    service = COMPOSE["services"]["bridge"]
+    command, port = service["command"], service["ports"][0].rpartition(":")[2]
+    assert command[:2] == ["bridge", "alertmanager"]
+    assert command[command.index("--web-port") + 1] == port
+    assert f"bridge:{port}" in (DEPLOY / "prometheus.yml").read_text("utf-8")
+    assert f":{port}/-/healthy" in " ".join(service["healthcheck"]["test"])
+    written = (DEPLOY / "worker.yaml").read_text("utf-8")
+    address = f"http://alertmanager:{COMPOSE['services']['alertmanager']['ports'][0].rpartition(':')[2]}"
+    assert address in written
+    with Alertmanager(tmp_path / "am", config=(DEPLOY / "alertmanager.yml").read_text("utf-8")) as am:
+        text = written.replace(address, am.url).replace("kafka:\n", "kafka:\n  app_id: composed\n")
+        text = text.replace("incidents: incidents", "incidents: composed-incidents")
+        running = Bridge(tmp_path, "alertmanager", text, env={"KAFKA_BROKERS": kafka.bootstrap})
+        try:
+            running.ready()
+            tell(kafka.bootstrap, "composed", incident(), topic="incidents")
+            shown = eventually(lambda: am.firing().get("fraud/warning"), "the incident shows")
+            assert shown["annotations"]["cause"].startswith("data")
+            tell(kafka.bootstrap, "composed", incident(action="resolved"), topic="incidents")
+            eventually(lambda: not am.firing(), "and is over")
+            assert running.stop() == 0
+        finally:
+            running.stop(signal.SIGKILL)
+
+
 def test_the_image_runs_as_a_numbered_user_and_stops_by_term() -> None:
     dockerfile = (REPOSITORY / "Dockerfile").read_text("utf-8")
     assert re.search(r"^USER \d+:\d+$", dockerfile, re.MULTILINE)
@@ -164,7 +206,11 @@ def test_the_image_runs_as_a_numbered_user_and_stops_by_term() -> None:
     ids=lambda command: command[-1],
 )
 def test_the_monitors_own_tools_accept_their_files(command: list[str]) -> None:
-    if shutil.which(command[0]) is None:
-        pytest.skip(f"{command[0]} is not installed")
+    package = {"promtool": "prometheus", "amtool": "prometheus-alertmanager"}[command[0]]
+    try:
+        program = debian(package, command[0])
+    except AlertmanagerUnavailable as reason:
+        pytest.skip(str(reason))
+    command = [str(program), *command[1:]]
     done = subprocess.run(command, cwd=DEPLOY, capture_output=True, text=True, timeout=30, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
