@@ -11,9 +11,16 @@ run's own. So of joins is compared what was sent on (rows lost or conflicting), 
 joined, overdue and repeated, of each model), and the states and alerts of the disturbed run's own log with
 what a pipeline that nobody disturbs makes of it.
 
-Prints one JSON object: events_lost, states_differing, alerts_missing, alerts_conflicting, joins_lost,
-joins_conflicting, joins_differing (all must be 0), alerts_duplicated (the same id twice, which consumers
-drop) and what was done.
+Incidents are made of the alerts in the order in which they were published, which is each run's own too, and so
+is the time at which each was: the time of an incident is that of its alerts, and from there on the clock of their
+records. While nobody publishes that clock goes on, so that after an outage an incident may be older than it
+would have been without. Hence nothing but the log is compared with: what an undisturbed pipeline makes of the
+disturbed run's feed, whose records' times are the only clock there is (`idle_advance: false`), has to be what the
+workers published, to the byte, and the state that they left. Besides, whatever the log: each alert is in the feed,
+and each incident opens once and ends at most once.
+
+Prints one JSON object: what there must be none of (NONE), what there must be some of, or nothing was compared
+(SOME), alerts_duplicated and incidents_duplicated (the same id twice, which consumers drop) and what was done.
 """
 
 from __future__ import annotations
@@ -43,7 +50,7 @@ from confluent_kafka import Producer
 from benchmarks import workload
 from detectors import state as state_codec
 from streamproc import rules, signals
-from streamproc.cloudevents import encode_alert
+from streamproc.cloudevents import encode_alert, encode_incident
 from streamproc.events import RecordBatch
 from streamproc.joins import JoinDecoder
 from streamproc.pipeline import PART, Pipeline
@@ -65,7 +72,14 @@ NONE = (
     "join_states_differing",
     "join_alerts_missing",
     "join_alerts_conflicting",
+    "feed_lost",
+    "incidents_missing",
+    "incidents_conflicting",
+    "incidents_told_twice",
+    "incident_states_differing",
 )
+#: What there must be some of, else too little was compared.
+SOME = ("alerts", "joined", "incidents", "incidents_opened", "incidents_resolved")
 TOPICS = {"predictions": "predictions", "telemetry": "telemetry", "labels": "labels"}
 
 
@@ -140,6 +154,7 @@ kafka:
   labels: [labels]
   app_id: {app_id}
   alerts: {app_id}-alerts
+  incidents: {app_id}-incidents
   dead_letters: {app_id}-dead-letters
   snapshots: {app_id}-snapshots
   partitions: {PARTITIONS}
@@ -157,6 +172,10 @@ defaults:
     prediction_drift: {{detector: page_hinkley, params: {{threshold: 20}}, resolve_after: 1s}}
     latency: {{detector: adwin, upper_limit: 60ms, resolve_after: 500ms}}
     failures: {{detector: ddm}}
+models:
+  - {{match: {{model: "model-?"}}, depends_on: [host/gpu-1]}}
+  - {{match: {{model: "model-1?"}}, depends_on: [host/gpu-2, feed/clicks]}}
+incidents: {{window: 2s, quiet: 1s, confirm_after: 2s, escalate_after: 6s}}
 worker: {{web_port: 0, snapshot_interval: 700ms, idle_advance: false, shutdown_grace: 15s}}
 """
 
@@ -256,7 +275,8 @@ async def drained(
     consumer = AIOKafkaConsumer(bootstrap_servers=bootstrap, group_id=app_id, enable_auto_commit=False)
     await consumer.start()
     try:
-        tps = [TopicPartition(t, p) for t in topics or [*TOPICS, f"{app_id}-joins"] for p in range(PARTITIONS)]
+        named = None if topics is None else [(t, p) for t in topics for p in range(PARTITIONS)]
+        tps = [TopicPartition(*source) for source in named or sources(app_id)]
         consumer.assign(tps)
         deadline = time.monotonic() + timeout_s
         left: dict[str, int] = {}
@@ -268,7 +288,8 @@ async def drained(
                 committed = await consumer.committed(tp)
                 if (committed or 0) < ends[tp]:
                     left[f"{tp.topic}-{tp.partition}"] = ends[tp] - (committed or 0)
-            if not left:
+            # What the last records of one source came to may have been published to another since.
+            if not left and ends == await consumer.end_offsets(tps):
                 return
             await asyncio.sleep(0.5)
         raise SystemExit(f"{app_id} did not finish in {timeout_s:.0f} s; left: {left}; log: {fleet.log}")
@@ -276,8 +297,19 @@ async def drained(
         await consumer.stop()
 
 
+def sources(app_id: str) -> list[tuple[str, int]]:
+    """Return the partitions an app reads: what is produced, and what it sends itself."""
+    many = [(t, p) for t in [*TOPICS, f"{app_id}-joins"] for p in range(PARTITIONS)]
+    return [*many, (feed_of(app_id), 0)]
+
+
+def feed_of(app_id: str) -> str:
+    """Return the topic on which all alerts of an app are in one order."""
+    return f"{app_id}-alert-feed"
+
+
 async def read_alerts(bootstrap: str, topic: str) -> dict[str, list[bytes]]:
-    """Return every alert published, by id."""
+    """Return every alert, or step of an incident, published, by id."""
     found: dict[str, list[bytes]] = {}
     consumer = AIOKafkaConsumer(bootstrap_servers=bootstrap, enable_auto_commit=False, auto_offset_reset="earliest")
     await consumer.start()
@@ -306,8 +338,7 @@ async def read_states(bootstrap: str, app_id: str) -> dict[tuple[str, str], byte
         await consumer.stop()
     claims = {
         (source, p): (p, ends[TopicPartition(topic, p)] - 1)
-        for source in [*TOPICS, f"{app_id}-joins"]
-        for p in range(PARTITIONS)
+        for source, p in sources(app_id)
         if ends[TopicPartition(topic, p)] > 0
     }
     stored = await snapshots.read({"bootstrap_servers": bootstrap}, topic=topic, claims=claims)
@@ -317,14 +348,13 @@ async def read_states(bootstrap: str, app_id: str) -> dict[tuple[str, str], byte
     return states
 
 
-async def read_joins(bootstrap: str, app_id: str) -> list[RecordBatch]:
-    """Return all that was sent on to be joined, by partition."""
-    topic = f"{app_id}-joins"
-    found: dict[int, list[Any]] = {p: [] for p in range(PARTITIONS)}
+async def read_log(bootstrap: str, topic: str, *, partitions: int = PARTITIONS) -> list[RecordBatch]:
+    """Return a topic of what workers sent on, by partition."""
+    found: dict[int, list[Any]] = {p: [] for p in range(partitions)}
     consumer = AIOKafkaConsumer(bootstrap_servers=bootstrap, enable_auto_commit=False, auto_offset_reset="earliest")
     await consumer.start()
     try:
-        tps = [TopicPartition(topic, p) for p in range(PARTITIONS)]
+        tps = [TopicPartition(topic, p) for p in range(partitions)]
         consumer.assign(tps)
         await consumer.seek_to_beginning(*tps)
         ends = await consumer.end_offsets(tps)
@@ -390,6 +420,38 @@ def joined(bootstrap: str, app_id: str, log: list[RecordBatch]) -> tuple[dict[st
             counts: Counter[str] = pipeline.models[name].counts  # type: ignore[attr-defined]
             outcomes[name] = Counter({k: counts[k] for k in ("joined", "overdue", "repeated")})
     return alerts, states, outcomes
+
+
+def grouped(
+    bootstrap: str, app_id: str, feed: RecordBatch, *, clock_us: int
+) -> tuple[dict[str, bytes], dict[Any, bytes]]:
+    """Return the incidents that a pipeline which nobody disturbs makes of a feed of alerts, and its states.
+
+    clock_us: the arrival clock in the end. Between two records nobody has to look at it.
+    """
+    pipeline = Pipeline(
+        rules.RuleBook(rules.parse(config_text(bootstrap, app_id))),
+        kind="alerts",
+        topic=feed.topic,
+        budget_share=1.0 / (PARTITIONS * (len(TOPICS) + 1)),
+    )
+    found = []
+    for start in range(0, len(feed), 97):
+        found += pipeline.process(feed.rows(start, min(start + 97, len(feed)))).incidents
+    found += pipeline.advance(clock_us).incidents
+    incidents = {incident.id: encode_incident(incident, source="")[0] for incident in found}
+    states: dict[Any, bytes] = {
+        (feed.topic, name): data for name, data in pipeline.snapshot_models(list(pipeline.models))
+    }
+    states[feed.topic, "(partition 0)"] = orjson.dumps({**pipeline.manifest(), "gone": []})
+    return incidents, states
+
+
+def without_gone(states: dict[tuple[str, str], bytes]) -> dict[tuple[str, str], bytes]:
+    """Return states whose manifests name nothing forgotten since the one before: when that was is chance."""
+    return {
+        k: orjson.dumps({**orjson.loads(s), "gone": []}) if k[1].startswith("(") else s for k, s in states.items()
+    }
 
 
 def of_joins(alert: bytes) -> bool:
@@ -482,11 +544,8 @@ def compare_joins(
     alerts, states, outcomes = joined(bootstrap, "chaos", logs[1])
     *_, expected = joined(bootstrap, "reference", logs[0])
     got_alerts = {i: copies for i, copies in got[0].items() if of_joins(copies[0])}
-    got_states = {k: s for k, s in got[1].items() if k[0] not in TOPICS}
-    without_gone = {
-        k: orjson.dumps({**orjson.loads(s), "gone": []}) if k[1].startswith("(") else s for k, s in got_states.items()
-    }
-    differing = sorted(k for k in {*states, *got_states} if states.get(k) != without_gone.get(k))
+    got_states = without_gone({k: s for k, s in got[1].items() if k[0] == "chaos-joins"})
+    differing = sorted(k for k in {*states, *got_states} if states.get(k) != got_states.get(k))
     return {
         "joins_lost": len(rows.keys() - got_rows.keys()),
         "joins_conflicting": len(got_rows.keys() - rows.keys())
@@ -505,10 +564,52 @@ def compare_joins(
     }
 
 
+def compare_incidents(
+    bootstrap: str,
+    feed: RecordBatch,
+    incidents: dict[str, list[bytes]],
+    got: tuple[dict[str, list[bytes]], dict[tuple[str, str], bytes]],
+) -> dict[str, Any]:
+    """Return the differences between the incidents published and those that the disturbed run's own feed comes to.
+
+    got: the alerts and states that it left.
+    """
+    got_states = without_gone({k: s for k, s in got[1].items() if k[0] == feed.topic})
+    clock_us = orjson.loads(got_states.get((feed.topic, "(partition 0)"), b'{"clock_us":0}'))["clock_us"]
+    expected, states = grouped(bootstrap, "chaos", feed, clock_us=clock_us)
+    fed = Counter(orjson.loads(value)["id"] for value in feed.values if value is not None)
+    told: dict[str, list[str]] = {}
+    for copies in incidents.values():
+        step = orjson.loads(copies[0])
+        told.setdefault(step["incident_id"], []).append(step["action"])
+    steps = [action for actions in told.values() for action in actions]
+    return {
+        "feed_lost": len(got[0].keys() - fed.keys()),
+        "incidents_missing": len(expected.keys() - incidents.keys()),
+        "incidents_conflicting": sum(
+            i not in expected or any(c != expected[i] for c in copies) for i, copies in incidents.items()
+        ),
+        "incidents_told_twice": sum(
+            actions[0] != "opened" or actions.count("opened") > 1 or "resolved" in actions[:-1]
+            for actions in told.values()
+        ),
+        "incident_states_differing": sum(states.get(k) != got_states.get(k) for k in {*states, *got_states}),
+        "incidents_duplicated": sum(len(copies) - 1 for copies in incidents.values()),
+        "incidents": len(told),
+        "incidents_opened": steps.count("opened"),
+        "incidents_resolved": steps.count("resolved"),
+        "incident_steps": len(steps),
+        "incident_states": len(states),
+        "feed_repeated": sum(fed.values()) - len(fed),
+    }
+
+
 async def run(bootstrap: str, cluster: Any, args: argparse.Namespace, directory: Path) -> dict[str, Any]:
     """Run both and compare."""
     for topic in [*TOPICS, "chaos-joins", "reference-joins"]:
         workload.create_topic(bootstrap, topic, PARTITIONS, replication=args.nodes)
+    for app_id in ("chaos", "reference"):
+        workload.create_topic(bootstrap, feed_of(app_id), 1, replication=args.nodes)
     rng = random.Random(args.seed)
     fleet = Fleet(directory, bootstrap, "chaos")
     produced = threading.Event()
@@ -535,8 +636,10 @@ async def run(bootstrap: str, cluster: Any, args: argparse.Namespace, directory:
     result: dict[str, Any] = compare(
         (await read_alerts(bootstrap, "reference-alerts"), await read_states(bootstrap, "reference")), got
     )
-    logs = (await read_joins(bootstrap, "reference"), await read_joins(bootstrap, "chaos"))
+    logs = (await read_log(bootstrap, "reference-joins"), await read_log(bootstrap, "chaos-joins"))
     result |= compare_joins(bootstrap, logs, got)
+    (feed,) = await read_log(bootstrap, feed_of("chaos"), partitions=1)
+    result |= compare_incidents(bootstrap, feed, await read_alerts(bootstrap, "chaos-incidents"), got)
     return result | {
         "actions": done,
         "events": args.events,
@@ -574,7 +677,9 @@ def main() -> None:
         directory.mkdir(parents=True, exist_ok=True)
         result = asyncio.run(run(cluster.bootstrap, cluster, args, directory))
     print(orjson.dumps(result).decode(), flush=True)
-    failed = [k for k in NONE if result[k]]
+    failed = [*(k for k in NONE if result[k]), *(k for k in SOME if not result[k])]
+    if failed:
+        print(f"failed: {', '.join(failed)}", file=sys.stderr, flush=True)
     sys.stdout.flush()
     os._exit(1 if failed else 0)
 

@@ -37,6 +37,9 @@ kafka:
 
 _KINDS: tuple[Literal["predictions", "telemetry", "labels"], ...] = ("predictions", "telemetry", "labels")
 
+#: The causes of incidents, `streamproc.events.Category`, which takes too long to load for `--help`.
+_CAUSES = ("data", "model", "infra", "traffic", "unknown")
+
 #: The kinds of `streamproc.config.BRIDGES`, which takes too long to load for `--help`.
 BRIDGES = ("alertmanager", "pagerduty", "slack", "webhook", "retrain", "mlflow")
 
@@ -425,12 +428,28 @@ def _on_retry(attempt: int, wait_s: float, reason: str) -> None:
 @_config_option
 @click.option("--kind", type=click.Choice(_KINDS), default="predictions", show_default=True)
 @click.option("--labels", "labels_file", metavar="FILE", help="Labels of these predictions, to be joined to them.")
-@click.option("--output", "-o", metavar="FILE", help="Where alerts go, as JSON lines. Without it: stdout.")
+@click.option("--output", "-o", metavar="FILE", help="Where it goes, as JSON lines. Without it: stdout.")
+@click.option(
+    "--show",
+    type=click.Choice(["alerts", "incidents", "all"]),
+    default="alerts",
+    show_default=True,
+    help="What goes there. An incident is the line with an incident_id.",
+)
 @click.option(
     "--max-alerts", type=click.IntRange(min=0), metavar="N", help="Exit with 3 where more alerts open."
 )
 @click.option(
     "--expect-alert", multiple=True, metavar="SIGNAL", help="Exit with 3 where none opens on this signal."
+)
+@click.option(
+    "--max-incidents", type=click.IntRange(min=0), metavar="N", help="Exit with 3 where more incidents open."
+)
+@click.option(
+    "--expect-incident",
+    multiple=True,
+    type=click.Choice(_CAUSES),
+    help="Exit with 3 where none has this cause when last told of.",
 )
 def replay(
     source: str,
@@ -438,13 +457,17 @@ def replay(
     kind: Literal["predictions", "telemetry", "labels"],
     labels_file: str | None,
     output: str | None,
+    show: Literal["alerts", "incidents", "all"],
     max_alerts: int | None,
     expect_alert: tuple[str, ...],
+    max_incidents: int | None,
+    expect_incident: tuple[str, ...],
 ) -> None:
     """Run the worker's pipeline over a file of events; no broker is needed.
 
-    One event a line, in the order of the log. Alerts come out as JSON lines, the data of the events
-    the worker would publish; what it came to is said on stderr.
+    One event a line, in the order of the log. Alerts come out as JSON lines, and with --show incidents
+    too, each the data of an event the worker would publish; what it came to is said on stderr, the
+    incidents one by one.
 
     \b
     Examples:
@@ -454,10 +477,13 @@ def replay(
       streamproc replay --from-file quiet-week.jsonl --config new.yaml --max-alerts 5
       streamproc replay --from-file incident.jsonl --config new.yaml --expect-alert latency_p95
       streamproc replay --from-file may.jsonl --labels may-labels.jsonl --config worker.yaml
+      streamproc replay --from-file may.jsonl --config worker.yaml --show incidents | jq -r .summary
+      streamproc replay --from-file outage.jsonl --config new.yaml --max-incidents 1 --expect-incident infra
     """
     config = _load(config_path)
     from streamproc import signals
-    from streamproc.cloudevents import to_json
+    from streamproc.cloudevents import incident_json, to_json
+    from streamproc.events import Alert
     from streamproc.pipeline import warm_up
     from streamproc.replay import JoinedReplay, Replay
     from streamproc.rules import RuleBook
@@ -467,6 +493,10 @@ def replay(
             raise UsageError(
                 f"--expect-alert: there is no signal `{name}`; known: {', '.join(signals.names())}"
             )
+    about = [show != "alerts", max_incidents is not None, bool(expect_incident)]
+    for option, given in zip(("--show", "--max-incidents", "--expect-incident"), about, strict=True):
+        if given and not config.kafka.incidents:
+            raise UsageError(f"{option}: this config wants no incidents; its `kafka.incidents` is empty")
     warm_up(config)
     book = RuleBook(config, _tables(config, config_path))
     if labels_file is not None and (kind != "predictions" or not book.joins):
@@ -477,13 +507,17 @@ def replay(
         out = files.enter_context(_writing(output))
         run = Replay(book, kind=kind) if labels_file is None else JoinedReplay(book)
         if labels_file is not None and isinstance(run, JoinedReplay):
-            alerts = run.run_both(lines, files.enter_context(_reading(labels_file, "--labels")))
+            found = run.run_both(lines, files.enter_context(_reading(labels_file, "--labels")))
         else:
-            alerts = run.run(lines)
-        for alert in alerts:
-            out.write(to_json(alert) + b"\n")
-    _summarise(run.report, time.monotonic() - started)
-    _check_gates(run.report, max_alerts, expect_alert)
+            found = run.run(lines)
+        for told in found:
+            if isinstance(told, Alert):
+                if show != "incidents":
+                    out.write(to_json(told) + b"\n")
+            elif show != "alerts":
+                out.write(incident_json(told) + b"\n")
+    _summarise(run.report, time.monotonic() - started, incidents=bool(config.kafka.incidents))
+    _check_gates(run.report, max_alerts, expect_alert, max_incidents, expect_incident)
 
 
 @contextlib.contextmanager
@@ -540,7 +574,7 @@ def _counted(lines: IO[bytes], started: float) -> Iterator[bytes]:
         click.echo("", err=True)
 
 
-def _summarise(report: Report, seconds: float) -> None:
+def _summarise(report: Report, seconds: float, *, incidents: bool) -> None:
     def say(text: str) -> None:
         click.echo(text, err=True)
 
@@ -566,10 +600,33 @@ def _summarise(report: Report, seconds: float) -> None:
         say(f"  {signal} {action}: {count:,}")
     for (signal, action), count in sorted(report.shadow.items()):
         say(f"  {signal} {action}, in shadow: {count:,}")
+    if incidents:
+        for text in _of_incidents(report):
+            say(text)
     say(f"took {seconds:.2f} s, {report.lines / max(seconds, 1e-9):,.0f} events a second")
 
 
-def _check_gates(report: Report, max_alerts: int | None, expected: tuple[str, ...]) -> None:
+def _of_incidents(report: Report) -> Iterator[str]:
+    """Yield what is said of the incidents: how many, of which causes, and each of the first."""
+    opened = report.incidents["opened"]
+    causes = [f"{count:,} {cause}" for cause, count in report.causes.most_common() if count]
+    lasting = [f"{len(report.lasting):,} not over at the end"] if report.lasting else []
+    merged = [f"{report.merged:,} part of an older one"] if report.merged else []
+    yield f"incidents: {opened:,} opened" + "".join(f"; {p}" for p in [", ".join(causes), *lasting, *merged] if p)
+    for incident in report.listed.values():
+        still = "" if incident.status == "resolved" else ", not over"
+        yield f"  {incident.startsAt[:19]}Z {incident.severity}{still}: {incident.summary}"
+    if more := opened - len(report.listed):
+        yield f"  and {more:,} more; --show incidents has them all"
+
+
+def _check_gates(
+    report: Report,
+    max_alerts: int | None,
+    expected: tuple[str, ...],
+    max_incidents: int | None,
+    causes: tuple[str, ...],
+) -> None:
     failed = []
     if max_alerts is not None and report.opened() > max_alerts:
         failed.append(f"{report.opened()} alerts opened; --max-alerts allows {max_alerts}")
@@ -579,6 +636,10 @@ def _check_gates(report: Report, max_alerts: int | None, expected: tuple[str, ..
         for n in expected
         if n.removesuffix(":*") not in opened
     ]
+    if max_incidents is not None and report.incidents["opened"] > max_incidents:
+        failed.append(f"{report.incidents['opened']} incidents opened; --max-incidents allows {max_incidents}")
+    told = {str(cause) for cause, count in report.causes.items() if count}
+    failed += [f"no incident is put down to {c}; --expect-incident wants one" for c in causes if c not in told]
     if failed:
         raise ReplayGateFailed("; ".join(failed))
 

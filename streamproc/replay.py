@@ -1,11 +1,16 @@
-"""The worker's pipeline over history: lines in, alerts and a report out; pure.
+"""The worker's pipeline over history: lines in; alerts, incidents and a report out; pure.
 
 One line is one record, and its number its offset; the order of the lines is the order of the log.
 A line is an event, or a record written out as `{"key": …, "value": {…}, "timestamp": …, "headers": {…}}`.
+
+Incidents are made of the alerts as the worker makes them, each alert a record of the time it tells of. In which
+order models' alerts come out of one batch depends on how lines are cut into batches. So they are gathered over a
+stretch of lines that is the same however those are cut, and put in the order of their times.
 """
 
 from __future__ import annotations
 
+import datetime as dt
 import heapq
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -15,7 +20,8 @@ from typing import Any
 import msgspec
 from msgspec import Struct, field
 
-from streamproc.events import Alert, Header, RecordBatch, Time, time_us
+from streamproc.cloudevents import to_json
+from streamproc.events import FLEET_KEY, Alert, Category, Header, Incident, RecordBatch, Time, time_us
 from streamproc.pipeline import Output, Pipeline
 from streamproc.rules import RuleBook
 from streamproc.signals import SourceKind
@@ -23,9 +29,20 @@ from streamproc.signals import SourceKind
 #: Lines taken at once. Any number gives the same alerts; this one keeps the columns long and memory small.
 BATCH_LINES = 2000
 
+#: Alerts of so many lines, at least, are put in the order of their times before incidents are made of them. As many as
+#: are taken at once, so that it costs no batch its length.
+_STRETCH = BATCH_LINES
+
+#: Incidents that a report tells of one by one; the others it counts.
+_LISTED = 20
+
 
 class Report(Struct):
-    """What a replay came to. `examples` has, for each reason, the first line rejected and why."""
+    """What a replay came to. `examples` has, for each reason, the first line rejected and why.
+
+    `incidents` counts steps by action, `causes` incidents by what was said last to have caused them. `listed` has the
+    last step of each of the first incidents.
+    """
 
     lines: int = 0
     events: int = 0
@@ -37,6 +54,11 @@ class Report(Struct):
     alerts: Counter[tuple[str, str]] = field(default_factory=Counter)  # by signal and action
     shadow: Counter[tuple[str, str]] = field(default_factory=Counter)
     outcomes: Counter[str] = field(default_factory=Counter)  # of predictions and labels that were joined, or not
+    incidents: Counter[str] = field(default_factory=Counter)
+    merged: int = 0  # resolved as part of an older one
+    causes: Counter[Category] = field(default_factory=Counter)
+    lasting: dict[str, Category] = field(default_factory=dict)  # the cause of each incident that is not over
+    listed: dict[str, Incident] = field(default_factory=dict)
     models: set[str] = field(default_factory=set)
     first_us: int | None = None
     last_us: int | None = None
@@ -49,6 +71,20 @@ class Report(Struct):
         """Return the signals on which an alert opened; a member of a family under both its names."""
         names = {signal for signal, action in self.alerts if action == "opened"}
         return names | {n.partition(":")[0] for n in names}
+
+    def tell(self, incident: Incident) -> None:
+        """Count a step of an incident."""
+        number, cause = incident.incident_id, incident.cause.category
+        self.incidents[incident.action] += 1
+        if number in self.listed or len(self.listed) < _LISTED:
+            self.listed[number] = incident
+        if (said := self.lasting.pop(number, None)) is not None:
+            self.causes[said] -= 1
+        self.causes[cause] += 1
+        if incident.action == "resolved":
+            self.merged += "merged_into" in incident.annotations
+        else:
+            self.lasting[number] = cause
 
 
 class _Line(Struct, gc=False):
@@ -74,6 +110,35 @@ _any = msgspec.json.Decoder().decode
 Record = tuple[int, int, bytes | None, bytes, list[Header]]
 
 
+class Grouping:
+    """The worker's agent of incidents, over the alerts of a replay."""
+
+    def __init__(self, book: RuleBook) -> None:
+        self.pipeline = Pipeline(book, kind="alerts", topic=book.config.kafka.alert_feed)
+
+    def take(self, alerts: list[Alert]) -> list[Incident]:
+        """Take alerts, in any order; return the incidents' steps that come of them.
+
+        The record of each has the time it tells of, or the greatest before it.
+        """
+        if not alerts:
+            return []
+        alerts = _by_time(alerts)
+        latest_ms, stamps = self.pipeline.clock_us // 1000, []
+        for alert in alerts:
+            latest_ms = max(latest_ms, time_us(dt.datetime.fromisoformat(alert.lastReceived)) // 1000)
+            stamps.append(latest_ms)
+        first, n = self.pipeline.next_offset, len(alerts)
+        values = [to_json(a) for a in alerts]
+        return self.pipeline.process(
+            RecordBatch(self.pipeline.topic, 0, range(first, first + n), stamps, [FLEET_KEY] * n, values, [()] * n)
+        ).incidents
+
+    def advance(self, clock_us: int) -> list[Incident]:
+        """Let the time of the file pass without an alert."""
+        return self.pipeline.advance(clock_us).incidents
+
+
 class Replay:
     """One file's worth of one kind of event, through one pipeline."""
 
@@ -81,24 +146,32 @@ class Replay:
         topics: list[str] = getattr(book.config.kafka, kind)
         self.pipeline = Pipeline(book, kind=kind, topic=topics[0] if topics else kind)
         self.report = Report()
+        self.grouping = Grouping(book) if book.config.kafka.incidents else None
+        self._ungrouped: list[Alert] = []
         time_path = book.config.fields.get(kind, {}).get("time")
         self._time_path = None if time_path is None else time_path.removeprefix("$.").split(".")
         self._clock_ms = 0
 
-    def run(self, lines: Iterable[bytes], *, batch_lines: int = BATCH_LINES) -> Iterator[Alert]:
-        """Yield the alerts that lines bring, as they come; blank lines are passed over.
+    def run(self, lines: Iterable[bytes], *, batch_lines: int = BATCH_LINES) -> Iterator[Alert | Incident]:
+        """Yield the alerts that lines bring, as they come, and the incidents; blank lines are passed over.
 
         Alerts of rules in shadow mode are counted and not yielded. What is still open at the last
         line stays open: nobody knows what came after.
         """
         rows: list[Record] = []
+        left = _STRETCH
         for row in self.records(lines):
             rows.append(row)
-            if len(rows) >= batch_lines:
-                yield from self._told(self.process(rows))
+            left -= 1
+            if len(rows) >= batch_lines or not left:
+                yield from self._told(self.pipeline, self.process(rows))
                 rows = []
+            if not left:
+                yield from self._grouped()
+                left = _STRETCH
         if rows:
-            yield from self._told(self.process(rows))
+            yield from self._told(self.pipeline, self.process(rows))
+        yield from self._grouped(end_us=self.pipeline.clock_us)
 
     def records(self, lines: Iterable[bytes]) -> Iterator[Record]:
         """Yield lines as records; blank ones are passed over."""
@@ -116,13 +189,30 @@ class Replay:
         self._count(out, len(rows))
         return out
 
-    def _told(self, out: Output) -> Iterator[Alert]:
+    def _told(self, pipeline: Pipeline, out: Output) -> Iterator[Alert]:
         """Count alerts, and yield those of rules that are not in shadow mode."""
         for alert in out.alerts:
-            counter = self.report.shadow if self._is_shadow(alert) else self.report.alerts
+            counter = self.report.shadow if _is_shadow(pipeline, alert) else self.report.alerts
             counter[alert.signal, alert.action] += 1
             if counter is self.report.alerts:
+                if self.grouping is not None:
+                    self._ungrouped.append(alert)
                 yield alert
+
+    def _grouped(self, *, end_us: int | None = None) -> Iterator[Incident]:
+        """Yield the incidents that come of the alerts since the last time, and of the time up to the file's end.
+
+        In between nothing needs the clock: what is due before an alert is told of, as of when it was, at that alert.
+        """
+        if self.grouping is None:
+            return
+        found = self.grouping.take(self._ungrouped)
+        self._ungrouped = []
+        if end_us is not None:
+            found += self.grouping.advance(end_us)
+        for incident in found:
+            self.report.tell(incident)
+            yield incident
 
     def _count(self, out: Output, lines: int) -> None:
         report = self.report
@@ -134,9 +224,6 @@ class Replay:
         for rejected in out.rejected:
             report.rejected[rejected.error_type] += 1
             report.examples.setdefault(rejected.error_type, (rejected.offset + 1, rejected.message))
-
-    def _is_shadow(self, alert: Alert) -> bool:
-        return _is_shadow(self.pipeline, alert)
 
     def _record(self, text: bytes) -> tuple[int, bytes | None, bytes, list[Header]]:
         """Return record time in milliseconds, key, value and headers of one line."""
@@ -185,7 +272,7 @@ class JoinedReplay(Replay):
     def __init__(self, book: RuleBook) -> None:
         super().__init__(book, kind="predictions")
         self.labels = Replay(book, kind="labels")
-        self.labels.report = self.report
+        self.labels.report, self.labels.grouping = self.report, self.grouping
         self.joins = Pipeline(book, kind="quality", topic=book.config.kafka.joins_topic() or "joins")
         config = book.config
         windows = [config.defaults.window, *(b.window for b in config.models if b.window is not None)]
@@ -194,22 +281,29 @@ class JoinedReplay(Replay):
 
     def run_both(
         self, predictions: Iterable[bytes], labels: Iterable[bytes], *, batch_lines: int = BATCH_LINES
-    ) -> Iterator[Alert]:
-        """Yield the alerts that two files of lines bring, as they come."""
+    ) -> Iterator[Alert | Incident]:
+        """Yield the alerts that two files of lines bring, as they come, and the incidents."""
         sides = ((self, predictions), (self.labels, labels))
         merged = heapq.merge(*(_ordered(side, lines) for side, lines in sides), key=itemgetter(0))
         asked: list[Record] = []
         told: list[Record] = []
         last = 0
+        since = 0  # incidents were last made
         for stamp, side, row in merged:
             apart = stamp // self._slice_ms != last // self._slice_ms
             if (asked or told) and (apart or len(asked) + len(told) >= batch_lines):
                 yield from self._take(asked, told, last)
                 asked, told = [], []
+            if apart and since >= _STRETCH:
+                yield from self._grouped()
+                since = 0
             (told if side is self.labels else asked).append(row)
             last = stamp
+            since += 1
         if asked or told:
             yield from self._take(asked, told, last)
+        clocks = (p.clock_us for p in (self.pipeline, self.labels.pipeline, self.joins))
+        yield from self._grouped(end_us=max(clocks))
 
     def _take(self, asked: list[Record], told: list[Record], stamp: int) -> Iterator[Alert]:
         sent: list[tuple[str, bytes]] = []
@@ -217,7 +311,7 @@ class JoinedReplay(Replay):
             if own:
                 out = side.process(own)
                 sent += out.forwarded
-                yield from side._told(out)
+                yield from self._told(side.pipeline, out)
         if sent:
             first = self.joins.next_offset
             keys, values = [m.encode() for m, _ in sent], [v for _, v in sent]
@@ -226,11 +320,7 @@ class JoinedReplay(Replay):
                 RecordBatch(self.joins.topic, 0, offsets, [stamp] * len(sent), keys, values, [()] * len(sent))
             )
             self.report.outcomes += out.outcomes
-            yield from self._told(out)
-
-    def _is_shadow(self, alert: Alert) -> bool:
-        return super()._is_shadow(alert) or _is_shadow(self.joins, alert)
-
+            yield from self._told(self.joins, out)
 
 def _ordered(side: Replay, lines: Iterable[bytes]) -> Iterator[tuple[int, Replay, Record]]:
     """Yield records with the latest time up to each, which never goes back."""
@@ -238,6 +328,16 @@ def _ordered(side: Replay, lines: Iterable[bytes]) -> Iterator[tuple[int, Replay
     for row in side.records(lines):
         latest = max(latest, row[1])
         yield latest, side, row
+
+
+def _by_time(alerts: list[Alert]) -> list[Alert]:
+    """Return alerts in the order of their times, those of one fingerprint in the order they have."""
+    latest: dict[str, str] = {}
+    keyed = []
+    for alert in alerts:
+        latest[alert.fingerprint] = at = max(latest.get(alert.fingerprint, ""), alert.lastReceived)
+        keyed.append((at, alert.fingerprint, alert))
+    return [alert for *_, alert in sorted(keyed, key=itemgetter(0, 1))]
 
 
 def _is_shadow(pipeline: Pipeline, alert: Alert) -> bool:

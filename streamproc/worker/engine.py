@@ -467,29 +467,57 @@ class Engine:
 
     async def run_clock(self) -> None:
         """Move the arrival clock of partitions that have nothing left to read; keep the gauges."""
-        while True:
-            await asyncio.sleep(0.5)
-            now = time.monotonic()
-            for held in list(self._owned.values()):
-                if self._owned.get(held.tp) is not held:
-                    continue
-                lag = self.lag(held)
-                if lag is not None:
-                    self.metrics.lag.labels(topic=held.tp.topic, partition=str(held.tp.partition)).set(lag)
-                self.metrics.snapshot_age.labels(
-                    topic=held.tp.topic, partition=str(held.tp.partition)
-                ).set(now - held.saved_at)
-                idle = lag == 0 and now - held.moved_at >= _IDLE_S
-                if idle and self.config.worker.idle_advance and held.pipeline.clock_us:
-                    async with self._lock:
-                        if self._owned.get(held.tp) is held and held.sound:
-                            with held.whole():
-                                out = held.pipeline.advance(int(self._wall() * 1e6))
-                                await self._publish(held, out, None)
-            for pair in {self._pair(tp) for tp in self._raw}:
-                await self._send_on(pair)
-            self.metrics.series.set(sum(len(h.pipeline.models) for h in self._owned.values()))
-            self.metrics.partitions.set(len(self._owned))
+        passing: asyncio.Task[None] | None = None
+        try:
+            while True:
+                await asyncio.sleep(0.5)
+                idle = self._gauge()
+                if passing is not None and passing.done():
+                    passing.result()
+                    passing = None
+                # Beside the loop, which must not wait for a broker that does not answer.
+                if passing is None and idle and self.config.worker.idle_advance:
+                    passing = asyncio.create_task(self._pass_time(idle))
+                for pair in {self._pair(tp) for tp in self._raw}:
+                    await self._send_on(pair)
+        finally:
+            if passing is not None:
+                passing.cancel()
+
+    def _gauge(self) -> list[Owned]:
+        """Set the gauges; return the partitions that nothing has come of for a while, as far as we know."""
+        now = time.monotonic()
+        idle = []
+        for held in self._owned.values():
+            labels = {"topic": held.tp.topic, "partition": str(held.tp.partition)}
+            lag = self.lag(held)
+            if lag is not None:
+                self.metrics.lag.labels(**labels).set(lag)
+            self.metrics.snapshot_age.labels(**labels).set(now - held.saved_at)
+            if lag == 0 and now - held.moved_at >= _IDLE_S and held.pipeline.clock_us:
+                idle.append(held)
+        self.metrics.series.set(sum(len(h.pipeline.models) for h in self._owned.values()))
+        self.metrics.partitions.set(len(self._owned))
+        return idle
+
+    async def _pass_time(self, idle: Sequence[Owned]) -> None:
+        """Let the arrival clock of partitions follow the wall clock, up to when the broker said that nothing came.
+
+        It has to be asked: what is known of a partition's end is of the last fetch. After a pause of ours, in a
+        rebalance or while the broker is away that is old, and what was written since would come too late.
+        """
+        clock_us = int(self._wall() * 1e6)
+        try:
+            ends = await self.app.consumer.highwaters(*(held.tp for held in idle))
+        except Exception as e:
+            log.debug("the broker does not say whether there is more; the clock stands", error=str(e))
+            return
+        for held in idle:
+            async with self._lock:
+                at_rest = held.expected >= ends.get(held.tp, math.inf)
+                if at_rest and self._owned.get(held.tp) is held and held.sound:
+                    with held.whole():
+                        await self._publish(held, held.pipeline.advance(clock_us), None)
 
     # ---------------------------------------------------------------------- state in
 

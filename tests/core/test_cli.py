@@ -10,11 +10,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import get_args
 
 import msgspec
 import pytest
 
 from streamproc import cli
+from streamproc.events import Category
 from streamproc.worker.child import free_port
 from tests.core.make import MINIMUM, quick, story
 
@@ -199,6 +201,63 @@ def test_replay_gates_end_with_3(history: Path, worker_yaml: Path) -> None:
         "replay", "-f", history, "-c", worker_yaml, "--max-alerts", "99", "--expect-alert", "latency_p95"
     )
     assert holds.returncode == 0
+
+
+@pytest.fixture(scope="module")
+def short_yaml(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("config") / "short.yaml"
+    path.write_text(MINIMUM + quick() + "incidents: {window: 10s, quiet: 5s, confirm_after: 5s}\n")
+    return path
+
+
+def test_replay_tells_of_incidents_one_by_one_and_writes_them_where_asked(history: Path, short_yaml: Path) -> None:
+    def lines(*options: str) -> tuple[list[bytes], str]:
+        run = streamproc("replay", "-f", history, "-c", short_yaml, *options)
+        assert run.returncode == 0
+        return run.stdout.splitlines(), run.stderr.decode()
+
+    alerts, summary = lines()
+    incidents, _ = lines("--show", "incidents")
+    both, _ = lines("--show", "all")
+    steps = [json.loads(line) for line in incidents]
+    assert not any(b"incident_id" in line for line in alerts)
+    assert all("incident_id" in step for step in steps)
+    assert [line for line in both if line in incidents] == incidents
+    assert [line for line in both if line not in incidents] == alerts
+    last = {step["incident_id"]: step for step in steps}
+    open_still = sum(step["action"] != "resolved" for step in last.values())
+    assert len(last) > 1
+    assert open_still > 0
+    assert f"incidents: {len(last)} opened; " in summary
+    assert f"; {open_still} not over at the end" in summary
+    for step in last.values():
+        still = "" if step["action"] == "resolved" else ", not over"
+        assert f"  {step['startsAt'][:19]}Z {step['severity']}{still}: {step['summary']}\n" in summary
+
+
+def test_replay_gates_on_incidents_end_with_3(history: Path, short_yaml: Path) -> None:
+    base = ("replay", "-f", history, "-c", short_yaml)
+    fails = streamproc(*base, "--max-incidents", "0", "--expect-incident", "infra")
+    assert fails.returncode == 3
+    assert "--max-incidents allows 0; no incident is put down to infra; --expect-incident wants one" in said(fails)
+    holds = streamproc(*base, "--max-incidents", "9", "--expect-incident", "traffic", "--expect-incident", "data")
+    assert holds.returncode == 0
+
+
+def test_replay_without_incidents_says_nothing_of_them_and_shows_none(history: Path, tmp_path: Path) -> None:
+    path = tmp_path / "w.yaml"
+    path.write_text(MINIMUM.replace("labels: [labels]", 'labels: [labels], incidents: ""') + quick())
+    run = streamproc("replay", "-f", history, "-c", path)
+    assert run.returncode == 0
+    assert "incident" not in said(run)
+    for options in (["--show", "all"], ["--max-incidents", "1"], ["--expect-incident", "data"]):
+        run = streamproc("replay", "-f", history, "-c", path, *options)
+        assert run.returncode == 2
+        assert "kafka.incidents" in said(run)
+
+
+def test_the_causes_of_the_command_line_are_those_there_are() -> None:
+    assert get_args(Category) == cli._CAUSES
 
 
 def test_replay_says_which_lines_it_could_not_read(worker_yaml: Path) -> None:

@@ -10,7 +10,7 @@ import orjson
 
 from streamproc import rules
 from streamproc.decoding import Decoder
-from streamproc.events import Prediction
+from streamproc.events import Alert, Prediction
 from streamproc.replay import Replay
 from streamproc.rules import RuleBook
 from tests.core.make import batch
@@ -31,7 +31,7 @@ def test_the_generators_history_has_the_demos_fault_and_no_other(tmp_path: Path)
     assert len(lines) == 8000
     assert not Decoder(Prediction).decode(batch(lines)).rejected
     run = Replay(RuleBook(rules.load(ROOT / "examples/demo.yaml", env={})), kind="predictions")
-    opened = [a for a in run.run(lines) if a.action == "opened"]
+    opened = [a for a in run.run(lines) if isinstance(a, Alert) and a.action == "opened"]
     assert {a.signal for a in opened} == {
         "missing_features", "feature_drift", "class_share:window", "prediction_psi"
     }  # fmt: skip

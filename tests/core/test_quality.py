@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
 from typing import Any
@@ -358,6 +359,67 @@ def test_joins_windows_and_alerts_are_the_same_bytes_however_cut_and_wherever_re
     assert sorted(map(to_json, found)) == sorted(map(to_json, expected))
     assert dict(other.snapshot_models(list(other.models))) == dict(one.snapshot_models(list(one.models)))
     assert {n.partition(PART)[0] for n in stored} <= set(other.models)
+
+
+def pauses(seed: int) -> Chain:
+    """Return a chain in which predictions and labels stop and go on, each by itself, for longer than windows wait."""
+    rng = np.random.default_rng(seed)
+    chain = Chain(STORY)
+    now, k = BEGIN_US, 0
+    unlabelled: list[dict[str, Any]] = []
+    for _ in range(60):
+        events = []
+        for _ in range(40):
+            now += int(rng.exponential(0.05) * SECOND)
+            bad = k > 1500
+            events.append(answer(k, now, {"label": "a", "score": float(rng.uniform(0.5, 1.0))}))
+            truth = "a" if rng.random() < (0.3 if bad else 0.9) else "c"
+            unlabelled.append(label(k, now + int(rng.exponential(1.0) * SECOND), truth))
+            k += 1
+        chain.predict(events, now=now)
+        if rng.random() < 0.8:  # else labels come later, of several at once
+            now = max(now, *(e["time"] for e in unlabelled))
+            chain.label(unlabelled, now=now)
+            unlabelled = []
+        if rng.random() < 0.2:
+            now += int(rng.uniform(1, 30) * SECOND)
+    return chain
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 1.0])
+@pytest.mark.parametrize("seed", range(4))
+def test_joins_windows_and_alerts_are_the_same_bytes_whether_a_pause_is_looked_into_or_seen_by_its_end(
+    seed: int, share: float
+) -> None:
+    # How far the clock went in a pause has to be known to both, so it is in the log, by records of another model. One
+    # pipeline is given all at once: it sees of a pause no more than its end, when the next record of its own comes. The
+    # other has its own records only, and looks at each of those moments.
+    chain = pauses(seed)
+    own, end = chain.log(), chain.stamps[-1] + 60 * SECOND
+    rng = np.random.default_rng(seed)
+    arrivals = [*own.timestamps_ms, end // 1000]
+    looks = [
+        np.sort(rng.integers(now, after, 5)).tolist() if after > now and rng.random() < share else []
+        for now, after in itertools.pairwise(arrivals)  # before the next of its own comes
+    ]
+    (other,) = Chain(STORY).predict([answer(0, BEGIN_US, model="other")])
+    values, stamps, offsets = [], [], []
+    for value, now, seen in zip(own.values, own.timestamps_ms, looks, strict=True):
+        offsets.append(len(values))
+        values += [value, *[other] * len(seen)]
+        stamps += [1000 * now, *(1000 * at for at in seen)]
+    never = pipeline(config(STORY), "quality")
+    whole = batch(values, stamps_us=stamps, topic="quality")
+    expected = [a for a in feed(never, [whole]) + never.advance(end).alerts if a.labels["model"] == "fraud"]
+    looking, found = pipeline(config(STORY), "quality"), []
+    for offset, seen in zip(offsets, looks, strict=True):
+        found += looking.process(whole.rows(offset, offset + 1)).alerts
+        for at in seen:
+            found += looking.advance(1000 * at).alerts
+    found += looking.advance(end).alerts
+    assert [to_json(a) for a in found] == [to_json(a) for a in expected]
+    assert dict(looking.snapshot_models(["fraud"])) == dict(never.snapshot_models(["fraud"]))
+    assert any(a.action == "opened" for a in found)
 
 
 def test_a_full_chunk_is_stored_once_and_deleted_when_it_is_over() -> None:

@@ -3,27 +3,54 @@
 from __future__ import annotations
 
 import datetime as dt
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
+import msgspec
 import numpy as np
 import orjson
 import pytest
 
-from streamproc.events import Alert
+from streamproc.cloudevents import encode_alert
+from streamproc.events import FLEET_KEY, Alert, Incident, rfc3339
+from streamproc.pipeline import Pipeline
 from streamproc.replay import JoinedReplay, Replay
 from streamproc.rules import RuleBook
-from tests.core.make import BEGIN_US, SECOND, config, feed, pipeline, prediction, quick, story
+from tests.core.make import BEGIN_US, SECOND, batch, config, feed, pipeline, prediction, quick, story
 
 
 def replay(lines: list[bytes], extra: str = "", **options: Any) -> tuple[Replay, list[Alert]]:
+    run, alerts, _ = replayed(lines, extra, **options)
+    return run, alerts
+
+
+def replayed(lines: list[bytes], extra: str = "", **options: Any) -> tuple[Replay, list[Alert], list[Incident]]:
     run = Replay(RuleBook(config(extra)), kind="predictions")
-    return run, list(run.run(lines, **options))
+    found = list(run.run(lines, **options))
+    return run, [f for f in found if isinstance(f, Alert)], [f for f in found if isinstance(f, Incident)]
 
 
-def lines_of(seed: int) -> list[bytes]:
+def lines_of(seed: int, **more: Any) -> list[bytes]:
     # As a file has it: the record's time is the event's own.
-    return [v for v in story(seed).values if v is not None]
+    return [v for v in story(seed, **more).values if v is not None]
+
+
+#: Of a story of seconds, incidents that open and end.
+SHORT = "incidents: {window: 10s, quiet: 5s, confirm_after: 5s}\n"
+
+
+def grouped(alerts: list[Alert], extra: str, *, end_us: int) -> list[Incident]:
+    """Return what the worker's agent makes of alerts, and of the time up to an end."""
+    agent = Pipeline(RuleBook(config(extra)), kind="alerts", topic="feed")
+    alerts = sorted(alerts, key=lambda a: (a.lastReceived, a.fingerprint))
+    stamps = [int(dt.datetime.fromisoformat(a.lastReceived).timestamp() * 1e6) for a in alerts]
+    values = [encode_alert(a, source="here")[0] for a in alerts]
+    found = []
+    for i, (value, stamp) in enumerate(zip(values, stamps, strict=True)):
+        one = batch([value], first=i, stamps_us=[stamp], keys=[FLEET_KEY], topic="feed")
+        found += agent.process(one).incidents
+    return found + agent.advance(end_us).incidents
 
 
 def test_a_replay_says_what_the_pipeline_says() -> None:
@@ -125,3 +152,80 @@ def test_predictions_and_a_file_of_their_labels_are_joined_as_the_worker_would_w
         assert "prediction_error" in run.report.opened_signals()
         assert run.joins.models["fraud"].windows.late == 0
     assert len(found[0]) > 0
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_incidents_are_those_that_the_workers_agent_makes_of_the_same_alerts(seed: int) -> None:
+    run, alerts, incidents = replayed(lines_of(seed), quick() + SHORT)
+    assert run.report.last_us is not None
+    assert incidents == grouped(alerts, quick() + SHORT, end_us=run.report.last_us)
+    steps = Counter(i.action for i in incidents)
+    assert steps == run.report.incidents
+    assert steps["opened"] >= steps["resolved"] > 0
+    assert sum(run.report.causes.values()) == steps["opened"]
+    assert len(run.report.lasting) == steps["opened"] - steps["resolved"]
+
+
+@pytest.mark.parametrize("models", [1, 7])
+def test_the_size_of_its_batches_changes_no_incident_and_not_their_order(models: int) -> None:
+    lines = lines_of(2, n=5000, models=models, rate=50.0)
+    _, _, whole = replayed(lines, quick() + SHORT)
+    for size in (1, 7, 333, 2001, 10_000):
+        _, _, parts = replayed(lines, quick() + SHORT, batch_lines=size)
+        assert parts == whole
+    assert len({i.incident_id for i in whole}) > 1
+
+
+def slow(begin_s: int, end_s: int, *, bad: bool) -> list[bytes]:
+    return [
+        orjson.dumps(prediction(BEGIN_US + k * SECOND // 4, duration_s=5.0 if bad else 0.1))
+        for k in range(begin_s * 4, end_s * 4)
+    ]
+
+
+#: One critical alert on one signal, at once.
+SLOW = """defaults:
+  window: 1s
+  lateness: 100ms
+  resolve_after: 2s
+  signals:
+    latency: {detector: limits, params: {upper: 1.0}, severity: critical}
+    silence: {mode: "off"}
+incidents: {window: 10s, quiet: 5s}
+"""
+
+
+def test_an_incident_ends_by_the_time_of_the_file_and_what_is_open_at_its_end_stays_open() -> None:
+    lines = [*slow(0, 20, bad=False), *slow(20, 25, bad=True)]
+    run, _, incidents = replayed(lines, SLOW)
+    assert [i.action for i in incidents] == ["opened"]
+    assert list(run.report.lasting.values()) == ["infra"]
+    # No alert comes after it: that it is over is seen by the lines alone.
+    run, alerts, incidents = replayed([*lines, *slow(25, 60, bad=False)], SLOW)
+    assert [i.action for i in incidents] == ["opened", "resolved"]
+    assert run.report.lasting == {}
+    over = dt.datetime.fromisoformat(alerts[-1].lastReceived).timestamp()
+    assert incidents[-1].lastReceived == rfc3339(round((over + 5.0) * 1e6))
+    assert run.report.listed == {incidents[0].incident_id: incidents[-1]}
+
+
+def test_there_are_no_incidents_where_the_config_wants_none_and_none_of_what_is_in_shadow() -> None:
+    lines = [*slow(0, 20, bad=False), *slow(20, 25, bad=True)]
+    said = config(SLOW)
+    without = msgspec.structs.replace(said, kafka=msgspec.structs.replace(said.kafka, incidents=""))
+    found = list(Replay(RuleBook(without), kind="predictions").run(lines))
+    assert [type(f) for f in found] == [Alert]
+    run, alerts, incidents = replayed(lines, SLOW.replace("severity: critical", "mode: shadow"))
+    assert (alerts, incidents) == ([], [])
+    assert sum(run.report.shadow.values()) > 0
+
+
+def test_a_report_lists_so_many_incidents_and_counts_the_rest() -> None:
+    lines = []
+    for k in range(30):
+        lines += [*slow(100 * k, 100 * k + 20, bad=False), *slow(100 * k + 20, 100 * k + 25, bad=True)]
+    run, _, incidents = replayed(lines, SLOW)
+    opened = [i.incident_id for i in incidents if i.action == "opened"]
+    assert len(opened) == 30
+    assert list(run.report.listed) == opened[:20]
+    assert (run.report.causes, len(run.report.lasting)) == ({"infra": 30}, 1)

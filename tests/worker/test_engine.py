@@ -61,6 +61,7 @@ class FakeConsumer:
         self.sought: list[dict[TP, int]] = []
         self.commits = 0
         self.end = 0
+        self.asked: int | None = 0
 
     async def seek_to(self, positions: dict[TP, int]) -> None:
         self.sought.append(dict(positions))
@@ -70,6 +71,11 @@ class FakeConsumer:
 
     def highwater(self, tp: TP) -> int:
         return self.end
+
+    async def highwaters(self, *tps: TP) -> dict[TP, int]:
+        if self.asked is None:
+            raise OSError("no broker")
+        return dict.fromkeys(tps, self.asked)
 
 
 class FakeApp:
@@ -440,3 +446,26 @@ def test_a_partition_with_lag_that_does_not_move_is_unhealthy() -> None:
     assert bench.engine.stuck() == ["in-0"]
     bench.app.consumer.end = 0
     assert bench.engine.stuck() == []
+
+
+@pytest.mark.parametrize(
+    ("asked", "passes"), [(5, True), (6, False), (None, False)], ids=["nothing came", "more came", "no broker"]
+)
+def test_time_passes_only_where_the_broker_says_that_nothing_came(
+    asked: int | None, passes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario() -> Bench:
+        bench = Bench()
+        await bench.engine.take(batch(0, 5))
+        # What the last fetch told of the end; the worker was paused since, or cut off.
+        bench.app.consumer.end, bench.app.consumer.asked = 5, asked
+        monkeypatch.setattr(bench.engine, "_wall", lambda: START + 60.0)
+        bench.held.moved_at -= 10.0
+        clock = asyncio.ensure_future(bench.engine.run_clock())
+        await asyncio.sleep(0.8)
+        clock.cancel()
+        return bench
+
+    bench = run(scenario())
+    assert bench.held.pipeline.clock_us == int((START + (60.0 if passes else 4.0)) * 1e6)
+    assert bench.fatal == []
