@@ -42,6 +42,7 @@ SCHEME = "batched"
 
 _batched: set[str] = set()
 _last_read: dict[Any, int] = {}
+_passed: dict[Any, int] = {}  # by partition: before which offset nothing more is to be read; markers of transactions
 
 _StockRecords = fetcher.PartitionRecords
 
@@ -88,6 +89,7 @@ class BatchRecords(_StockRecords):  # type: ignore[misc, valid-type]
                 self.next_fetch_offset = following
         if records:
             yield self._columns(records, position)
+        _passed[self._tp] = self.next_fetch_offset
         if broken is not None:
             raise broken
 
@@ -118,6 +120,15 @@ class BatchRecords(_StockRecords):  # type: ignore[misc, valid-type]
         )
 
 
+def reached(tp: TP, taken: int) -> int:
+    """Return the offset from which there may be something to read, where all before `taken` was dealt with.
+
+    It is beyond `taken` where only markers of transactions, or what was taken back, come after the last record read.
+    """
+    own = stock.ensure_aiokafka_TP(tp)
+    return max(taken, _passed.get(own, 0)) if _last_read.get(own, -1) < taken else taken
+
+
 class BatchSchema(faust.Schema):  # type: ignore[misc]
     """Pass a message's value through: it is a `RecordBatch` already."""
 
@@ -137,6 +148,8 @@ class ConsumerThread(stock.AIOKafkaConsumerThread):  # type: ignore[misc]
         consumer = super()._create_worker_consumer(transport)
         # Range gives partition n of every topic to one worker, where topics have equally many.
         consumer._partition_assignment_strategy = (RangePartitionAssignor,)
+        # What a producer took back was never said.
+        consumer._isolation_level = "read_committed"
         consumer._fetch_min_bytes = FETCH_MIN_BYTES
         consumer._fetch_max_wait_ms = FETCH_WAIT_MS
         return consumer
@@ -227,7 +240,8 @@ class Consumer(stock.Consumer):  # type: ignore[misc]
         wanted = {tp: offset for tp, offset in positions.items() if tp in current}
         for tp in wanted:
             self._read_offset[tp] = None
-            _last_read.pop(stock.ensure_aiokafka_TP(tp), None)
+            for known in (_last_read, _passed):
+                known.pop(stock.ensure_aiokafka_TP(tp), None)
         if wanted:
             await self._thread.call_thread(self._seek_all, wanted)
 

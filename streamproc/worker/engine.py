@@ -26,7 +26,7 @@ from streamproc.errors import SnapshotError
 from streamproc.events import FLEET_KEY, Alert, Feedback, RecordBatch
 from streamproc.rules import RuleBook
 from streamproc.unpack import schema_ids
-from streamproc.worker import snapshots
+from streamproc.worker import driver, snapshots
 from streamproc.worker.deadletters import dead_letter
 from streamproc.worker.metrics import Metrics
 from streamproc.worker.registry import Registry
@@ -283,7 +283,7 @@ class Engine:
     def _lags(self, tp: TP) -> bool:
         """Whether there is, or may be, something to read that was not handed to us yet."""
         end = self.app.consumer.highwater(tp)
-        return end is None or self._taken.get(tp, 0) < end
+        return end is None or driver.reached(tp, self._taken.get(tp, 0)) < end
 
     def _contiguous(self, tp: TP, expected: int, batch: RecordBatch) -> bool:
         """Whether nothing was read between what we expect and this batch: a hole in the log itself.
@@ -514,7 +514,7 @@ class Engine:
             return
         for held in idle:
             async with self._lock:
-                at_rest = held.expected >= ends.get(held.tp, math.inf)
+                at_rest = driver.reached(held.tp, held.expected) >= ends.get(held.tp, math.inf)
                 if at_rest and self._owned.get(held.tp) is held and held.sound:
                     with held.whole():
                         await self._publish(held, held.pipeline.advance(clock_us), None)
@@ -635,7 +635,7 @@ class Engine:
             end = self.app.consumer.highwater(held.tp)
         except Exception:
             return None
-        return None if end is None else max(0, end - held.expected)
+        return None if end is None else max(0, end - driver.reached(held.tp, held.expected))
 
     def stuck(self) -> list[str]:
         """Return the partitions that have something to read and do not move."""

@@ -38,6 +38,7 @@ def unpack(raw: bytes, *, fetch_offset: int = 0, topic: str = "batched") -> fetc
 def _installed() -> None:
     driver.install(["batched"])
     driver._last_read.clear()
+    driver._passed.clear()
 
 
 def test_the_versions_are_those_the_hooks_were_written_for() -> None:
@@ -73,6 +74,21 @@ def test_batches_are_bounded_and_follow_each_other(monkeypatch: pytest.MonkeyPat
 def test_small_batches_of_the_broker_are_delivered_together() -> None:
     (batch,) = list(unpack(b"".join(records(i, 1) for i in range(20))))
     assert list(batch.offsets) == list(range(20))
+
+
+def test_what_lies_beyond_the_last_record_is_passed_once_that_is_dealt_with() -> None:
+    # A marker is a batch of its own that holds no record for us: here one whose record is below what was asked for.
+    tp = faust.types.TP("batched", 0)
+    unpacked = unpack(records(10, 5), fetch_offset=10)
+    assert driver.reached(tp, 10) == 10
+    first = next(iter(unpacked))
+    assert list(first.offsets) == [10, 11, 12, 13, 14]
+    assert driver.reached(tp, 10) == 10
+    list(unpacked)
+    unpacked.next_fetch_offset = 16
+    driver._passed[unpacked._tp] = 16
+    assert driver.reached(tp, 13) == 13  # what was read is not dealt with yet
+    assert driver.reached(tp, 15) == 16
 
 
 def test_other_topics_are_unpacked_as_ever() -> None:

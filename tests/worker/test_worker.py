@@ -9,6 +9,7 @@ from typing import Any
 
 import orjson
 import pytest
+from confluent_kafka import Producer
 
 from tests.brokers.kafka import KafkaCluster
 from tests.worker.harness import prediction, publish, read, topic, worker
@@ -209,6 +210,35 @@ def test_two_workers_share_the_partitions_and_one_takes_over_all(kafka: KafkaClu
         second.until(lambda: second.metric("streamproc_partitions_owned") == 2, "both partitions")
         second.until(lambda: second.metric("streamproc_series_active") == 4, "the state of all models")
         second.stop()
+
+
+@pytest.mark.kafka
+def test_of_transactions_what_was_taken_back_is_not_read_and_their_markers_are_no_lag(
+    kafka: KafkaCluster, tmp_path: Path
+) -> None:
+    topic(kafka.bootstrap, "trx-in", partitions=1)
+    producer = Producer({"bootstrap.servers": kafka.bootstrap, "transactional.id": "serving"})
+    producer.init_transactions(30)
+    now = time.time()
+    for model, kept in (("m", True), ("n", False)):
+        producer.begin_transaction()
+        for i in range(60):
+            at = now - 60 + i
+            producer.produce("trx-in", key=model.encode(), value=prediction(model, at), timestamp=int(at * 1000))
+        if kept:
+            producer.commit_transaction(30)
+        else:
+            producer.flush(30)
+            producer.abort_transaction(30)
+    text = config(kafka.bootstrap, "trx").replace("defaults:\n", "defaults:\n  silence_after: 3s\n")
+    with worker(tmp_path, text) as running:
+        running.until(lambda: running.metric("streamproc_events_total") == 60, "what was committed")
+        running.until(lambda: running.metric("streamproc_consumer_lag") == 0, "no lag")
+        # Nothing more comes, and the worker knows it: the model is silent.
+        (alert,) = [orjson.loads(m.value()) for m in read(kafka.bootstrap, "trx-alerts", at_least=1)]
+        assert (alert["signal"], alert["labels"]["model"]) == ("silence", "m")
+        assert running.metric("streamproc_series_active") == 1
+        assert running.stop() == 0
 
 
 @pytest.mark.kafka
