@@ -431,10 +431,10 @@ def _on_retry(attempt: int, wait_s: float, reason: str) -> None:
 @click.option("--output", "-o", metavar="FILE", help="Where it goes, as JSON lines. Without it: stdout.")
 @click.option(
     "--show",
-    type=click.Choice(["alerts", "incidents", "all"]),
+    type=click.Choice(["alerts", "incidents", "pages", "all"]),
     default="alerts",
     show_default=True,
-    help="What goes there. An incident is the line with an incident_id.",
+    help="What goes there; all: alerts and incidents. An incident is the line with an incident_id.",
 )
 @click.option(
     "--max-alerts", type=click.IntRange(min=0), metavar="N", help="Exit with 3 where more alerts open."
@@ -457,7 +457,7 @@ def replay(
     kind: Literal["predictions", "telemetry", "labels"],
     labels_file: str | None,
     output: str | None,
-    show: Literal["alerts", "incidents", "all"],
+    show: Literal["alerts", "incidents", "pages", "all"],
     max_alerts: int | None,
     expect_alert: tuple[str, ...],
     max_incidents: int | None,
@@ -485,7 +485,7 @@ def replay(
     from streamproc.cloudevents import incident_json, to_json
     from streamproc.events import Alert
     from streamproc.pipeline import warm_up
-    from streamproc.replay import JoinedReplay, Replay
+    from streamproc.replay import JoinedReplay, Page, Replay
     from streamproc.rules import RuleBook
 
     for name in expect_alert:
@@ -493,7 +493,9 @@ def replay(
             raise UsageError(
                 f"--expect-alert: there is no signal `{name}`; known: {', '.join(signals.names())}"
             )
-    about = [show != "alerts", max_incidents is not None, bool(expect_incident)]
+    if show == "pages" and not config.kafka.pages:
+        raise UsageError("--show: this config wants no pages; name their topic in `kafka: {pages: ...}`")
+    about = [show in ("incidents", "all"), max_incidents is not None, bool(expect_incident)]
     for option, given in zip(("--show", "--max-incidents", "--expect-incident"), about, strict=True):
         if given and not config.kafka.incidents:
             raise UsageError(f"{option}: this config wants no incidents; its `kafka.incidents` is empty")
@@ -512,11 +514,14 @@ def replay(
             found = run.run(lines)
         for told in found:
             if isinstance(told, Alert):
-                if show != "incidents":
+                if show in ("alerts", "all"):
                     out.write(to_json(told) + b"\n")
-            elif show != "alerts":
+            elif isinstance(told, Page):
+                if show == "pages":
+                    out.write(to_json(told.alert) + b"\n")
+            elif show in ("incidents", "all"):
                 out.write(incident_json(told) + b"\n")
-    _summarise(run.report, time.monotonic() - started, incidents=bool(config.kafka.incidents))
+    _summarise(run.report, time.monotonic() - started, config)
     _check_gates(run.report, max_alerts, expect_alert, max_incidents, expect_incident)
 
 
@@ -574,7 +579,7 @@ def _counted(lines: IO[bytes], started: float) -> Iterator[bytes]:
         click.echo("", err=True)
 
 
-def _summarise(report: Report, seconds: float, *, incidents: bool) -> None:
+def _summarise(report: Report, seconds: float, config: Config) -> None:
     def say(text: str) -> None:
         click.echo(text, err=True)
 
@@ -600,7 +605,11 @@ def _summarise(report: Report, seconds: float, *, incidents: bool) -> None:
         say(f"  {signal} {action}: {count:,}")
     for (signal, action), count in sorted(report.shadow.items()):
         say(f"  {signal} {action}, in shadow: {count:,}")
-    if incidents:
+    if config.kafka.pages:
+        n = report.pages["digests"]
+        digests = f", and {n:,} digest{'s' if n > 1 else ''} of the rest" if n else ""
+        say(f"pages: {report.pages['alerts']:,} alerts passed on{digests}")
+    if config.kafka.incidents:
         for text in _of_incidents(report):
             say(text)
     say(f"took {seconds:.2f} s, {report.lines / max(seconds, 1e-9):,.0f} events a second")

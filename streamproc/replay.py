@@ -59,6 +59,7 @@ class Report(Struct):
     causes: Counter[Category] = field(default_factory=Counter)
     lasting: dict[str, Category] = field(default_factory=dict)  # the cause of each incident that is not over
     listed: dict[str, Incident] = field(default_factory=dict)
+    pages: Counter[str] = field(default_factory=Counter)  # passed on: openings of alerts, and of digests
     models: set[str] = field(default_factory=set)
     first_us: int | None = None
     last_us: int | None = None
@@ -110,14 +111,20 @@ _any = msgspec.json.Decoder().decode
 Record = tuple[int, int, bytes | None, bytes, list[Header]]
 
 
+class Page(Struct, frozen=True):
+    """An alert, or a digest, that is passed on under the cap."""
+
+    alert: Alert
+
+
 class Grouping:
-    """The worker's agent of incidents, over the alerts of a replay."""
+    """The worker's agent of incidents and pages, over the alerts of a replay."""
 
     def __init__(self, book: RuleBook) -> None:
         self.pipeline = Pipeline(book, kind="alerts", topic=book.config.kafka.alert_feed)
 
-    def take(self, alerts: list[Alert]) -> list[Incident]:
-        """Take alerts, in any order; return the incidents' steps that come of them.
+    def take(self, alerts: list[Alert]) -> list[Incident | Page]:
+        """Take alerts, in any order; return the incidents' steps that come of them, and what is passed on.
 
         The record of each has the time it tells of, or the greatest before it.
         """
@@ -130,13 +137,19 @@ class Grouping:
             stamps.append(latest_ms)
         first, n = self.pipeline.next_offset, len(alerts)
         values = [to_json(a) for a in alerts]
-        return self.pipeline.process(
-            RecordBatch(self.pipeline.topic, 0, range(first, first + n), stamps, [FLEET_KEY] * n, values, [()] * n)
-        ).incidents
+        return _made(
+            self.pipeline.process(
+                RecordBatch(self.pipeline.topic, 0, range(first, first + n), stamps, [FLEET_KEY] * n, values, [()] * n)
+            )
+        )
 
-    def advance(self, clock_us: int) -> list[Incident]:
+    def advance(self, clock_us: int) -> list[Incident | Page]:
         """Let the time of the file pass without an alert."""
-        return self.pipeline.advance(clock_us).incidents
+        return _made(self.pipeline.advance(clock_us))
+
+
+def _made(out: Output) -> list[Incident | Page]:
+    return [*out.incidents, *map(Page, out.alerts)]
 
 
 class Replay:
@@ -146,14 +159,14 @@ class Replay:
         topics: list[str] = getattr(book.config.kafka, kind)
         self.pipeline = Pipeline(book, kind=kind, topic=topics[0] if topics else kind)
         self.report = Report()
-        self.grouping = Grouping(book) if book.config.kafka.incidents else None
+        self.grouping = Grouping(book) if book.config.kafka.alert_feed else None
         self._ungrouped: list[Alert] = []
         time_path = book.config.fields.get(kind, {}).get("time")
         self._time_path = None if time_path is None else time_path.removeprefix("$.").split(".")
         self._clock_ms = 0
 
-    def run(self, lines: Iterable[bytes], *, batch_lines: int = BATCH_LINES) -> Iterator[Alert | Incident]:
-        """Yield the alerts that lines bring, as they come, and the incidents; blank lines are passed over.
+    def run(self, lines: Iterable[bytes], *, batch_lines: int = BATCH_LINES) -> Iterator[Alert | Incident | Page]:
+        """Yield the alerts that lines bring, as they come, the incidents and the pages; blank lines are passed over.
 
         Alerts of rules in shadow mode are counted and not yielded. What is still open at the last
         line stays open: nobody knows what came after.
@@ -199,8 +212,8 @@ class Replay:
                     self._ungrouped.append(alert)
                 yield alert
 
-    def _grouped(self, *, end_us: int | None = None) -> Iterator[Incident]:
-        """Yield the incidents that come of the alerts since the last time, and of the time up to the file's end.
+    def _grouped(self, *, end_us: int | None = None) -> Iterator[Incident | Page]:
+        """Yield what is made of the alerts since the last time, and of the time up to the file's end.
 
         In between nothing needs the clock: what is due before an alert is told of, as of when it was, at that alert.
         """
@@ -210,9 +223,12 @@ class Replay:
         self._ungrouped = []
         if end_us is not None:
             found += self.grouping.advance(end_us)
-        for incident in found:
-            self.report.tell(incident)
-            yield incident
+        for one in found:
+            if isinstance(one, Incident):
+                self.report.tell(one)
+            elif one.alert.action == "opened":
+                self.report.pages["digests" if one.alert.signal == "digest" else "alerts"] += 1
+            yield one
 
     def _count(self, out: Output, lines: int) -> None:
         report = self.report
@@ -281,8 +297,8 @@ class JoinedReplay(Replay):
 
     def run_both(
         self, predictions: Iterable[bytes], labels: Iterable[bytes], *, batch_lines: int = BATCH_LINES
-    ) -> Iterator[Alert | Incident]:
-        """Yield the alerts that two files of lines bring, as they come, and the incidents."""
+    ) -> Iterator[Alert | Incident | Page]:
+        """Yield the alerts that two files of lines bring, as they come, the incidents and the pages."""
         sides = ((self, predictions), (self.labels, labels))
         merged = heapq.merge(*(_ordered(side, lines) for side, lines in sides), key=itemgetter(0))
         asked: list[Record] = []

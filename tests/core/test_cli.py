@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -233,6 +234,20 @@ def test_replay_tells_of_incidents_one_by_one_and_writes_them_where_asked(histor
     for step in last.values():
         still = "" if step["action"] == "resolved" else ", not over"
         assert f"  {step['startsAt'][:19]}Z {step['severity']}{still}: {step['summary']}\n" in summary
+
+
+def test_replay_shows_what_the_cap_passes_on(history: Path, short_yaml: Path, tmp_path: Path) -> None:
+    capped = short_yaml.read_text().replace("labels: [labels]", "labels: [labels], pages: pages")
+    path = tmp_path / "w.yaml"
+    path.write_text(capped.replace("defaults:", "defaults:\n  budget: {per_fleet_per_day: 1}", 1))
+    run = streamproc("replay", "-f", history, "-c", path, "--show", "pages")
+    pages = [json.loads(line) for line in run.stdout.splitlines()]
+    opened = [p for p in pages if p["action"] == "opened" and p["severity"] != "critical"]
+    assert [p["signal"] == "digest" for p in opened] == [False, True]
+    assert re.search(r"^pages: \d+ alerts passed on, and 1 digest of the rest$", said(run), re.MULTILINE)
+    run = streamproc("replay", "-f", history, "-c", short_yaml, "--show", "pages")
+    assert run.returncode == 2
+    assert "this config wants no pages" in said(run)
 
 
 def test_replay_gates_on_incidents_end_with_3(history: Path, short_yaml: Path) -> None:
