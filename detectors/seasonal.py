@@ -46,7 +46,9 @@ _TRIED: Final = 24
 _POWERS: Final = 3
 _LEAST_SHAPE: Final = 0.05
 # A profile learns a value no further out than this many scales, and of far values in a row one in four, as a window.
-_CLIP: Final = 3.5
+_CLIP: Final = 2.0
+# Visits of an hour of the week before it forecasts: an incident in the first would be forecast for the second.
+_WEEKS_KNOWN: Final = 2
 _LEARN_ONE_OF: Final = 4
 # What has been far out on one side for a day, in so many values at least, is a new level, unless next to nothing.
 _RUN: Final = 8
@@ -116,14 +118,13 @@ def _average(s: F64, at: int, value: float, share: float, n: float) -> None:
 @kernel
 def _forecast(means: F32, visits: U8, s: F64, slot: int, hour: int) -> float:
     """Return what is usual then, of the day or of the week, whichever is nearer of late; -1 if unknown."""
-    if visits[slot] == 0 and visits[hour] == 0:
-        return -1.0
-    weekly = visits[slot] == 0 or (visits[hour] > 0 and s[_OF_WEEK] < s[_OF_DAY])
-    return float(s[_LEVEL] * means[hour if weekly else slot])
+    if visits[hour] >= _WEEKS_KNOWN and (visits[slot] == 0 or s[_OF_WEEK] < s[_OF_DAY]):
+        return float(s[_LEVEL] * means[hour])
+    return float(s[_LEVEL] * means[slot]) if visits[slot] > 0 else -1.0
 
 
 @kernel
-def _unit(s: F64, forecast: float, abs_floor: float) -> float:
+def _unit(s: F64, forecast: float, abs_floor: float) -> tuple[float, float]:
     """Return what deviations from a forecast are measured in.
 
     The usual value u times (forecast / u)^p: noise of one size all day (p = 0), of counts (1/2), or in proportion (1),
@@ -131,13 +132,13 @@ def _unit(s: F64, forecast: float, abs_floor: float) -> float:
     """
     usual = max(s[_USUAL], abs_floor)
     shape = max(forecast / usual, _LEAST_SHAPE)
-    best, unit = 0.0, usual
+    best, unit, error = 0.0, usual, 0.0
     for k in range(_POWERS):
         cost = math.log(max(s[_ERRORS + k], 1e-12)) + 0.5 * k * s[_SHAPE]
         if k == 0 or cost < best:
-            best = cost
+            best, error = cost, s[_ERRORS + k]
             unit = usual if k == 0 else usual * math.sqrt(shape) if k == 1 else usual * shape
-    return float(unit)
+    return float(unit), float(error)
 
 
 @kernel
@@ -236,13 +237,13 @@ def score_seasonal(
         if forecast >= 0.0:
             if s[_FORECASTS] == 0.0:
                 s[_USUAL] = forecast
-            unit = _unit(s, forecast, abs_floor)
+            unit, usual_error = _unit(s, forecast, abs_floor)
             least, most = limit, MAX_SCORE
             if alpha > 0.0:
                 least, most = max(limit, tail_limit(tail, alpha)), FURTHEST
             room[0] = (x - forecast) / unit
             # Its limit 1: the distance itself. A residual has no level that a share of would be a floor.
-            floor = max(rel_floor, abs_floor / unit)
+            floor = max(rel_floor, abs_floor / unit, usual_error)
             score_robust_z(
                 room[:1], ring, ordered, place, tail, warm_up, side, 1.0, 0.0, 0.0, floor,
                 room[1:2], room[2:3], room[3:],
@@ -260,7 +261,7 @@ def score_seasonal(
                 learned = max(forecast + nearest * unit, 0.0)
                 counts = place[_FAR] % _LEARN_ONE_OF == 0
             _learn_spread(s, x, forecast, days, abs_floor)
-            if visits[slot] > 0 and visits[hour] > 0:
+            if visits[slot] > 0 and visits[hour] >= _WEEKS_KNOWN:
                 s[_WEEKS] += 1.0
                 share = max(1.0 / s[_WEEKS], days / _MEMORY_DAYS)
                 _average(s, _OF_DAY, abs(x - s[_LEVEL] * means[slot]), share, s[_WEEKS])
@@ -299,7 +300,7 @@ def learn_residuals(
         slot, hour = times[i] // _SLOT_US % _SLOTS, _SLOTS + times[i] // _HOUR_US % _HOURS
         forecast = _forecast(means, visits, s, slot, hour)
         if forecast >= 0.0:
-            room[0] = (x - forecast) / _unit(s, forecast, abs_floor)
+            room[0] = (x - forecast) / _unit(s, forecast, abs_floor)[0]
             score_robust_z(
                 room[:1], ring, ordered, place, tail, _UNDAMPED, 0, 1.0, 0.0, 0.0, 1.0,
                 room[1:2], room[2:3], room[3:],
