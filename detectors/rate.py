@@ -139,8 +139,8 @@ class Rate:
     The evidence is the mean of M, the score log(evidence) / log(limit): 1.0 at the limit. While the rate stays
     within m ± (s + e), the first alarm comes, on average, after at least `limit` values. Whenever twice as many values
     have been seen, m and s are taken anew from all of them: a chance error of the first reference would else be
-    told from the truth in the long run, and be taken for a change. A rate that wanders, as that of a model's errors does
-    with what comes in, is a change too, though none that matters: for such is `effect`.
+    told from the truth in the long run, and be taken for a change. A rate that wanders, as that of a model's errors
+    does with what comes in, is a change too, though none that matters: for such is `effect`.
 
     While nothing changes evidence does not rest at 1: a gambler at stake r, when m₊ is d above the rate, comes to
     m₊ / (r d) on average, all of them to hundreds or, once m is known well, thousands.

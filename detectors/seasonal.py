@@ -50,8 +50,10 @@ _CLIP: Final = 2.0
 # Visits of an hour of the week before it forecasts: an incident in the first would be forecast for the second.
 _WEEKS_KNOWN: Final = 2
 _LEARN_ONE_OF: Final = 4
-# What has been far out on one side for a day, in so many values at least, is a new level, unless next to nothing.
+# What has been out on one side for a day, from a far value on, by so many scales and in so many values at least, is a
+# new level, unless next to nothing.
 _RUN: Final = 8
+_RUN_SCALES: Final = 3.0
 _LEAST_LEVEL: Final = 0.05
 _MOST_LEVEL: Final = 1e6
 # Kept in single precision; no count of events comes near.
@@ -69,7 +71,7 @@ _LAST: Final = 2  # time of the last value, µs
 _BELOW: Final = 3  # 1 once a value was below 0
 _USED: Final = 4  # 1 while the profile is used
 _SINCE: Final = 5  # time of the first comparison with the rolling median
-_RUN_SINCE: Final = 6  # time at which the run of far values began, and its side
+_RUN_SINCE: Final = 6  # time at which the run of values far out began, and its side; 0: none
 _RUN_SIDE: Final = 7
 _INTEGERS: Final = 8
 
@@ -125,20 +127,22 @@ def _forecast(means: F32, visits: U8, s: F64, slot: int, hour: int) -> float:
 
 @kernel
 def _unit(s: F64, forecast: float, abs_floor: float) -> tuple[float, float]:
-    """Return what deviations from a forecast are measured in.
+    """Return what deviations from a forecast are measured in, and their mean size so measured.
 
     The usual value u times (forecast / u)^p: noise of one size all day (p = 0), of counts (1/2), or in proportion (1),
-    whichever makes the deviations so far likeliest: the least of log(mean error in that unit) + p · mean log(forecast / u).
+    whichever makes the deviations so far likeliest: the least of log(mean size) + p · mean log(forecast / u).
     """
     usual = max(s[_USUAL], abs_floor)
     shape = max(forecast / usual, _LEAST_SHAPE)
-    best, unit, error = 0.0, usual, 0.0
-    for k in range(_POWERS):
-        cost = math.log(max(s[_ERRORS + k], 1e-12)) + 0.5 * k * s[_SHAPE]
-        if k == 0 or cost < best:
-            best, error = cost, s[_ERRORS + k]
-            unit = usual if k == 0 else usual * math.sqrt(shape) if k == 1 else usual * shape
-    return float(unit), float(error)
+    # Its exponential, which is cheaper.
+    half = math.exp(0.5 * s[_SHAPE])
+    best, least = 0, s[_ERRORS]
+    for k in range(1, _POWERS):
+        cost = s[_ERRORS + k] * (half if k == 1 else half * half)
+        if cost < least:
+            best, least = k, cost
+    unit = usual if best == 0 else usual * math.sqrt(shape) if best == 1 else usual * shape
+    return float(unit), float(s[_ERRORS + best])
 
 
 @kernel
@@ -174,10 +178,12 @@ def _judge(s: F64, clock: I64, time: int, median: float, ours: float, days: floa
 
 @kernel
 def _level(s: F64, clock: I64, place: I64, time: int, side: int, share: float) -> None:
-    """Count a far value, `share` of what was expected; after a day of them on one side take their level up."""
-    if place[_FAR] == 1 or side != clock[_RUN_SIDE]:
-        clock[_RUN_SINCE], clock[_RUN_SIDE] = time, side
+    """Count a value out on a side (0: none), `share` of what was expected; after a day of them take their level up."""
+    if side == 0 or side != clock[_RUN_SIDE]:
+        clock[_RUN_SINCE], clock[_RUN_SIDE] = time, side if place[_FAR] > 0 else 0
         s[_RUN_COUNT], s[_RUN_SHARE] = 0.0, 0.0
+        if clock[_RUN_SIDE] == 0:
+            return
     s[_RUN_COUNT] += 1.0
     s[_RUN_SHARE] += (share - s[_RUN_SHARE]) / s[_RUN_COUNT]
     if time - clock[_RUN_SINCE] < _DAY_US or s[_RUN_COUNT] < _RUN:
@@ -185,7 +191,7 @@ def _level(s: F64, clock: I64, place: I64, time: int, side: int, share: float) -
     if s[_RUN_SHARE] >= _LEAST_LEVEL and 1.0 / _MOST_LEVEL < s[_LEVEL] * s[_RUN_SHARE] < _MOST_LEVEL:
         s[_LEVEL] *= s[_RUN_SHARE]
         s[_USUAL] *= s[_RUN_SHARE]
-    place[_FAR] = 0
+    place[_FAR], clock[_RUN_SIDE] = 0, 0
 
 
 @kernel
@@ -232,24 +238,25 @@ def score_seasonal(
             _close(means, visits, s, _HOUR, _SLOTS + clock[_OPEN_HOUR] % _HOURS, _OF_A_WEEK)
             clock[_OPEN_HOUR] = time // _HOUR_US
         slot, hour = clock[_OPEN_SLOT] % _SLOTS, _SLOTS + clock[_OPEN_HOUR] % _HOURS
-        learned, counts, middle, expected = x, True, math.nan, 0.0
+        learned, counts, middle, scale, expected = x, True, math.nan, 0.0, 0.0
         forecast = _forecast(means, visits, s, slot, hour)
         if forecast >= 0.0:
             if s[_FORECASTS] == 0.0:
                 s[_USUAL] = forecast
-            unit, usual_error = _unit(s, forecast, abs_floor)
+            unit, error = _unit(s, forecast, abs_floor)
             least, most = limit, MAX_SCORE
             if alpha > 0.0:
                 least, most = max(limit, tail_limit(tail, alpha)), FURTHEST
             room[0] = (x - forecast) / unit
-            # Its limit 1: the distance itself. A residual has no level that a share of would be a floor.
-            floor = max(rel_floor, abs_floor / unit, usual_error)
+            # Where windows are short the residuals are those of the last hours: the week has seen more.
+            floor = max(rel_floor, abs_floor / unit, error)
+            # With a limit of 1 the score is the distance itself.
             score_robust_z(
                 room[:1], ring, ordered, place, tail, warm_up, side, 1.0, 0.0, 0.0, floor,
                 room[1:2], room[2:3], room[3:],
             )  # fmt: skip
             middle, scale = room[2], room[3]
-            if not math.isnan(middle):
+            if not math.isnan(middle):  # it is known how far residuals lie apart
                 expected = forecast + middle * unit
                 if not math.isnan(medians[i]):
                     before = medians[i]
@@ -271,9 +278,11 @@ def score_seasonal(
             s[_SLOT + 1] += 1.0
             s[_HOUR] += learned / s[_LEVEL]
             s[_HOUR + 1] += 1.0
-        if place[_FAR] > 0 and not math.isnan(middle):
-            above = 1 if room[0] > middle else -1
-            _level(s, clock, place, time, above, x / max(expected, _LEAST_SHAPE * s[_USUAL], abs_floor))
+        if not math.isnan(middle):
+            above = room[0] - middle
+            out = 0 if abs(above) <= _RUN_SCALES * scale else 1 if above > 0.0 else -1
+            if out != 0 or clock[_RUN_SIDE] != 0:
+                _level(s, clock, place, time, out, x / max(expected, _LEAST_SHAPE * s[_USUAL], abs_floor))
 
 
 @kernel
@@ -321,22 +330,22 @@ class Seasonal(RobustZ):
     """Score a value by its distance to what is usual at this time of the day and the week.
 
     Of every quarter hour of the day (UTC) and every hour of the week the mean is kept, of which each visit moves it by
-    1 / visits, 1/7 and 1/4 at least; the forecast is that of the two whose mean error is less. What a value x differs
-    from the forecast f is measured in u·(f / u)^p, u the usual forecast and p the one of 0, 1/2 and 1 that makes
-    the deviations likeliest (noise of one size, of counts, in proportion). These residuals, half a `window` of them,
-    are scored as `detectors.robust_z` does: by their distance to their own median, which is how the level of the latest
-    differs from the profile's, in robust standard deviations.
+    1 / visits, but by 1/7 and 1/4 at least; the forecast f is that of the day or, from its third visit on, that of the
+    week where its mean error is less. Deviations x - f are measured in u·(f / u)^p, u the usual forecast and p the
+    one of 0, 1/2 and 1 that makes them likeliest: noise of one size, of counts, in proportion. These residuals, half
+    a `window` of them, are scored as by `detectors.robust_z`: by their distance to their own median, which is how the
+    latest level differs from the profile, in robust standard deviations, none less than residuals' mean size of late.
 
-    All this is used only while it is clearly better: while its mean error is less than .75 of that of the rolling
-    median of plain `robust_z`, over a day of both at least, until it is over .9. Until then, in the first two days, and
-    for a series without a season, scores are those of `robust_z` to the bit. So they are for a series that was ever
-    below 0: its swing is in proportion to nothing. Event time alone counts, whatever the windows' length.
+    All this is used only while it is clearly better: from when its mean error is less than .75 of that of the rolling
+    median, over a day of both at least, until it is over .9. Until then, which is in the first two days, and for a
+    series without a season, scores are those of `robust_z` to the bit. So they are for a series that was ever below 0,
+    whose swing is in proportion to nothing. Event time alone counts, whatever the windows' length.
 
-    What is learned is damped as there: clipped to 3.5 scales, and of far values in a row one in four, so that an
-    incident hardly enters the profile. What has been far out on one side for a whole day is a new level: the profile is
-    multiplied by what the day was, and is at rest at once and on all days to come.
+    What is learned is damped as there: the profile learns no value further out than 2 scales, and of far values in a
+    row one in four, so that an incident hardly enters it. What has been out on one side for a whole day is a new
+    level: the profile is multiplied by what the day was of it, and is at rest at once and on the days to come.
 
-    An instance keeps some 8 kB, its snapshot takes 3 kB more than that of `robust_z`.
+    An instance keeps some 9 kB, its snapshot takes 3 kB more than that of `robust_z`.
 
     Parameters
     ----------
@@ -347,7 +356,7 @@ class Seasonal(RobustZ):
 
     Examples
     --------
-    Events a second with a daily swing, and at three on the tenth night four times as many as at night, less than by day:
+    Events with a daily swing, and at three on the tenth night four times as many as at night, fewer than by day:
 
     >>> import numpy as np
     >>> from detectors.seasonal import Seasonal, SeasonalParams
@@ -361,7 +370,7 @@ class Seasonal(RobustZ):
     array([219])
     >>> evidence = detector.explain(219)
     >>> round(values[219]), round(evidence.lower), round(evidence.upper), round(values.max())
-    (168, 3, 80, 206)
+    (168, 4, 80, 206)
 
     References
     ----------
@@ -414,6 +423,8 @@ class Seasonal(RobustZ):
     def score(self, values: F64, times: I64) -> F64:
         """Score each of (n,) values, then learn it; see `detectors.protocol.Detector.score`."""
         array = as_values(values, times, name="seasonal")
+        if not all_finite(array):
+            raise refuse_non_finite("seasonal")
         scores = super().score(array, times)
         params = self.params
         score_seasonal(
