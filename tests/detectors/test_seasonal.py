@@ -260,9 +260,10 @@ def test_the_compiled_loop_agrees_with_the_definition(minutes: int) -> None:
     detector = registry.create("seasonal")
     scores = detector.score(values, times)
     naive = Naive()
-    np.testing.assert_allclose(scores, [naive.score(*pair) for pair in zip(values, times, strict=True)], rtol=1e-12, atol=1e-12)
+    defined = [naive.score(*pair) for pair in zip(values, times, strict=True)]
+    np.testing.assert_allclose(scores, defined, rtol=1e-12, atol=1e-12)
     assert naive.used
-    assert (naive.level > 2.0) == (minutes == 30)  # shorter windows take a level up within a day
+    assert naive.level > 2.0
     assert naive.n["weeks"] > 100
 
 
