@@ -47,9 +47,9 @@ _POWERS: Final = 3
 _LEAST_SHAPE: Final = 0.05
 # A profile learns a value no further out than this many scales, and of far values in a row one in four, as a window.
 _CLIP: Final = 2.0
+_LEARN_ONE_OF: Final = 4
 # Visits of an hour of the week before it forecasts: an incident in the first would be forecast for the second.
 _WEEKS_KNOWN: Final = 2
-_LEARN_ONE_OF: Final = 4
 # What has been out on one side for a day, from a far value on, by so many scales and in so many values at least, is a
 # new level, unless next to nothing.
 _RUN: Final = 8
@@ -112,7 +112,7 @@ def _close(means: F32, visits: U8, s: F64, at: int, place: int, least: float) ->
 @kernel
 def _average(s: F64, at: int, value: float, share: float, n: float) -> None:
     """Move a mean of errors towards one more, no further out than what an incident may prove."""
-    if n > _SETTLED:
+    if n > _SETTLED and s[at] > 0.0:  # nothing is beyond comparison with none
         value = min(value, _MOST_ERROR * s[at])
     s[at] += share * (value - s[at])
 
@@ -134,7 +134,7 @@ def _unit(s: F64, forecast: float, abs_floor: float) -> tuple[float, float]:
     """
     usual = max(s[_USUAL], abs_floor)
     shape = max(forecast / usual, _LEAST_SHAPE)
-    # Its exponential, which is cheaper.
+    # Compared by their exponentials, which takes fewer logarithms.
     half = math.exp(0.5 * s[_SHAPE])
     best, least = 0, s[_ERRORS]
     for k in range(1, _POWERS):

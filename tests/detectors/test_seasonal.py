@@ -127,6 +127,12 @@ def test_in_the_first_two_days_and_below_zero_too() -> None:
     assert below.tobytes() == registry.create("robust_z").score(values, times).tobytes()
 
 
+def test_a_model_that_idled_at_first_is_learned_too() -> None:
+    said = [(0, MONDAY_US + 3 * DAY_US, 0.0), (NIGHT + 4 * DAY_US, 1 << 62, 4.0)]
+    values, times = traffic(16, a_minute=60.0, times_us=said)
+    assert alerts("seasonal", values, times)[times > NIGHT + 4 * DAY_US][1:4].any()
+
+
 class Naive:
     """The definition, one sort at a time."""
 
@@ -177,7 +183,7 @@ class Naive:
         self.open[name] = [key, []]
 
     def average(self, old: float, new: float, n: int, days: float) -> float:
-        if n > 30:
+        if n > 30 and old > 0.0:
             new = min(new, 6.0 * old)
         return old + max(1.0 / n, days / 7.0) * (new - old)
 
