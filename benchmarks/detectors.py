@@ -40,7 +40,7 @@ A_MINUTE_US: Final = 60_000_000
 START_US: Final = 1_790_000_000_000_000
 
 #: µs an update in batches of 1000 that are not to be exceeded.
-TARGETS: Final = {"pattern": 10.0, "outlier": 3.0, "drift": 0.5, "spike": 0.2, "rate": 0.2}
+TARGETS: Final = {"pattern": 10.0, "outlier": 3.0, "drift": 0.5, "spike": 0.2, "rate": 0.2, "seasonal": 1.0}
 
 #: What a detector needs to be made at all.
 PARAMS: Final[dict[str, dict[str, Any]]] = {"limits": {"upper": 130.0}}

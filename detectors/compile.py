@@ -17,7 +17,7 @@ import numpy as np
 
 from detectors import registry
 from detectors.params import DetectorSpec, ParameterError
-from detectors.protocol import Detector
+from detectors.protocol import Damped, Detector
 
 __all__ = ["warm_up_kernels"]
 
@@ -69,6 +69,8 @@ def _run(name: str, params: dict[str, float] | None = None) -> None:
     spec: DetectorSpec = registry.spec(name)
     rows = np.zeros((3, 1)) if spec.kind == "vector" else np.zeros(3)
     detector.score(rows, np.arange(3, dtype=np.int64))
+    if isinstance(detector, Damped):
+        detector.learn_undamped(rows, np.arange(3, dtype=np.int64))
 
 
 def _run_named(name: str) -> None:

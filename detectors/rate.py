@@ -45,6 +45,9 @@ class RateParams(msgspec.Struct, frozen=True, kw_only=True):
     reference: Annotated[
         int, msgspec.Meta(ge=50, le=1_000_000, description="values the first rate is from; no score before")
     ] = 1_000
+    effect: Annotated[
+        float, msgspec.Meta(ge=0, lt=1, description="change of the rate up to which there is none")
+    ] = 0.0
     limit: Annotated[
         Annotated[float, msgspec.Meta(ge=10, le=1e13)] | None,
         msgspec.Meta(
@@ -62,6 +65,7 @@ def score_rate(
     counts: I64,
     level: F64,
     bets: F64,
+    effect: float,
     log_limit: float,
     scores: F64,
     why: F64,
@@ -81,7 +85,7 @@ def score_rate(
         scores[i] = 0.0 if clock[_READY] == 1 else np.nan
         if clock[_NEXT] > 0:
             rate, error = level[after, _RATE], level[after, _ERROR]
-            high, low = rate + error, rate - error
+            high, low = rate + error + effect, rate - error - effect
             # What a stake of 1 wins or loses; no bet on a rate above 1 or below 0.
             up = (1.0 / high - 1.0 if one else -1.0) if high < 1.0 else -1.0
             down = (-1.0 if one else low / (1.0 - low)) if low > 0.0 else -1.0
@@ -125,16 +129,21 @@ class Rate:
 
     From the first `reference` values come a rate m and its standard error s, one pair for values that follow a
     zero and one for those that follow a one where these differ by two errors or more: failures come in runs, and a
-    run is no change. Then twelve gamblers bet, six that the rate is above m + s and six that it is below m - s, in
-    Shiryaev and Roberts' way, so that a change counts from when it happens, at stakes r in {.02, .05, .1, .2, .4, .8}:
+    run is no change. Then twelve gamblers bet, six that the rate is above m + s + e and six that it is below
+    m - s - e, where `effect` e is 0 unless given, in Shiryaev and Roberts' way, so that a change counts from when it
+    happens, at stakes r in {.02, .05, .1, .2, .4, .8}:
 
-    - up: M ← (1 + r (x - m₊) / m₊) · (M + 1), m₊ = m + s;
-    - down: M ← (1 - r (x - m₋) / (1 - m₋)) · (M + 1), m₋ = m - s.
+    - up: M ← (1 + r (x - m₊) / m₊) · (M + 1), m₊ = m + s + e;
+    - down: M ← (1 - r (x - m₋) / (1 - m₋)) · (M + 1), m₋ = m - s - e.
 
     The evidence is the mean of M, the score log(evidence) / log(limit): 1.0 at the limit. While the rate stays
-    within m ± s, the first alarm comes, on average, after at least `limit` values. Whenever twice as many values
+    within m ± (s + e), the first alarm comes, on average, after at least `limit` values. Whenever twice as many values
     have been seen, m and s are taken anew from all of them: a chance error of the first reference would else be
-    told from the truth in the long run, and be taken for a change.
+    told from the truth in the long run, and be taken for a change. A rate that wanders, as that of a model's errors
+    does with what comes in, is a change too, though none that matters: for such is `effect`.
+
+    While nothing changes evidence does not rest at 1: a gambler at stake r, when m₊ is d above the rate, comes to
+    m₊ / (r d) on average, all of them to hundreds or, once m is known well, thousands.
 
     The limit changes nothing that is learned. All is learned anew when the evidence reaches 1e15, which no
     operator's limit exceeds: an alarm lasts from the limit to there, then the score is 0.0 while `reference`
@@ -193,7 +202,7 @@ class Rate:
         self._why: F64 = np.empty((0, 3))
 
     def reconfigure(self, params: RateParams, *, sensitivity: Sensitivity | None = None) -> None:
-        """Take another limit from the next value on, keeping what was learned.
+        """Take another limit or effect from the next value on, keeping what was learned.
 
         Raises
         ------
@@ -218,6 +227,7 @@ class Rate:
             self._counts,
             self._level,
             self._bets,
+            self.params.effect,
             self._log_limit,
             scores,
             why,

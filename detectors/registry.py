@@ -52,6 +52,7 @@ _OURS: Final[dict[str, tuple[str, str]]] = {
     "pattern": ("detectors.pattern", "Pattern"),
     "rate": ("detectors.rate", "Rate"),
     "robust_z": ("detectors.robust_z", "RobustZ"),
+    "seasonal": ("detectors.seasonal", "Seasonal"),
     "silence": ("detectors.silence", "Silence"),
     "spike": ("detectors.spike", "Spike"),
 }

@@ -793,6 +793,8 @@ class Rate(_Drifts, base.BinaryDriftDetector):  # type: ignore[misc]
     ----------
     reference
         Values the first rate is from; no drift is found before.
+    effect
+        Change of the rate up to which there is none.
     limit
         Evidence that is a drift, about the values between false alarms; None: by sensitivity, 1e5, 1e4 or 1e3.
     sensitivity
@@ -816,10 +818,15 @@ class Rate(_Drifts, base.BinaryDriftDetector):  # type: ignore[misc]
     _NAME = "rate"
 
     def __init__(
-        self, reference: int = 1_000, limit: float | None = None, sensitivity: Sensitivity = "medium"
+        self,
+        reference: int = 1_000,
+        effect: float = 0.0,
+        limit: float | None = None,
+        sensitivity: Sensitivity = "medium",
     ) -> None:
         super().__init__()
         self.reference = reference
+        self.effect = effect
         self.limit = limit
         self.sensitivity = sensitivity
         self._start()

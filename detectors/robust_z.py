@@ -15,10 +15,11 @@ from detectors.protocol import F64, I64, Evidence, State
 from detectors.state import StateError
 from detectors.tail import FURTHEST, TAIL, Alpha, learn_tail, tail_limit
 
-__all__ = ["RobustZ", "RobustZParams"]
+__all__ = ["SIDES", "RobustZ", "RobustZParams", "score_robust_z"]
 
 _LIMIT: Final[dict[Sensitivity, float]] = {"low": 9.0, "medium": 6.0, "high": 4.0}
-_SIDES: Final = {"up": 1, "down": -1, "both": 0}
+#: By direction: 1 and -1 for one side, 0 for both.
+SIDES: Final = {"up": 1, "down": -1, "both": 0}
 
 # 1 / Φ⁻¹(3/4): makes the median absolute deviation estimate a normal standard deviation.
 _MAD_TO_SIGMA: Final = 1.4826
@@ -302,7 +303,7 @@ class RobustZ:
             self._place,
             self._tail,
             params.warm_up,
-            _SIDES[params.direction],
+            SIDES[params.direction],
             self._limit,
             params.alpha or 0.0,
             params.rel_floor,

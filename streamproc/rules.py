@@ -32,8 +32,10 @@ SEGMENT_SIGNALS = frozenset(
 #: Segments of one dimension watched at most, where the config does not say.
 MAX_SEGMENTS = 50
 
-#: Alerts on evidence last until it is down to the root of the limit, where the score is a half.
-_CLEAR = 0.5
+#: Alerts on evidence last until its logarithm is down to three quarters of the limit's, a tenth or less of it. Evidence
+#: that rests, while nothing changes, at hundreds or thousands is about the root of a limit: what waited for that lasted
+#: for days, and hid what came then.
+_CLEAR = 0.75
 
 #: How long a prediction waits for its label, and how many of one model do, where nobody says.
 MAX_DELAY_US = 14 * 86_400_000_000

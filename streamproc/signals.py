@@ -333,6 +333,7 @@ SIGNALS: dict[str, SignalSpec] = {
             sources=("predictions", "labels"),
             shape="window",
             unit="1/s",
+            detector="seasonal",
             relative_effect=0.5,
             breaches=_TWICE,
             category="traffic",
@@ -508,6 +509,8 @@ SIGNALS: dict[str, SignalSpec] = {
             shape="event",
             detector="rate",
             detector_kind="boolean",
+            # As many points as matter of `accuracy`: a rate of errors wanders with what comes in.
+            params={"effect": 0.02},
             direction="up",
             category="model",
         ),

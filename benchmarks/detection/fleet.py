@@ -38,7 +38,7 @@ I64 = npt.NDArray[np.int64]
 
 A_DAY = 1440
 MINUTE_US = 60_000_000
-POLICY = Policy(resolve_after_us=5 * MINUTE_US, clear=0.5)
+POLICY = Policy(resolve_after_us=5 * MINUTE_US, clear=0.75)
 
 #: (generator, signals, values a signal, by, at) → (signals, values); shifted by so many deviations of the noise from
 #: the row `at` on.

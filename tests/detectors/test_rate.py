@@ -88,3 +88,20 @@ def test_a_state_is_small_and_one_of_another_detector_is_refused() -> None:
     for spoilt in ({}, {**state, "clock": 3}, {**state, "bets": np.zeros(5)}):
         with pytest.raises(StateError, match="rate"):
             detector.restore(spoilt)
+
+
+def test_a_change_within_the_effect_is_none_and_one_beyond_it_is() -> None:
+    small, large = flips(0.10, 0.115, n=60_000, at=20_000), flips(0.10, 0.25, n=21_000, at=20_000)
+    plain, coarse = (registry.create("rate", {"limit": 1e6, "effect": effect}) for effect in (0.0, 0.02))
+    assert (plain.score(small, TIMES) >= 1).any()
+    assert not (coarse.score(small, TIMES) >= 1).any()
+    assert first_alarm(registry.create("rate", {"effect": 0.02}).score(large, TIMES[:21_000]), 20_000) <= 150
+    certain = registry.create("rate", {"effect": 0.9})  # no rate can be so much higher or lower
+    assert not (certain.score(large, TIMES[:21_000]) >= 1).any()
+
+
+def test_evidence_of_a_rate_well_known_rests_below_three_quarters_of_the_limit() -> None:
+    detector = registry.create("rate", {"limit": 1e5, "effect": 0.02})
+    scores = detector.score(flips(0.15, 0.15, n=60_000), TIMES)[30_000:]
+    assert 0.3 < np.median(scores) < 0.6
+    assert (scores >= 0.75).mean() < 0.01
