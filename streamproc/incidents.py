@@ -135,6 +135,7 @@ class _Open(Struct, kw_only=True):
     rank: int = 0  # the highest severity that an alert began with
     escalated: bool = False  # one became critical
     confirm_us: int = -1  # when it is told of, if it has not ended by then; -1: not by lasting
+    silent_us: int = -1  # when the one silence it has will have lasted long enough to count in full; -1: none has to
     aged: bool = False  # it has lasted long enough to be more severe for it
     stale: bool = False  # there are alerts since it was last told of
     told: list[Any] = field(default_factory=list)  # what was last said of it that is worth saying anew
@@ -332,7 +333,7 @@ class IncidentState(ModelState):
         incident.count += 1
         incident.started_us = min(incident.started_us, member.start_us)
         if not member.weak:
-            incident.rank = max(incident.rank, _RANK[member.severity])
+            incident.rank = max(incident.rank, self._rank(incident, member, now_us))
             # From now on, not from when it opened: of a backlog its end may be the next record.
             confirm_us = now_us + (member.wait_us if member.wait_us >= 0 else self.confirm_us)
             incident.confirm_us = confirm_us if incident.confirm_us < 0 else min(incident.confirm_us, confirm_us)
@@ -346,6 +347,21 @@ class IncidentState(ModelState):
             incident.members[member.episode_id] = member
         incident.firing[member.episode_id] = None
         self.of[member.episode_id] = incident.incident_id
+
+    @staticmethod
+    def _rank(incident: _Open, member: _Member, now_us: int) -> int:
+        """Return how severe a new alert makes an incident.
+
+        A gap somewhat longer than any before is a warning until it has lasted as long again: where a model gets few
+        requests chance makes one every few weeks. The silence of a second model is no chance.
+        """
+        if member.group != "silent" or member.wait_us < 0:
+            return _RANK[member.severity]
+        if any(m.group == "silent" and m.model != member.model for m in incident.members.values()):
+            IncidentState._be_silent(incident)
+            return _RANK[member.severity]
+        incident.silent_us = now_us + member.wait_us
+        return min(_RANK["warning"], _RANK[member.severity])
 
     def _go_on(self, incident: _Open, alert: Alert, at_us: int, now_us: int) -> None:
         """Take the next step of an alert that is part of an incident."""
@@ -363,6 +379,8 @@ class IncidentState(ModelState):
         del incident.firing[alert.episode_id], self.of[alert.episode_id]
         if member is not None:
             member.end_us = at_us
+            if member.group == "silent":
+                incident.silent_us = -1
         incident.ended_us = max(incident.ended_us, at_us)
         incident.news_us = now_us
         self._soonest_us = min(self._soonest_us, self._due(incident)[0])
@@ -380,6 +398,9 @@ class IncidentState(ModelState):
         older.ended_us = max(older.ended_us, younger.ended_us)
         older.rank = max(older.rank, younger.rank)
         older.escalated |= younger.escalated
+        older.silent_us = max(older.silent_us, younger.silent_us)
+        if len({m.model for m in older.members.values() if m.group == "silent"}) > 1:
+            self._be_silent(older)
         if younger.confirm_us >= 0:
             older.confirm_us = (
                 younger.confirm_us if older.confirm_us < 0 else min(older.confirm_us, younger.confirm_us)
@@ -448,6 +469,8 @@ class IncidentState(ModelState):
                     due.append((incident.confirm_us, "confirm"))
             elif not incident.aged:
                 due.append((incident.first_us + self.book.config.incidents.escalate_after.us, "age"))
+            if incident.silent_us >= 0:
+                due.append((incident.silent_us, "be silent"))
         if incident.published_us >= 0 and incident.stale:
             due.append((incident.published_us + _UPDATE_EVERY_US, "update"))
         at_us, what = min(due)
@@ -469,6 +492,10 @@ class IncidentState(ModelState):
                 self._end(incident, at_us, "")
             elif what == "give up":
                 self._end(incident, at_us, "no news for long")
+            elif what == "be silent":
+                self._be_silent(incident)
+                if incident.published_us >= 0 and self._severity(incident) != incident.told[0]:
+                    self._publish(incident, "escalated", at_us)
             elif what == "confirm":
                 self._publish(incident, "opened", at_us)
             elif what == "age":
@@ -479,6 +506,12 @@ class IncidentState(ModelState):
                 incident.stale = False
                 if self._worth_saying(incident) != incident.told:
                     self._publish(incident, "updated", at_us)
+
+    @staticmethod
+    def _be_silent(incident: _Open) -> None:
+        """Count silences in full."""
+        said = [_RANK[m.severity] for m in incident.members.values() if m.group == "silent"]
+        incident.rank, incident.silent_us = max([incident.rank, *said]), -1
 
     def _worth_saying(self, incident: _Open) -> list[Any]:
         verdict = self._verdict(incident)

@@ -269,7 +269,27 @@ def test_a_lone_silence_is_an_incident_once_it_has_lasted_twice_what_was_waited_
     opened, _ = story(first, alert("silence", 20, action="resolved"))
     assert (opened.severity, opened.lastReceived) == ("critical", rfc3339(BEGIN_US + 8 * MINUTE))
     both = story(first, alert("silence", 2, model="a2", severity="critical", value=480.0))
-    assert both[0].lastReceived == rfc3339(BEGIN_US + 2 * MINUTE)
+    assert (both[0].severity, both[0].lastReceived) == ("critical", rfc3339(BEGIN_US + 2 * MINUTE))
+
+
+def test_a_silence_beside_another_alert_is_critical_once_it_has_lasted_as_long() -> None:
+    def steps(*more: Alert) -> list[tuple[str, str, str]]:
+        silent = alert("silence", 3, severity="critical", value=480.0)
+        found = story(alert("latency_p95", 0), silent, *more)
+        return [(i.action, i.severity, i.lastReceived) for i in found if i.action != "updated"][:2]
+
+    at = [rfc3339(BEGIN_US + k * MINUTE) for k in range(60)]
+    opened = ("opened", "warning", at[3])
+    # A gap a little longer than any before, which ends: nobody is woken for it.
+    chance = steps(alert("silence", 9, action="resolved"), alert("latency_p95", 30, action="resolved"))
+    assert chance[0] == opened
+    assert chance[1][0] == "resolved"
+    assert steps(alert("silence", 40, action="resolved"), alert("latency_p95", 41, action="resolved")) == [
+        opened, ("escalated", "critical", at[11])
+    ]  # fmt: skip
+    # That of a second model is no chance.
+    other = alert("silence", 5, model="a2", severity="critical", value=480.0)
+    assert steps(other) == [opened, ("escalated", "critical", at[5])]
 
 
 def test_an_alert_that_became_critical_makes_its_incident_so_at_once() -> None:
