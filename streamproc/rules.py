@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -273,7 +274,7 @@ class RuleBook:
             min_samples=(
                 merged.min_samples
                 if merged.min_samples is not None
-                else (defaults.min_samples if spec.sampled and spec.shape == "window" else 0)
+                else (math.ceil(defaults.min_samples * spec.samples) if spec.shape == "window" else 0)
             ),
             shadow=merged.mode == "shadow",
             policy=Policy(

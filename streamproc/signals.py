@@ -36,7 +36,8 @@ class SignalSpec(Struct, frozen=True, kw_only=True):
 
     direction, min_effect and the rest say what is worth waking somebody for; a change of theirs
     never touches what was learned. channels: further detectors, each with its own limit and alert,
-    unless a config names one. family: the name is followed by `:` and a label or a metric.
+    unless a config names one. family: the name is followed by `:` and a label or a metric. samples: how many times
+    `min_samples` events a window's value rests on, that is to count; 0 where it is no estimate from a sample.
     """
 
     name: str
@@ -55,7 +56,7 @@ class SignalSpec(Struct, frozen=True, kw_only=True):
     breaches: tuple[int, int] = (1, 1)
     severity: Literal["critical", "warning", "info"] = "warning"
     category: Literal["data", "model", "infra", "traffic", "unknown"] = "unknown"
-    sampled: bool = True
+    samples: float = 1.0
     on: bool = True
     channels: tuple[str, ...] = ()
     family: bool = False
@@ -72,11 +73,14 @@ _TWICE = (2, 3)
 #: An hour of the default windows: what lies near 0 while all is well needs no long past, and memory counts.
 _SHORT = {"window": 60}
 
-_USAGE: tuple[tuple[str, str, Literal["up", "both"], float, bool], ...] = (
-    ("tokens_in", "mean input tokens a request in a window", "both", 0.25, True),
-    ("tokens_out", "mean output tokens a request in a window", "both", 0.25, True),
-    ("cost_per_request", "mean cost of a request in a window, in the producer's currency", "up", 0.25, True),
-    ("cost_per_hour", "cost of a window's requests an hour, in the producer's currency", "up", 0.5, False),
+#: By percentile: with 50 events for a mean, one of the tail has five beyond it. The 99th of a hundred is the largest.
+_TAIL_SAMPLES = {50: 1.0, 95: 2.0, 99: 10.0}
+
+_USAGE: tuple[tuple[str, str, Literal["up", "both"], float, float], ...] = (
+    ("tokens_in", "mean input tokens a request in a window", "both", 0.25, 1.0),
+    ("tokens_out", "mean output tokens a request in a window", "both", 0.25, 1.0),
+    ("cost_per_request", "mean cost of a request in a window, in the producer's currency", "up", 0.25, 1.0),
+    ("cost_per_hour", "cost of a window's requests an hour, in the producer's currency", "up", 0.5, 0.0),
 )
 
 #: Name, summary, direction, unit, least effect and relative effect, category, and whether it is a share.
@@ -212,6 +216,7 @@ SIGNALS: dict[str, SignalSpec] = {
                 relative_effect=0.2,
                 breaches=_TWICE,
                 category="infra",
+                samples=_TAIL_SAMPLES[q],
             )
             for q in (50, 95, 99)
         ),
@@ -296,9 +301,9 @@ SIGNALS: dict[str, SignalSpec] = {
                 relative_effect=effect,
                 breaches=_TWICE,
                 category="traffic",
-                sampled=sampled,
+                samples=samples,
             )
-            for name, summary, direction, effect, sampled in _USAGE
+            for name, summary, direction, effect, samples in _USAGE
         ),
         *(
             SignalSpec(
@@ -314,6 +319,7 @@ SIGNALS: dict[str, SignalSpec] = {
                 breaches=_TWICE,
                 category=category,
                 share=share,
+                samples=_TAIL_SAMPLES[95] if name == "time_to_first_token" else 1.0,
             )
             for name, summary, way, unit, least, relative, category, share in _CALLS
         ),
@@ -324,7 +330,7 @@ SIGNALS: dict[str, SignalSpec] = {
             shape="window",
             direction="up",
             category="traffic",
-            sampled=False,
+            samples=0.0,
             on=False,
         ),
         SignalSpec(
@@ -337,7 +343,7 @@ SIGNALS: dict[str, SignalSpec] = {
             relative_effect=0.5,
             breaches=_TWICE,
             category="traffic",
-            sampled=False,
+            samples=0.0,
         ),
         SignalSpec(
             name="missing_features",

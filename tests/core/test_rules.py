@@ -159,3 +159,13 @@ def test_telemetry_and_labels_have_their_own_signals() -> None:
     assert rules_of("", "m", "metric:queue", "telemetry")[0].signal == "metric:queue"
     assert rules_of("", "m", "metric:queue") == []
     assert rules_of("", "m", "label_share:x", "labels")[0].signal == "label_share:x"
+
+
+def test_of_a_tail_so_many_events_are_wanted_that_five_are_beyond_it() -> None:
+    def least(extra: str = "") -> dict[str, int]:
+        rules = RuleBook(config(extra)).for_model("predictions", "m")
+        return {s: rules.of(s)[0].min_samples for s in ("latency_p50", "latency_p95", "latency_p99", "throughput")}
+
+    assert least() == {"latency_p50": 50, "latency_p95": 100, "latency_p99": 500, "throughput": 0}
+    assert least("defaults: {min_samples: 4}\n")["latency_p99"] == 40
+    assert least("models: [{match: {}, signals: {latency_p99: {min_samples: 30}}}]\n")["latency_p99"] == 30

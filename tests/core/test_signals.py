@@ -170,7 +170,7 @@ CARRIED = {
     other_logic: "age",
 }
 
-CONFIG = "defaults: {window: 10s, lateness: 5s, resolve_after: 1m}\n"
+CONFIG = "defaults: {window: 10s, lateness: 5s, resolve_after: 1m, min_samples: 20}\n"
 
 
 @functools.cache
