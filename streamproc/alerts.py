@@ -244,6 +244,16 @@ class Lifecycle:
         self.recent = list(self.recent)
 
 
+#: How far above its peak an episode that was none puts the limit, and the most that a limit is ever raised.
+_SURELY = 1.1
+_MOST_TOLERANCE = 100.0
+
+
+def raised(tolerance: float, peak: float, *, most: float = _MOST_TOLERANCE) -> float:
+    """Return by how much the limit is to be raised, so far by `tolerance`, that what came to `peak` is no anomaly."""
+    return min(tolerance * max(1.0, _SURELY * peak), most)
+
+
 def identity(*parts: object) -> str:
     """Return a short stable name for what the parts say together: 128 bits of SHA-256, in hex.
 

@@ -16,12 +16,14 @@ from msgspec import Struct
 
 from detectors.protocol import F64, I64
 from streamproc import joins, kernels
+from streamproc.arrivals import SilenceWatch
 from streamproc.budget import Fleet
 from streamproc.events import Alert, Feedback, Incident, Share
 from streamproc.rules import ModelRules, RuleBook
 from streamproc.segments import History
 from streamproc.signals import Kind
-from streamproc.watch import Basis, SilenceWatch, Subject, Watch
+from streamproc.telling import Subject
+from streamproc.watch import Basis, Watch
 from streamproc.windows import Accumulator, Windows
 
 #: Format of a model's state; older ones are refused by name rather than misread.

@@ -1,0 +1,259 @@
+"""What an alert is about, and what it says: a transition of its life as it is published."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+from msgspec import Struct
+
+from detectors.protocol import Evidence
+from streamproc.alerts import Step, identity
+from streamproc.events import Alert, Changed, DetectorRef, Expected, Feedback, Impact, Share, Span, rfc3339
+from streamproc.rules import Rule
+from streamproc.segments import Change, History
+from streamproc.silences import Silence, Silences
+
+__all__ = ["Subject", "after", "amount", "answered", "build_alert", "fingerprint", "word"]
+
+#: What a dashboard shows before and after an alert.
+_BEFORE_MS = 3_600_000
+
+
+class Subject(Struct, frozen=True, gc=False):
+    """What an alert is about: a model, or a segment of it, as its records in one partition show it."""
+
+    topic: str
+    partition: int
+    model: str
+    segment: str = ""  # dimension=value
+    history: History | None = None  # of the model's versions
+    silences: Silences | None = None
+
+    def change(self, step: Step) -> Change | None:
+        """Return the change of version that came shortly before an episode, or while it built up."""
+        return None if self.history is None else self.history.near(step.started_us, until_us=step.at_us)
+
+    def silenced(self, signal: str) -> tuple[Silence, ...]:
+        """Return the silences there are for a signal, whenever."""
+        return self.silences.of(self.model, signal, self.segment) if self.silences else ()
+
+
+def fingerprint(rule: Rule, subject: Subject) -> str:
+    """Return what names a condition for ever."""
+    whole = (subject.model, rule.signal, rule.detector)
+    return identity(*whole, subject.segment) if subject.segment else identity(*whole)
+
+
+def build_alert(
+    rule: Rule,
+    subject: Subject,
+    step: Step,
+    *,
+    score: float,
+    value: float | None,
+    n: int | None,
+    evidence: Evidence,
+    columns: tuple[str, ...] = (),
+    carried: Sequence[Share] = (),
+    against: str = "",
+    last_offset: int | None = None,
+    version: str | None = None,
+    confidence: float | None = None,
+) -> Alert:
+    """Return the alert that one transition is published as."""
+    condition = fingerprint(rule, subject)
+    episode = identity(condition, subject.topic, subject.partition, step.opening)
+    attribution = [
+        *(Share(columns[i], min(1.0, s)) for i, s in evidence.shares if i < len(columns)),
+        *carried,
+    ]
+    shown = step.action != "resolved"
+    effect = value - evidence.expected if value is not None and evidence.expected is not None else None
+    severity = "critical" if step.escalated else rule.severity
+    change = subject.change(step) if shown else None
+    summary = _summary(rule, subject, step, value=value, evidence=evidence, attribution=attribution, change=change)
+    labels = {
+        "alertname": rule.signal,
+        "model": subject.model,
+        "severity": severity,
+        "signal": rule.signal,
+        "detector": rule.detector,
+    }
+    if subject.segment:
+        labels["segment"] = subject.segment
+    if version is not None:
+        labels["model_version"] = version
+    if rule.environment:
+        labels["env"] = rule.environment
+    if rule.owner:
+        labels["team"] = rule.owner
+    annotations = {"summary": summary, "description": rule.spec.summary}
+    if against:
+        annotations["reference"] = against
+    if rule.runbook:
+        annotations["runbook_url"] = rule.runbook.replace("{model}", subject.model).replace("{signal}", rule.signal)
+    if rule.dashboard:
+        annotations["dashboard_url"] = (
+            rule.dashboard.replace("{model}", subject.model)
+            .replace("{signal}", rule.signal)
+            .replace("{from_ms}", str(step.started_us // 1000 - _BEFORE_MS))
+            .replace("{to_ms}", str(step.at_us // 1000 + _BEFORE_MS))
+        )
+    expected = None
+    if evidence.expected is not None or evidence.upper is not None or evidence.lower is not None:
+        expected = Expected(evidence.expected, evidence.lower, evidence.upper)
+    return Alert(
+        id=identity(episode, step.action, *([step.at_us] if step.action == "updated" or step.anew else [])),
+        fingerprint=condition,
+        episode_id=episode,
+        name=" ".join(filter(None, (subject.model, subject.segment, rule.signal))),
+        status="firing" if shown else "resolved",
+        severity=severity,
+        summary=summary[:1024],
+        action=step.action,
+        labels=labels,
+        annotations=annotations,
+        startsAt=rfc3339(step.started_us),
+        lastReceived=rfc3339(step.at_us),
+        endsAt=None if shown else rfc3339(step.at_us),
+        signal=rule.signal,
+        detector=DetectorRef(rule.detector, rule.params_hash),
+        score=score,
+        message=summary,
+        description=rule.spec.summary,
+        environment=rule.environment,
+        service=subject.model,
+        url=annotations.get("runbook_url", ""),
+        value=value,
+        expected=expected,
+        effect=effect,
+        n=n,
+        confidence=confidence,
+        impact=_impact(rule, step, effect) if step.values else None,
+        generatorURL=annotations.get("dashboard_url", ""),
+        category=rule.spec.category,
+        attribution=attribution,
+        changes=[] if change is None else [Changed("version", change.version, change.before, rfc3339(change.at_us))],
+        evidence=Span(
+            subject.topic,
+            subject.partition,
+            step.offset_first,
+            max(step.offset_last, last_offset if last_offset is not None and shown else -1),
+        ),
+    )
+
+
+def _impact(rule: Rule, step: Step, effect: float | None) -> Impact:
+    lasted_s = max(0, step.at_us - step.started_us) / 1e6
+    cost: float | None = None
+    if effect is not None and rule.signal == "cost_per_hour":
+        cost = effect * lasted_s / 3600.0
+    elif effect is not None and rule.signal == "cost_per_request":
+        cost = effect * step.weight
+    elif rule.cost_per_affected is not None and rule.spec.name != "metric":  # points of a metric are no predictions
+        cost = rule.cost_per_affected * step.weight
+    return Impact(step.weight, lasted_s, None if cost is None else round(cost, 6))
+
+
+def _summary(
+    rule: Rule,
+    subject: Subject,
+    step: Step,
+    *,
+    value: float | None,
+    evidence: Evidence,
+    attribution: list[Share],
+    change: Change | None,
+) -> str:
+    text = _what_is(rule, subject, step, value=value, evidence=evidence, attribution=attribution)
+    if change is not None:
+        text += f"; since version {change.version}"
+        if (began_s := (step.started_us - change.at_us) / 1e6) > 0:
+            text += f", {amount(began_s, 's')} before"
+    return text
+
+
+def _what_is(
+    rule: Rule,
+    subject: Subject,
+    step: Step,
+    *,
+    value: float | None,
+    evidence: Evidence,
+    attribution: list[Share],
+) -> str:
+    what = f"{subject.model} ({subject.segment})" if subject.segment else subject.model
+    what += f": {rule.signal}"
+    if step.action == "resolved":
+        return f"{what} is back to normal after {amount((step.at_us - step.started_us) / 1e6, 's')}"
+    unit = rule.spec.unit
+    if rule.spec.shape == "arrivals":
+        return f"{what}: no event for {amount(value or 0.0, 's')}"
+    if value is None:
+        carried = ", ".join(f"{s.feature} {s.share:.0%}" for s in attribution[:3])
+        return f"{what}: {rule.spec.summary}" + (f"; carried by {carried}" if carried else "")
+    lasted = "" if step.action == "opened" else f" after {amount((step.at_us - step.started_us) / 1e6, 's')} still"
+    text = f"{what}{lasted} is {amount(value, unit)}"
+    if evidence.side and evidence.lower is not None and evidence.upper is not None:
+        text = f"{what}{lasted}: {evidence.note}, from {_band(evidence.lower, evidence.upper, unit, of=value)}"
+    elif evidence.lower is not None and evidence.upper is not None:
+        upper = min(1.0, evidence.upper) if rule.spec.share and value <= 1.0 else evidence.upper
+        text += f", expected {_band(_least(rule, evidence.lower), upper, unit, of=value)}"
+    elif evidence.upper is not None:
+        text += f", the limit is {amount(evidence.upper, unit)}"
+    elif evidence.lower is not None:
+        text += f", the limit is {amount(evidence.lower, unit)}"
+    elif evidence.note:
+        text += f": {evidence.note}"
+    if attribution:
+        text += "; " + ", ".join(f"{s.feature} {s.share:.0%}" for s in attribution[:3])
+    return text
+
+
+def _least(rule: Rule, lower: float) -> float:
+    """Return the lower bound as it is said: a share, a rate or a latency is never below 0."""
+    return lower if rule.spec.name in ("prediction_value", "prediction_drift", "metric") else max(0.0, lower)
+
+
+def _band(lower: float, upper: float, unit: str, *, of: float) -> str:
+    """Return a range in words; one number where its width is nothing beside the value's distance."""
+    middle = (lower + upper) / 2
+    if upper - lower <= 1e-3 * abs(of - middle):
+        return amount(0.0 if abs(middle) < 1e-6 * abs(of) else middle, unit)
+    return f"{amount(lower, unit)} to {amount(upper, unit)}"
+
+
+def amount(number: float, unit: str) -> str:
+    """Return a number of a unit in words; seconds as milliseconds, minutes or hours where these read better."""
+    if unit == "s":
+        if abs(number) >= 120:
+            return f"{number / 60:.3g} min" if abs(number) < 7200 else f"{number / 3600:.3g} h"
+        return f"{number:.3g} s" if abs(number) >= 1 or number == 0.0 else f"{number * 1e3:.3g} ms"
+    return f"{number:.4g}" if unit == "1" else f"{number:.4g} {unit}"
+
+
+def word(verdict: Feedback) -> str:
+    """Return an operator's verdict and comment in a line."""
+    return f"{verdict.verdict}: {verdict.comment}" if verdict.comment else verdict.verdict
+
+
+def answered(alert: Alert, verdict: Feedback, offset: int) -> Alert:
+    """Return an alert as what an operator said of it, at an offset of the topic of feedback."""
+    said = {
+        "feedback": verdict.verdict,
+        "feedback_author": verdict.author or "",
+        "feedback_comment": verdict.comment or "",
+        "feedback_cause": verdict.cause or "",
+    }
+    return msgspec.structs.replace(
+        alert,
+        id=identity(alert.fingerprint, "feedback", offset),
+        summary=f"{alert.name}: {word(verdict)}"[:1024],
+        annotations={**alert.annotations, **{k: v for k, v in said.items() if v}},
+    )
+
+
+def after(muted: str, alert: Alert) -> Alert:
+    """Say of an alert that opens anew for what it was hidden until now."""
+    return msgspec.structs.replace(alert, annotations={**alert.annotations, "silenced": muted})
