@@ -88,6 +88,7 @@ def cli() -> None:
       streamproc replay --from-file events.jsonl     what it would have said of history
       streamproc score -d spike -i cpu.csv           any detector over any CSV
       streamproc worker --config worker.yaml         run it
+      streamproc incidents --config worker.yaml      what is wrong now, and why; `alerts` each by itself
       streamproc silence add --help                  hide alerts for a while
       streamproc feedback --help                     say what an alert was
       streamproc bridge slack --config worker.yaml   bring its alerts to where people are
@@ -215,6 +216,14 @@ def check(config_path: str | None, models: tuple[str, ...]) -> None:
         for name, block in getattr(config.bridges, kind).items():
             which = ", ".join(f"{label} {glob}" for label, glob in block.match.items()) or "all"
             click.echo(f"bridge {kind} {name}: {which} of {block.topic}")
+    now_us = round(time.time() * 1e6)
+    for i, hidden in enumerate(config.silences):
+        match = hidden.match
+        of = f"{match.model} {match.signal} {match.segment}"
+        if hidden.to.us <= now_us:
+            click.echo(f"silences[{i}] of {of} is over since {hidden.to}: it hides nothing any more", err=True)
+        else:
+            click.echo(f"silence of {of} from {hidden.from_} to {hidden.to}")
     click.echo(f"{config_path or 'the built-in config'}: ok")
 
 

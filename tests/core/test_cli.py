@@ -150,6 +150,19 @@ def test_check_shows_what_a_model_gets(tmp_path: Path) -> None:
     assert any(line.startswith("feature_outlier outlier (shadow) high") for line in lines)
 
 
+def test_check_says_of_a_silence_that_it_is_over(tmp_path: Path) -> None:
+    path = tmp_path / "w.yaml"
+    path.write_text(MINIMUM + """silences:
+  - {match: {model: old}, from: 2024-10-01T22:00Z, to: 2024-10-02T02:00Z}
+  - {match: {model: new, signal: "latency_*"}, from: 2024-10-01T22:00Z, to: 2999-01-01}
+""")
+    run = streamproc("check", "-c", path)
+    assert run.returncode == 0
+    assert "silences[0] of old * * is over since 2024-10-02T02:00:00+00:00" in run.stderr.decode()
+    assert b"silence of new latency_* * from 2024" in run.stdout
+    assert b"silences[1]" not in run.stderr
+
+
 def test_check_says_of_a_model_nobody_watches(tmp_path: Path) -> None:
     path = tmp_path / "w.yaml"
     path.write_text(MINIMUM + "defaults: {discover: {models: 'a-*'}}\n")
