@@ -196,7 +196,7 @@ def _what_is(
     lasted = "" if step.action == "opened" else f" after {amount((step.at_us - step.started_us) / 1e6, 's')} still"
     text = f"{what}{lasted} is {amount(value, unit)}"
     if evidence.side and evidence.lower is not None and evidence.upper is not None:
-        text = f"{what}{lasted}: {evidence.note}, from {_band(evidence.lower, evidence.upper, unit, of=value)}"
+        text = f"{what}{lasted}: {evidence.note}; it was {_band(evidence.lower, evidence.upper, unit, of=value)}"
     elif evidence.lower is not None and evidence.upper is not None:
         upper = min(1.0, evidence.upper) if rule.spec.share and value <= 1.0 else evidence.upper
         text += f", expected {_band(_least(rule, evidence.lower), upper, unit, of=value)}"
