@@ -7,7 +7,7 @@ fires once it has been met for `for_us`, and resolves once it has not been met f
 
 - `updated`, where its score has doubled since it was last told of, or it has lasted for another
   `renotify_us`;
-- `escalated`, once: it has lasted for `escalate_after_us` and is still far over its limit.
+- `escalated`, once: it has lasted for `escalate_after_us` and is still large; the larger, the sooner.
 
 What fires again soon after it resolved is one thing that comes and goes. Each time it does so the
 next resolution waits twice as long, so that it is told of ever less often (flap damping).
@@ -43,8 +43,10 @@ class Policy(Struct, frozen=True, gc=False):
     escalate_after_us: int = 0
 
 
-#: What has lasted escalates where its score is still so many times the limit.
-ESCALATE_SCORE = 2.0
+#: What has lasted escalates where it is still so many times its limit, and the least effect that matters. What is
+#: larger escalates sooner in proportion, after a part of the time at the soonest.
+ESCALATE_SIZE = 2.0
+_SOONEST = 0.1
 
 #: Fires again within so many times what it takes to resolve: it flaps. It is damped so many times at most.
 _FLAPS_WITHIN = 6
@@ -94,11 +96,19 @@ class Lifecycle:
         return self.policy.resolve_after_us << self.flaps
 
     def observe(
-        self, breach: np.typing.NDArray[np.bool_], scores: F64, times: I64, offsets: I64, *, weight: int = 1
+        self,
+        breach: np.typing.NDArray[np.bool_],
+        scores: F64,
+        times: I64,
+        offsets: I64,
+        *,
+        sizes: F64 | None = None,
+        weight: int = 1,
     ) -> list[Step]:
         """Take values in order; return the transitions.
 
-        All (n,); `offsets` names the evidence. weight: how many events each of the values stands for.
+        All (n,); `offsets` names the evidence. sizes: how large an excess is, in limits, where the score alone does not
+        tell. weight: how many events each of the values stands for.
         """
         if self.state == "inactive" and not breach.any():
             self.seen += len(breach)
@@ -134,7 +144,7 @@ class Lifecycle:
                     self._note_flap(at)
                     steps.append(self._tell("opened", row, at))
                 elif self.state == "firing":
-                    steps += self._news(row, at, float(scores[row]))
+                    steps += self._news(row, at, float((scores if sizes is None else sizes)[row]))
             elif self.state == "firing" and policy.clear < 1.0 and scores[row] >= policy.clear:
                 self.last_us = at
             elif self.state == "pending" and self.seen - self.recent[0] >= policy.n:
@@ -167,13 +177,14 @@ class Lifecycle:
         again = self.resolved_us is not None and at_us - self.resolved_us < soon_us
         self.flaps = min(self.flaps + 1, _MOST_FLAPS) if again else 0
 
-    def _news(self, row: int, at_us: int, score: float) -> list[Step]:
+    def _news(self, row: int, at_us: int, size: float) -> list[Step]:
         """Return what is worth telling of an alert that fires on."""
         policy = self.policy
-        lasted = policy.escalate_after_us and at_us - self.since_us >= policy.escalate_after_us
-        if lasted and not self.escalated and score >= ESCALATE_SCORE:
-            self.escalated = True
-            return [self._tell("escalated", row, at_us)]
+        if policy.escalate_after_us and not self.escalated and size >= ESCALATE_SIZE:
+            wait_us = policy.escalate_after_us * max(ESCALATE_SIZE / size, _SOONEST)
+            if at_us - self.since_us >= wait_us:
+                self.escalated = True
+                return [self._tell("escalated", row, at_us)]
         worse = self.peak >= 2.0 * self.told and at_us - self.told_us >= policy.resolve_after_us
         if policy.renotify_us and (worse or at_us - self.told_us >= policy.renotify_us):
             return [self._tell("updated", row, at_us)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
@@ -175,15 +176,17 @@ class Watch:
         if self.tolerance != 1.0:
             scores = scores / self.tolerance
         breach = scores >= 1.0  # nan, while warming up, is not
+        sizes = scores
         if not breach.any():
             if self.life.state == "inactive":
                 self.life.seen += len(breach)
                 return []
         else:
-            for row in np.nonzero(breach)[0]:
-                if not self._matters(values, int(row)):
-                    breach[row] = False
-        steps = self.life.observe(breach, scores, times, offsets, weight=basis.n or 1)
+            sizes = scores.copy()
+            for row in np.nonzero(breach)[0].tolist():
+                effect = self._effect(values, row)
+                breach[row], sizes[row] = effect >= 1.0, min(sizes[row], effect)
+        steps = self.life.observe(breach, scores, times, offsets, sizes=sizes, weight=basis.n or 1)
         self._keep(values, times, breach, steps)
         self._keep_over(values, times, breach)
         alerts = []
@@ -261,22 +264,23 @@ class Watch:
             self._budget(kept)
         self.life.policy = rule.policy
 
-    def _matters(self, values: F64, row: int) -> bool:
-        """Whether an excess is in the rule's direction and large enough to matter."""
+    def _effect(self, values: F64, row: int) -> float:
+        """Return how large an excess in the rule's direction is, in effects that just matter; infinite where any does."""
         rule = self.rule
         relative = rule.spec.relative_effect if rule.detector == rule.spec.detector else 0.0
         if values.ndim > 1 or (rule.direction == "both" and rule.min_effect == 0.0 and relative == 0.0):
-            return True
+            return math.inf
         evidence = self.detector.explain(row)
         expected = evidence.expected
         if expected is None:
-            return True
+            return math.inf
         if evidence.side:  # a single one or zero says nothing of a rate's size
-            return rule.direction in ("both", "up" if evidence.side > 0 else "down")
+            return math.inf if rule.direction in ("both", "up" if evidence.side > 0 else "down") else 0.0
         change = float(values[row]) - expected
         if (rule.direction == "up" and change < 0) or (rule.direction == "down" and change > 0):
-            return False
-        return abs(change) >= max(rule.min_effect, relative * abs(expected))
+            return 0.0
+        least = max(rule.min_effect, relative * abs(expected))
+        return abs(change) / least if least > 0.0 else math.inf
 
     def _alert(
         self,

@@ -85,6 +85,14 @@ def test_what_has_lasted_and_is_far_over_escalates_once() -> None:
     assert told(life.observe(mild >= 1, mild, np.arange(20) * S, np.arange(20))) == [("opened", 0)]
 
 
+@pytest.mark.parametrize(("size", "at"), [(1.9, None), (2.0, 100), (4.0, 50), (10.0, 20), (1e6, 10)])
+def test_what_is_larger_escalates_sooner_and_never_at_once(size: float, at: int | None) -> None:
+    life = Lifecycle(Policy(resolve_after_us=3 * S, escalate_after_us=100 * S))
+    scores = np.full(120, 1e9)  # a series that was constant: any change is far over its limit
+    steps = life.observe(scores >= 1, scores, np.arange(120) * S, np.arange(120), sizes=np.full(120, size))
+    assert told(steps) == [("opened", 0)] + ([] if at is None else [("escalated", at)])
+
+
 def test_an_episode_counts_what_was_over_its_limit() -> None:
     life = Lifecycle(AT_ONCE)
     scores = np.array([2.0, 0.5, 2.0, 0.5, 0.5, 0.5, 0.5])
