@@ -265,7 +265,7 @@ class Watch:
         self.life.policy = rule.policy
 
     def _effect(self, values: F64, row: int) -> float:
-        """Return how large an excess in the rule's direction is, in effects that just matter; infinite where any does."""
+        """Return how large an excess in the rule's direction is, in effects that just matter; inf where any does."""
         rule = self.rule
         relative = rule.spec.relative_effect if rule.detector == rule.spec.detector else 0.0
         if values.ndim > 1 or (rule.direction == "both" and rule.min_effect == 0.0 and relative == 0.0):
