@@ -494,6 +494,9 @@ class Pipeline:
             name, _, part = name.rpartition(PART)
             self._parts.setdefault(name, {})[part] = data
             return
+        if self.kind == "alerts" and name not in _series(self.book.config):
+            self.gone.add(name)  # there is no topic any more that its steps could go to
+            return
         try:
             tree = state_codec.loads(data)
             if tree["version"] != STATE_VERSION:

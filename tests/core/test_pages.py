@@ -232,6 +232,18 @@ def test_incidents_and_pages_are_made_of_the_same_alerts_side_by_side() -> None:
     assert p.process(records(burst(9, severity="critical"))).alerts == []
 
 
+def test_what_a_config_no_longer_wants_is_forgotten_at_the_next_start() -> None:
+    p = pager(per_fleet=2)
+    p.process(records(fleet(5)))
+    (saved,) = p.snapshot_models(list(p.models))
+    text = 'version: 1\nkafka: {brokers: "b:1", predictions: [p]}\n'
+    other = Pipeline(RuleBook(rules.parse(text, env={})), kind="alerts", topic="alerts")
+    other.restore_model(*saved)
+    other.restored()
+    assert (other.models, other.gone) == ({}, {"pages"})
+    assert other.advance(BEGIN_US + 2 * DAY).alerts == []
+
+
 def test_pages_without_a_budget_are_refused() -> None:
     text = 'version: 1\nkafka: {brokers: "b:1", predictions: [p], pages: pages}\ndefaults: {budget: null}\n'
     with pytest.raises(ConfigError, match="per_model_per_day"):
