@@ -245,6 +245,13 @@ class Consumer(stock.Consumer):  # type: ignore[misc]
         if wanted:
             await self._thread.call_thread(self._seek_all, wanted)
 
+    def readable(self, tp: TP) -> int | None:
+        """Return the offset before which records may be read, as of the last fetch: open transactions are beyond."""
+        consumer, own = self._thread._ensure_consumer(), stock.ensure_aiokafka_TP(tp)
+        end: int | None = consumer.highwater(own)
+        stable: int | None = consumer.last_stable_offset(own)
+        return end if end is None or stable is None or stable < 0 else min(end, stable)
+
     async def committed(self, tps: Iterable[TP]) -> dict[TP, int | None]:
         """Return the committed offset of each partition, None where there is none."""
         return dict(await self._thread.call_thread(self._committed, list(tps)))

@@ -631,20 +631,24 @@ class Engine:
 
     def lag(self, held: Owned) -> int | None:
         """Return how many records of a partition are still to be read, None where not known yet."""
+        return self._behind(held, self.app.consumer.highwater)
+
+    def _behind(self, held: Owned, end_of: Callable[[TP], int | None]) -> int | None:
         try:
-            end = self.app.consumer.highwater(held.tp)
+            end = end_of(held.tp)
         except Exception:
             return None
         return None if end is None else max(0, end - driver.reached(held.tp, held.expected))
 
     def stuck(self) -> list[str]:
-        """Return the partitions that have something to read and do not move."""
+        """Return the partitions that have something to read and do not move.
+
+        What a producer has not committed is lag, since it will be to read, but nobody can be blamed for not reading it.
+        """
         now = time.monotonic()
-        return [
-            f"{h.tp.topic}-{h.tp.partition}"
-            for h in self._owned.values()
-            if (self.lag(h) or 0) > 0 and now - h.moved_at > _STUCK_S
-        ]
+        readable = self.app.consumer.readable
+        late = [h.tp for h in self._owned.values() if now - h.moved_at > _STUCK_S and self._behind(h, readable)]
+        return [f"{tp.topic}-{tp.partition}" for tp in late]
 
     @property
     def ready(self) -> bool:

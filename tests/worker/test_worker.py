@@ -238,6 +238,18 @@ def test_of_transactions_what_was_taken_back_is_not_read_and_their_markers_are_n
         (alert,) = [orjson.loads(m.value()) for m in read(kafka.bootstrap, "trx-alerts", at_least=1)]
         assert (alert["signal"], alert["labels"]["model"]) == ("silence", "m")
         assert running.metric("streamproc_series_active") == 1
+        # One that is open is lag, and time stands still for it: what it says is not late once it is committed.
+        producer.begin_transaction()
+        later = time.time()
+        producer.produce("trx-in", key=b"m", value=prediction("m", later), timestamp=int(later * 1000))
+        producer.flush(30)
+        running.until(lambda: running.metric("streamproc_consumer_lag") > 0, "the open one")
+        time.sleep(3)
+        assert running.metric("streamproc_events_total") == 60
+        producer.commit_transaction(30)
+        running.until(lambda: running.metric("streamproc_events_total") == 61, "it is committed")
+        running.until(lambda: running.metric("streamproc_consumer_lag") == 0, "no lag again")
+        assert running.metric("streamproc_late_events_total") == 0
         assert running.stop() == 0
 
 
