@@ -68,7 +68,10 @@ class SilenceWatch:
             action = "resolved"
         answer = answered(self._alert(subject, action, clock_us), verdict, offset)
         if verdict.verdict == "NOT_ANOMALY" and peak > 0.0:
-            self._tolerate(raised(self.tolerance, peak, most=math.inf))
+            before = self.tolerance
+            self._tolerate(raised(before, peak, most=math.inf))
+            peak *= before / self.tolerance  # in timeouts as they are now: said twice, it is the same
+            self.last_peak = peak
         elif verdict.verdict == "ANOMALY_NEW_TREND":
             self.detector = self._build()
         elif verdict.verdict == "ANOMALY_EXPECTED" and was:
@@ -84,7 +87,7 @@ class SilenceWatch:
         p, by = detector.params, self.tolerance
         if by != 1.0:
             # A learned timeout is a multiple of the gaps there were, and at least so long.
-            longer = {"min_timeout_s": min(p.min_timeout_s * by, _LONGEST_S), "factor": p.factor * by}
+            longer = {"min_timeout_s": min(p.min_timeout_s * by, _LONGEST_S), "factor": min(p.factor * by, _LONGEST_S)}
             if p.timeout_s is not None:
                 longer["timeout_s"] = min(p.timeout_s * by, _LONGEST_S)
             detector.reconfigure(msgspec.structs.replace(p, **longer))
@@ -102,20 +105,27 @@ class SilenceWatch:
         scores = self.detector.score(np.zeros(len(arrivals)), arrivals)  # it looks at times alone
         alerts: list[Alert] = []
         late = scores >= 1.0
+        if self.open and not late[0]:  # the timeout has become longer since it opened
+            alerts.append(self._end(subject, int(arrivals[0])))
         for row in np.nonzero(late)[0].tolist() if late.any() else ():
             if row > 0:
+                self.answered = False
                 self.last_us, self.last_offset = int(arrivals[row - 1]), int(offsets[row - 1])
             timeout_s = self.detector.explain(row).upper
             if timeout_s is not None:
                 alerts += self._fire(subject, self.last_us + round(timeout_s * 1e6))
             if self.open:
-                alerts.append(self._alert(subject, "resolved", int(arrivals[row])))
-                self.last_peak = (int(arrivals[row]) - self.last_us) / max(1, self.opened_us - self.last_us)
-                self.open, self.muted, self.expected = False, "", ""
+                alerts.append(self._end(subject, int(arrivals[row])))
             self.answered = False
         self.open = self.answered = False
         self.last_us, self.last_offset = int(arrivals[-1]), int(offsets[-1])
         return alerts
+
+    def _end(self, subject: Subject, at_us: int) -> Alert:
+        alert = self._alert(subject, "resolved", at_us)
+        self.last_peak = (at_us - self.last_us) / max(1, self.opened_us - self.last_us)
+        self.open, self.muted, self.expected = False, "", ""
+        return alert
 
     def advance(self, subject: Subject, clock_us: int) -> list[Alert]:
         """Take note of the arrival clock."""

@@ -108,6 +108,7 @@ class _Member(Struct, gc=False, kw_only=True):
     end_us: int = -1
     sure: bool = False  # one that needs no other beside it
     wait_us: int = -1  # alone it is an incident if it lasts so much longer; -1: as long as any other
+    counts_us: int = -1  # of a silence: when it will have lasted long enough to count in full; -1: it does
     weak: bool = False  # one that rests on too few events to be more than a symptom
     value: float | None = None
     expected: float | None = None
@@ -135,7 +136,6 @@ class _Open(Struct, kw_only=True):
     rank: int = 0  # the highest severity that an alert began with
     escalated: bool = False  # one became critical
     confirm_us: int = -1  # when it is told of, if it has not ended by then; -1: not by lasting
-    silent_us: int = -1  # when the one silence it has will have lasted long enough to count in full; -1: none has to
     aged: bool = False  # it has lasted long enough to be more severe for it
     stale: bool = False  # there are alerts since it was last told of
     told: list[Any] = field(default_factory=list)  # what was last said of it that is worth saying anew
@@ -357,10 +357,12 @@ class IncidentState(ModelState):
         """
         if member.group != "silent" or member.wait_us < 0:
             return _RANK[member.severity]
-        if any(m.group == "silent" and m.model != member.model for m in incident.members.values()):
-            IncidentState._be_silent(incident)
-            return _RANK[member.severity]
-        incident.silent_us = now_us + member.wait_us
+        still = [m for m in incident.members.values() if m.group == "silent" and m.end_us < 0]
+        if any(m.model != member.model for m in still):
+            for each in still:
+                each.counts_us = -1
+            return max(_RANK[m.severity] for m in (*still, member))
+        member.counts_us = now_us + member.wait_us
         return min(_RANK["warning"], _RANK[member.severity])
 
     def _go_on(self, incident: _Open, alert: Alert, at_us: int, now_us: int) -> None:
@@ -378,9 +380,7 @@ class IncidentState(ModelState):
             return
         del incident.firing[alert.episode_id], self.of[alert.episode_id]
         if member is not None:
-            member.end_us = at_us
-            if member.group == "silent":
-                incident.silent_us = -1
+            member.end_us, member.counts_us = at_us, -1
         incident.ended_us = max(incident.ended_us, at_us)
         incident.news_us = now_us
         self._soonest_us = min(self._soonest_us, self._due(incident)[0])
@@ -398,8 +398,7 @@ class IncidentState(ModelState):
         older.ended_us = max(older.ended_us, younger.ended_us)
         older.rank = max(older.rank, younger.rank)
         older.escalated |= younger.escalated
-        older.silent_us = max(older.silent_us, younger.silent_us)
-        if len({m.model for m in older.members.values() if m.group == "silent"}) > 1:
+        if len({m.model for m in older.members.values() if m.group == "silent" and m.end_us < 0}) > 1:
             self._be_silent(older)
         if younger.confirm_us >= 0:
             older.confirm_us = (
@@ -469,8 +468,7 @@ class IncidentState(ModelState):
                     due.append((incident.confirm_us, "confirm"))
             elif not incident.aged:
                 due.append((incident.first_us + self.book.config.incidents.escalate_after.us, "age"))
-            if incident.silent_us >= 0:
-                due.append((incident.silent_us, "be silent"))
+            due += [(m.counts_us, "be silent") for m in incident.members.values() if m.counts_us >= 0]
         if incident.published_us >= 0 and incident.stale:
             due.append((incident.published_us + _UPDATE_EVERY_US, "update"))
         at_us, what = min(due)
@@ -493,7 +491,7 @@ class IncidentState(ModelState):
             elif what == "give up":
                 self._end(incident, at_us, "no news for long")
             elif what == "be silent":
-                self._be_silent(incident)
+                self._be_silent(incident, until_us=at_us)
                 if incident.published_us >= 0 and self._severity(incident) != incident.told[0]:
                     self._publish(incident, "escalated", at_us)
             elif what == "confirm":
@@ -508,10 +506,12 @@ class IncidentState(ModelState):
                     self._publish(incident, "updated", at_us)
 
     @staticmethod
-    def _be_silent(incident: _Open) -> None:
-        """Count silences in full."""
-        said = [_RANK[m.severity] for m in incident.members.values() if m.group == "silent"]
-        incident.rank, incident.silent_us = max([incident.rank, *said]), -1
+    def _be_silent(incident: _Open, *, until_us: int | None = None) -> None:
+        """Count silences that last in full; only those due by a time where given."""
+        for m in incident.members.values():
+            if m.counts_us >= 0 and (until_us is None or m.counts_us <= until_us):
+                m.counts_us = -1
+                incident.rank = max(incident.rank, _RANK[m.severity])
 
     def _worth_saying(self, incident: _Open) -> list[Any]:
         verdict = self._verdict(incident)

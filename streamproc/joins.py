@@ -44,8 +44,6 @@ FORMAT = 1
 #: Rows of one record at most: with the longest of names it is still below the megabyte that brokers take.
 MAX_ROWS = 2000
 _MAX_VERSION = 64
-#: Classes that a record names; what a class is called is for alerts alone.
-_MAX_WORDS = 50
 
 #: The class of an answer that has none.
 NO_CLASS = 0
@@ -86,7 +84,7 @@ class Rows(Struct, gc=False):
     scores: F32
     versions: U16
     names: list[str | None]
-    words: dict[int, str] = {}  # of labels: names of classes, the first ones
+    words: dict[int, str] = {}  # of labels: names of classes
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -136,7 +134,8 @@ class Rows(Struct, gc=False):
                         (part.offsets - base).astype("<u4").tobytes(),
                         b"" if part.side == "labels" else part.scores.astype("<f4").tobytes(),
                         b"" if len(codes) == 1 else own.astype("<u2").tobytes(),
-                        {c: self.words[c] for c in np.unique(part.classes).tolist() if c in self.words},
+                        # In the order of the log, so that no cut decides which of too many are known by name.
+                        {c: self.words[c] for c in dict.fromkeys(part.classes.tolist()) if c in self.words},
                     )
                 )
             )
@@ -227,7 +226,7 @@ def of_labels(
     n = len(events)
     words: dict[int, str] = {}
     for event in events:
-        if event.label is not None and len(words) < _MAX_WORDS:
+        if event.label is not None:
             words.setdefault(class_hash(str(event.label)), str(event.label)[:_MAX_VERSION])
     return Rows(
         "labels",

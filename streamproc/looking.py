@@ -126,6 +126,8 @@ def resolve(config: Config, text: str) -> str:
 
     Of an incident it is that of the alert taken for its cause.
     """
+    if len(text) == _WHOLE and not config.kafka.incidents:
+        return text
     found = {a.fingerprint for a, _ in _alerts(config, "30d") if a.fingerprint.startswith(text)}
     if config.kafka.incidents:
         found |= {i.root for i, _ in _incidents(config, "30d") if i.incident_id.startswith(text)}
@@ -298,12 +300,13 @@ async def _read(settings: dict[str, Any], topic: str, partitions: int, back_us: 
             at = found.get(tp)
             consumer.seek(tp, begins[tp] if tp not in found else ends[tp] if at is None else at.offset)
         values: list[bytes] = []
+        beyond = False
         while True:
-            batches = await consumer.getmany(timeout_ms=500)
-            for records in batches.values():
+            for records in (await consumer.getmany(timeout_ms=500)).values():
                 values += [r.value for r in records if r.value is not None]
-            # The end that a broker in memory tells is that of its last batch but one: what is there it still sends.
-            if not batches and all([await consumer.position(tp) >= ends[tp] for tp in tps]):
+            if beyond:
                 return values
+            # Once more: the end that a broker in memory tells is that of its last batch but one.
+            beyond = all([await consumer.position(tp) >= ends[tp] for tp in tps])
     finally:
         await consumer.stop()

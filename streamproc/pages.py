@@ -81,7 +81,8 @@ class PageState(ModelState):
         self.seen: dict[str, None] = {}  # ids, oldest first
         self.full_at_us: dict[str, int] = {}  # when the bucket of a model is full again; none of one that is
         self.digests: dict[str, _Digest] = {}  # that are open, by model
-        self.gone: dict[str, None] = {}  # episodes held back by digests that have closed
+        self.gone: dict[str, None] = {}  # episodes held back by digests that have closed, or kept no more of them
+        self.hidden: dict[str, None] = {}  # episodes that began in a silence
 
     def take(self, group: Group) -> list[Alert]:
         """Take alerts of whatever models; return what is to be passed on."""
@@ -130,11 +131,21 @@ class PageState(ModelState):
     # -- alerts
 
     def _pass(self, alert: Alert, now_us: int) -> list[Alert]:
-        if alert.id in self.seen or alert.suppressed_by:
+        if alert.id in self.seen:
             return []
         self.seen[alert.id] = None
         _trim(self.seen)
         episode = alert.episode_id
+        if alert.action == "opened":
+            self.gone.pop(episode, None)
+            self.hidden.pop(episode, None)
+        if alert.suppressed_by:
+            if alert.action == "opened":
+                self.hidden[episode] = None
+                _trim(self.hidden)
+            # What was shown and is expected since then still ends for those whom it was shown.
+            if alert.action != "resolved" or episode in self.hidden:
+                return []
         if alert.action != "opened":
             holding = next((d for d in self.digests.values() if episode in d.held), None)
             if holding is None and episode not in self.gone:
@@ -178,6 +189,8 @@ class PageState(ModelState):
             digest.held[alert.episode_id] = _Held(model, alert.signal, alert.summary[:300])
         else:
             digest.left_out += 1
+            self.gone[alert.episode_id] = None  # what comes of it is held back all the same
+            _trim(self.gone)
 
     def _settle(self, now_us: int) -> list[Alert]:
         """Close the digests for which there is room again by now, in the order in which there was."""
@@ -237,12 +250,14 @@ class PageState(ModelState):
         return {
             "seen": list(self.seen),
             "gone": list(self.gone),
+            "hidden": list(self.hidden),
             "full_at_us": dict(self.full_at_us),
             "digests": {whose: msgspec.to_builtins(digest) for whose, digest in self.digests.items()},
         }
 
     def _restore_own(self, own: dict[str, Any]) -> None:
         self.seen, self.gone = dict.fromkeys(own["seen"]), dict.fromkeys(own["gone"])
+        self.hidden = dict.fromkeys(own["hidden"])
         self.full_at_us = dict(own["full_at_us"])
         self.digests = msgspec.convert(own["digests"], dict[str, _Digest])
 

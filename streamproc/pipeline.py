@@ -407,7 +407,7 @@ class Pipeline:
     def _admit(self, name: str, now_us: int, out: Output) -> ModelState | None:
         if self.kind != "alerts" and not self.book.discovers(name):
             return None
-        if len(self.models) >= self.max_series:
+        if len(self.models) >= self.max_series and self.kind != "alerts":  # of these we know how many there are
             oldest = next(iter(self.models))
             if now_us - self.models[oldest].last_arrival_us < _REPLACEABLE_AFTER_US:
                 return None  # a flood of new names must not push out models that are alive

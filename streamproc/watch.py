@@ -133,7 +133,9 @@ class Watch:
         opening = self.life.opening
         steps: list[Step] = []
         if verdict.verdict == "NOT_ANOMALY" and peak > 0.0:
-            self.tolerance = raised(self.tolerance, peak)
+            before = self.tolerance
+            self.tolerance = raised(before, peak)
+            self.last_peak = peak * before / self.tolerance  # as it would score now: said twice, it is the same
             self._learn_undamped()
             steps = self.life.end(now_us)
         elif verdict.verdict == "ANOMALY_NEW_TREND":

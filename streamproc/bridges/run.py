@@ -493,9 +493,11 @@ class BridgeProcess(aiokafka.ConsumerRebalanceListener):  # type: ignore[misc]
     async def _stopped_within(self, seconds: float, *, unless: asyncio.Event) -> bool:
         """Wait for the end of the process, for so long or until something else happens; return whether it came."""
         waiting = [asyncio.ensure_future(event.wait()) for event in (self._stopping, unless)]
-        await asyncio.wait(waiting, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-        for each in waiting:
-            each.cancel()
+        try:
+            await asyncio.wait(waiting, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for each in waiting:
+                each.cancel()
         return self._stopping.is_set()
 
     async def _set_aside(self, record: Any, error_type: str, message: str) -> None:

@@ -287,7 +287,15 @@ def test_a_silence_beside_another_alert_is_critical_once_it_has_lasted_as_long()
     assert steps(alert("silence", 40, action="resolved"), alert("latency_p95", 41, action="resolved")) == [
         opened, ("escalated", "critical", at[11])
     ]  # fmt: skip
-    # That of a second model is no chance.
+    # Of two silences of one model, of its predictions and of its labels, each has its own time.
+    labels = alert("silence", 5, episode=7, severity="critical", value=3600.0)
+    both = steps(labels, alert("silence", 9, episode=7, action="resolved"), alert("latency_p95", 40, action="resolved"))
+    assert both == [opened, ("escalated", "critical", at[11])]
+    # That of a second model is no chance, if the first still lasts.
+    over = alert("silence", 4, action="resolved")
+    assert steps(over, alert("silence", 9, model="a2", severity="critical", value=480.0))[:2] != [
+        opened, ("escalated", "critical", at[9])
+    ]  # fmt: skip
     other = alert("silence", 5, model="a2", severity="critical", value=480.0)
     assert steps(other) == [opened, ("escalated", "critical", at[5])]
 

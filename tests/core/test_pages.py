@@ -220,6 +220,38 @@ def test_a_flood_of_models_keeps_the_state_bounded() -> None:
     assert digest.n == 9000 - 1000 - 11  # which flowed in while the first thousand were spent
 
 
+def test_what_a_full_digest_does_not_keep_is_held_back_all_the_same() -> None:
+    p = pager(per_fleet=20)
+    p.process(records(fleet(700)))
+    at = BEGIN_US + HOUR
+    later = [(alert(0, at + k, model=f"m{k:02}", action="updated"), at + k) for k in range(20, 700)]
+    later += [(alert(0, at + 1000 + k, model=f"m{k:02}", action="resolved"), at + 1000 + k) for k in range(20, 700)]
+    assert p.process(records(later, first=1000)).alerts == []
+
+
+def test_what_was_shown_and_is_expected_since_then_still_ends_and_what_was_hidden_does_not() -> None:
+    p = pager()
+    hidden = alert(2, BEGIN_US + 1, suppressed_by="migration")
+    shown = p.process(records([(alert(1, BEGIN_US), BEGIN_US), (hidden, BEGIN_US + 1)]))
+    ends = [
+        (alert(1, BEGIN_US + HOUR, action="resolved", suppressed_by="ANOMALY_EXPECTED"), BEGIN_US + HOUR),
+        (alert(2, BEGIN_US + HOUR, action="resolved", suppressed_by="migration"), BEGIN_US + HOUR),
+    ]
+    assert said(shown.alerts) == [("s1", "opened")]
+    assert said(p.process(records(ends, first=10)).alerts) == [("s1", "resolved")]
+
+
+def test_an_episode_that_opens_anew_after_its_digest_has_closed_ends_too() -> None:
+    p = pager()
+    p.process(records(burst(6)))
+    p.advance(BEGIN_US + 7 * HOUR)
+    at = BEGIN_US + 13 * HOUR
+    anew = alert(5, at, id="anew")
+    end = alert(5, at + HOUR, action="resolved")
+    out = p.process(records([(anew, at), (end, at + HOUR)], first=100)).alerts
+    assert said(out) == [("s5", "opened"), ("s5", "resolved")]
+
+
 def test_incidents_and_pages_are_made_of_the_same_alerts_side_by_side() -> None:
     text = 'version: 1\nkafka: {brokers: "b:1", predictions: [p], pages: pages}\n'
     p = Pipeline(RuleBook(rules.parse(text, env={})), kind="alerts", topic="alerts")

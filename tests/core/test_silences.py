@@ -14,6 +14,7 @@ from detectors.state import dumps
 from streamproc.errors import ConfigError
 from streamproc.events import Alert, Feedback, RecordBatch, rfc3339
 from streamproc.pipeline import Pipeline
+from streamproc.rules import RuleBook
 from streamproc.silences import Silence
 from tests.core.make import (
     BEGIN_US,
@@ -335,3 +336,46 @@ def test_a_word_on_a_silence_survives_a_restore(word: str) -> None:
         ends.append([*early, *silent(each, 300, start=130.0)])
     assert [a.id for a in ends[0]] == [a.id for a in ends[1]]
     assert state(p) == state(other)
+
+
+def test_the_same_word_said_twice_is_said_once() -> None:
+    p = pipeline(config(quick()))
+    feed(p, [story((0, 0), n=600)])
+    (alert,) = silent(p, 120)
+    p.feedback([(0, verdict(alert, "NOT_ANOMALY"))])
+    (watch,) = p.models["fraud"].silence
+    timeout = watch.detector.timeout_s()  # type: ignore[attr-defined]
+    assert timeout == pytest.approx(66.0, rel=0.02)  # it had lasted 60 s
+    for k in range(1, 4):
+        p.feedback([(k, verdict(alert, "NOT_ANOMALY"))])
+    assert watch.detector.timeout_s() == pytest.approx(timeout)  # type: ignore[attr-defined]
+    q, whole = pipeline(config(quick())), story((60, 70))
+    shift = opened(q, whole, 680)
+    q.feedback([(0, verdict(shift, "NOT_ANOMALY"))])
+    level = q.models["fraud"].watches["prediction_value", "robust_z"].tolerance
+    q.feedback([(1, verdict(shift, "NOT_ANOMALY"))])
+    assert q.models["fraud"].watches["prediction_value", "robust_z"].tolerance == level > 1.0
+
+
+def test_after_a_word_on_a_silence_no_cut_decides_how_the_next_is_told() -> None:
+    ids = []
+    for edges in ([], [1]):
+        p = pipeline(config(quick()))
+        feed(p, [story((0, 0), n=600)])
+        (alert,) = silent(p, 80)
+        p.feedback([(0, verdict(alert, "NOT_ANOMALY"))])
+        stamps = [BEGIN_US + s * SECOND for s in (81, 900)]  # a gap of 21 s has made the timeout minutes
+        two = batch([prediction(at, id=f"t{at}") for at in stamps], stamps_us=stamps, first=5000)
+        ids.append([a.id for a in of(feed(p, cut(two, edges)), "silence", "silence")])
+    assert ids[0] == ids[1]
+    assert len(ids[0]) == 2
+
+
+def test_a_silence_that_a_longer_timeout_would_not_tell_of_still_ends() -> None:
+    p = pipeline(config(quick()))
+    feed(p, [story((0, 0), n=600)])
+    (alert,) = silent(p, 80)
+    longer = quick(silence={"params": {"warm_up": 20, "min_timeout_s": 500.0}})
+    p.reconfigure(RuleBook(config(longer)))
+    (end,) = of(feed(p, [after_silence(90)]), "silence", "silence")
+    assert (end.action, end.episode_id) == ("resolved", alert.episode_id)
