@@ -23,7 +23,7 @@ from streamproc.rules import ModelRules, RuleBook
 from streamproc.segments import History
 from streamproc.signals import Kind
 from streamproc.telling import Subject
-from streamproc.watch import Basis, Watch
+from streamproc.watch import Basis, Watch, end_unwatched
 from streamproc.windows import Accumulator, Windows
 
 #: Format of a model's state; older ones are refused by name rather than misread.
@@ -143,6 +143,7 @@ class ModelState:
         self.origins: dict[int, int] = {}  # greatest offset had from each partition before a re-keying
         self.sent_on = -1  # the last offset whose row was sent on to be joined
         self._outbox: list[bytes] = []
+        self._left: list[Alert] = []  # ends of alerts that nothing watches any more, to be told of next
 
     def _rules(self, book: RuleBook) -> ModelRules:
         rules = book.for_model(self.kind, self.name)
@@ -152,7 +153,7 @@ class ModelState:
 
     def take(self, group: Group) -> list[Alert]:
         """Take this model's events of a batch."""
-        alerts: list[Alert] = []
+        alerts = self._leave()
         arrivals, offsets = group.shared.arrivals, group.shared.offsets
         for silence in self.silence:
             alerts += silence.observe(self.subject, arrivals, offsets)
@@ -162,6 +163,10 @@ class ModelState:
         alerts += self._observe(self._joined(group))
         self.last_arrival_us = int(arrivals[-1])
         return alerts + self._close()
+
+    def _leave(self) -> list[Alert]:
+        left, self._left = self._left, []
+        return left
 
     def incidents(self) -> list[Incident]:
         """Return the incidents to be published, once; none but of the kind that finds them."""
@@ -215,7 +220,7 @@ class ModelState:
 
     def advance(self, clock_us: int) -> list[Alert]:
         """Let the arrival clock pass without an event."""
-        alerts: list[Alert] = []
+        alerts = self._leave()
         for silence in self.silence:
             alerts += silence.advance(self.subject, clock_us)
         self.windows.idle(clock_us)
@@ -227,7 +232,7 @@ class ModelState:
 
     def due_us(self, idle_ttl_us: int) -> int:
         """Return the arrival clock at which `advance` would next do something."""
-        due = [self.last_arrival_us + idle_ttl_us]
+        due = [0 if self._left else self.last_arrival_us + idle_ttl_us]
         due += [d for s in self.silence if (d := s.due_us()) is not None]
         if (window := self.windows.due_us()) is not None:
             due.append(window)
@@ -379,6 +384,7 @@ class ModelState:
         for (signal, detector), watch in list(self.watches.items()):
             rule = next((r for r in self.rules.of(signal) if r.detector == detector), None)
             if rule is None or rule.structure != watch.rule.structure:
+                self._left += end_unwatched(watch.rule, self.subject, watch.life.snapshot(), watch.version)
                 del self.watches[signal, detector]
             else:
                 watch.adopt(rule)
@@ -416,11 +422,14 @@ class ModelState:
         if tree["window_us"] == self.windows.size_us:
             self.windows.restore(tree["windows"])
         for signal, detector, state in tree["watches"]:
-            for rule in self.rules.of(signal):
-                if rule.detector == detector:
-                    watch = Watch(rule, columns=tuple(state["columns"]))
-                    watch.restore(state)
-                    self.watches[signal, detector] = watch
+            rules = self.rules.of(signal)
+            rule = next((r for r in rules if r.detector == detector), None)
+            if rule is not None:
+                watch = self.watches[signal, detector] = Watch(rule, columns=tuple(state["columns"]))
+                watch.restore(state)
+            elif rules:
+                gone = msgspec.structs.replace(rules[0], detector=detector)
+                self._left += end_unwatched(gone, self.subject, state["life"], state["version"])
         for silence, state in zip(self.silence, tree["silence"], strict=False):
             silence.restore(state)
 

@@ -244,7 +244,8 @@ class PredictionState(ModelState):
         rules = self.rules
         self.common = {d: c for d, c in self.common.items() if d in rules.segments and c.limit == rules.max_segments}
         kept = {f"{d}={name}" for d, c in self.common.items() for name in c.watched}
-        self.parts = {segment: part for segment, part in self.parts.items() if segment in kept}
+        for segment in [s for s in self.parts if s not in kept]:
+            self._left += self.parts.pop(segment).retire()
         for part in self.parts.values():
             part.reconfigure(book)
 

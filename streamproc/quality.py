@@ -173,7 +173,7 @@ class QualityState(ModelState):
 
     def take(self, group: Group) -> list[Alert]:
         """Take records of rows that were sent on."""
-        alerts: list[Alert] = []
+        alerts = self._leave()
         shared = group.shared
         if self.started_us is None:
             self.started_us, self.first_stamp_us = int(group.times[0]), int(shared.stamps[0])
@@ -385,7 +385,7 @@ class QualityState(ModelState):
         From one moment at which something is due to the next: the order in which windows of predictions and of
         pairs close, and where the clocks then stand, are so the same whenever this is called.
         """
-        alerts: list[Alert] = []
+        alerts = self._leave()
         last, due = -1, self._next_due()
         while due is not None and last < due <= clock_us:
             self._idle(due)
@@ -406,7 +406,7 @@ class QualityState(ModelState):
 
     def due_us(self, idle_ttl_us: int) -> int:
         """Return the arrival clock at which `advance` would next do something."""
-        idle = self.last_arrival_us + self.keeps_us(idle_ttl_us)
+        idle = 0 if self._left else self.last_arrival_us + self.keeps_us(idle_ttl_us)
         due = self._next_due()
         return idle if due is None else min(idle, due)
 

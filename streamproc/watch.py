@@ -21,7 +21,7 @@ from streamproc.rules import Rule
 from streamproc.silences import Silence
 from streamproc.telling import Subject, after, answered, build_alert, fingerprint, word
 
-__all__ = ["Basis", "Watch"]
+__all__ = ["Basis", "Watch", "end_unwatched"]
 
 #: What of its share of the budget a sensitivity allows a watch.
 _SHARES: dict[Sensitivity, float] = {"low": 0.1, "medium": 1.0, "high": 10.0}
@@ -349,6 +349,24 @@ class Watch:
         self.over = [(value, at) for value, at in state.get("over", ())]  # states of before have none
         if self.rule.budget is not None:
             self._budget(state["budgeted"])
+
+
+def end_unwatched(rule: Rule, subject: Subject, life: list[Any], version: str | None) -> list[Alert]:
+    """Return the end of an alert that still fires, though what watched it is gone; life: a snapshot of its own."""
+    kept = Lifecycle(rule.policy)
+    kept.restore(life)
+    ended = []
+    for step in kept.end(kept.last_us):
+        alert = build_alert(
+            rule, subject, step, score=step.peak, value=None, n=None, evidence=Evidence(), version=version
+        )
+        said = f"{alert.name} is no longer watched by {rule.detector}"
+        ended.append(
+            msgspec.structs.replace(
+                alert, summary=said, message=said, annotations={**alert.annotations, "summary": said}
+            )
+        )
+    return ended
 
 
 def _stretches(times: I64, found: tuple[Silence, ...]) -> Iterator[tuple[int, int, Silence | None]]:

@@ -663,6 +663,9 @@ class Engine:
             book.silences.add(self._said.silences())
             for held in self._owned.values():
                 held.pipeline.reconfigure(book)
+                if held.sound:
+                    with held.whole():  # what ends with the old config is told before anything is saved
+                        await self._publish(held, held.pipeline.advance(held.pipeline.clock_us), None)
             for held in self._parked.values():
                 held.pipeline.reconfigure(book)
 

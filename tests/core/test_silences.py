@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import orjson
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -379,3 +380,52 @@ def test_a_silence_that_a_longer_timeout_would_not_tell_of_still_ends() -> None:
     p.reconfigure(RuleBook(config(longer)))
     (end,) = of(feed(p, [after_silence(90)]), "silence", "silence")
     assert (end.action, end.episode_id) == ("resolved", alert.episode_id)
+
+
+# ------------------------------------------------------------------------- what is watched no more
+
+OTHER = {"prediction_value": {"detector": "robust_z", "params": {"warm_up": 5, "window": 30}}}
+
+
+def fires(p: Pipeline) -> Alert:
+    return next(a for a in of(feed(p, [story((60, 90)).rows(0, 700)])) if a.action == "opened")
+
+
+@pytest.mark.parametrize("change", [OTHER, {"prediction_value": {"detector": "spike"}}])
+def test_an_alert_whose_watch_a_config_replaces_is_over(change: dict[str, Any]) -> None:
+    p = pipeline(config(quick()))
+    alert = fires(p)
+    p.reconfigure(RuleBook(config(quick(**change))))
+    ended = [a for a in p.advance(p.clock_us).alerts if a.signal == "prediction_value"]
+    mine = [a for a in ended if a.fingerprint == alert.fingerprint]
+    assert [(a.action, a.episode_id) for a in mine] == [("resolved", alert.episode_id)]
+    assert mine[0].summary == "fraud prediction_value is no longer watched by robust_z"
+    assert p.advance(p.clock_us).alerts == []
+
+
+def test_so_it_is_where_a_start_finds_another_detector_than_was_saved() -> None:
+    p = pipeline(config(quick()))
+    alert = fires(p)
+    other = pipeline(config(quick(prediction_value={"detector": "spike"})))
+    other.restore_manifest(p.manifest())
+    for name, data in p.snapshot_models(list(p.models)):
+        other.restore_model(name, data)
+    other.restored()
+    rest = feed(other, [story((60, 90)).rows(700, 800)])
+    assert [(a.action, a.episode_id) for a in rest if a.fingerprint == alert.fingerprint] == [
+        ("resolved", alert.episode_id)
+    ]
+
+
+def test_so_it_is_where_a_segment_is_watched_no_more() -> None:
+    def segmented(*dimensions: str) -> Any:
+        return config(quick() + f"models: [{{match: {{model: fraud}}, segments: [{', '.join(dimensions)}]}}]\n")
+
+    p, whole = pipeline(segmented("country")), story((60, 90))
+    events = [orjson.loads(v or b"") | {"segment": {"country": "DE"}} for v in whole.values]
+    records = batch(events, stamps_us=[1000 * t for t in whole.timestamps_ms])
+    opened_in = [a for a in feed(p, [records.rows(0, 700)]) if a.action == "opened" and "segment" in a.labels]
+    assert opened_in
+    p.reconfigure(RuleBook(segmented("model.version")))
+    ended = {a.episode_id for a in p.advance(p.clock_us).alerts if a.action == "resolved"}
+    assert {a.episode_id for a in opened_in} <= ended
