@@ -177,10 +177,11 @@ def test_the_composed_bridge_shows_incidents_in_the_composed_alertmanager(
         try:
             running.ready()
             tell(kafka.bootstrap, "composed", incident(), topic="incidents")
-            shown = eventually(lambda: am.firing().get("fraud/warning"), "the incident shows")
+            shown = eventually(lambda: am.firing().get("fraud/warning"), "the incident shows", 60)
             assert shown["annotations"]["cause"].startswith("data")
             tell(kafka.bootstrap, "composed", incident(action="resolved"), topic="incidents")
-            eventually(lambda: not am.firing(), "and is over")
+            # What took long to be shown is shown for as long, half a minute at most.
+            eventually(lambda: not am.firing(), "and is over", 90)
             assert running.stop() == 0
         finally:
             running.stop(signal.SIGKILL)
