@@ -60,16 +60,7 @@ def alerts(config_path: str, model: str, signal: str, every: bool, since: str, a
         and fnmatch.fnmatchcase(alert.signal, signal)
         and (every or alert.status == "firing")
     ]
-    found.sort(key=lambda f: (*_urgency(f[0]), f[0].name))
-    if as_json:
-        _raw(found)
-        return
-    if not found:
-        click.echo("no alert" if every else "nothing fires")
-    short = _shortened(a.fingerprint for a, _ in found)
-    for alert, _ in found:
-        silent = f"  [{alert.suppressed_by}]" if alert.suppressed_by else ""
-        click.echo(f"{short[alert.fingerprint]}  {_state(alert)}  {alert.summary}{silent}")
+    _list(found, lambda a: a.fingerprint, as_json=as_json, nothing="no alert" if every else "nothing fires")
 
 
 @click.command()
@@ -110,15 +101,7 @@ def incidents(config_path: str, number: str, model: str, every: bool, since: str
         for incident, raw in known
         if (every or incident.status == "firing") and any(fnmatch.fnmatchcase(m, model) for m in incident.models)
     ]
-    found.sort(key=lambda f: (*_urgency(f[0]), f[0].incident_id))
-    if as_json:
-        _raw(found)
-        return
-    if not found:
-        click.echo("no incident" if every else "no incident is open")
-    short = _shortened(i.incident_id for i, _ in found)
-    for incident, _ in found:
-        click.echo(f"{short[incident.incident_id]}  {_state(incident)}  {incident.summary}")
+    _list(found, lambda i: i.incident_id, as_json=as_json, nothing="no incident" if every else "no incident is open")
 
 
 def resolve(config: Config, text: str) -> str:
@@ -141,6 +124,20 @@ def resolve(config: Config, text: str) -> str:
 
 
 # ------------------------------------------------------------------------------------------ in words
+
+
+def _list(found: list[tuple[T, bytes]], name: Callable[[T], str], *, as_json: bool, nothing: str) -> None:
+    """Show what was found, the most severe first, a line each."""
+    found = sorted(found, key=lambda f: (*_urgency(f[0]), f[0].name, name(f[0])))
+    if as_json:
+        _raw(found)
+        return
+    if not found:
+        click.echo(nothing)
+    short = _shortened(name(event) for event, _ in found)
+    for event, _ in found:
+        silenced = event.suppressed_by if isinstance(event, Alert) else ""
+        click.echo(f"{short[name(event)]}  {_state(event)}  {event.summary}" + (f"  [{silenced}]" if silenced else ""))
 
 
 def _whole(incident: Incident) -> list[str]:
