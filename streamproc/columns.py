@@ -16,10 +16,12 @@ from msgspec import Struct
 from detectors.protocol import F64, I64
 from streamproc import kernels
 from streamproc.cells import IS_NULL, IS_TEXT
-from streamproc.events import Half, ModelRef, Outcome, Prediction, error_type, model_version, time_us
+from streamproc.events import Half, LlmUsage, ModelRef, Outcome, Prediction, Usage, error_type, model_version, time_us
 from streamproc.kernels import I32, NO_LABEL, NO_TIME, U8, U64
 from streamproc.segments import VERSION
-from streamproc.signals import FeatureSchema, Matrix, certainty, outcome
+from streamproc.signals import EMPTY, READ, FeatureSchema, Matrix, certainty, outcome
+from streamproc.signals import answered as answered_by
+from streamproc.span_kinds import EMBEDDING
 from streamproc.templates import MAX_ERROR, Templates, Walked
 from streamproc.windows import latency_buckets
 
@@ -129,7 +131,8 @@ class PredictionColumns(Struct, gc=False):
     error_names, -1 for none; usage (n, 3), tokens in and out and cost, nan for none. These last four are
     None where no row has any. halves: the `Half` at each row, None where it is a whole prediction; llm: its
     `LlmUsage` or None; segments: its segment, a dict, or None; ages (n,): how old its features are, in seconds,
-    nan for none. All are None where no row has one.
+    nan for none. All are None where no row has one. answered (n,): READ, EMPTY, … as `signals.answered` has them; None
+    where every row that did not fail has an answer.
     """
 
     times: I64
@@ -150,6 +153,7 @@ class PredictionColumns(Struct, gc=False):
     llm: npt.NDArray[np.object_] | None = None
     segments: npt.NDArray[np.object_] | None = None
     ages: F64 | None = None
+    answered: U8 | None = None
 
     def __len__(self) -> int:
         return len(self.times)
@@ -187,6 +191,7 @@ class PredictionColumns(Struct, gc=False):
             None if self.llm is None else self.llm[rows],
             None if self.segments is None else self.segments[rows],
             None if self.ages is None else self.ages[rows],
+            None if self.answered is None else self.answered[rows],
         )
 
 
@@ -201,7 +206,9 @@ def columns(
     times, latency, values = walked.times, walked.latency, walked.values
     labels, versions, layouts = walked.labels, walked.versions, walked.layouts
     errors = walked.errors
-    np.copyto(times, stamps, where=times == NO_TIME)
+    untimed = times == NO_TIME
+    np.copyto(times, stamps, where=untimed)
+    answered = np.full(len(times), READ, np.uint8)
     dicts: npt.NDArray[np.object_] | None = None
     halves: npt.NDArray[np.object_] | None = None
     llm: npt.NDArray[np.object_] | None = None
@@ -215,19 +222,21 @@ def columns(
         values[at] = np.nan if numbers is None else numbers
         code = templates.labels.code
         labels[at] = NO_LABEL if classes is None else [NO_LABEL if c is None else code(c) for c in classes]
-        failed = [e for e in events if e.error is not None or e.flat_error_type is not None]
-        walked.failed[at] = [bool(error_type(e)) for e in events] if failed else 0
+        types = [error_type(e)[:MAX_ERROR] if _may_have_failed(e) else "" for e in events]
+        failed = any(types)
+        walked.failed[at] = [bool(t) for t in types] if failed else 0
         if failed:
             errors = np.full(len(times), -1, np.int32) if errors is None else errors
             code = templates.errors.code
-            types = [error_type(e)[:MAX_ERROR] for e in events]
             errors[at] = [code(t) if t else -1 for t in types]
+        answered[at] = [_answered(e) for e in events]
+        untimed[at] = [e.time is None for e in events]
         walked.certainty[at] = certainty(events)
         walked.ids[at] = identities(events)
         walked.usage[at] = np.nan
         for row, event in zip(rows, events, strict=True):
             if (usage := event.usage or event.llm) is not None:
-                walked.usage[row] = np.array([usage.input_tokens, usage.output_tokens, usage.cost], np.float64)
+                walked.usage[row] = usage_row(usage)
         raw = [m.version if type(m := e.model) is ModelRef else model_version(e) for e in events]
         versions[at] = [templates.versions.code(v if v is None or type(v) is str else str(v)) for v in raw]
         layouts[at] = AS_DICT
@@ -251,6 +260,12 @@ def columns(
     with np.errstate(invalid="ignore"):
         latency[latency < 0] = np.nan
         walked.usage[walked.usage < 0] = np.nan
+    walked_rows = walked.chosen >= 0
+    nothing = walked_rows & np.isnan(values) & (labels < 0) & (walked.failed == 0)
+    if nothing.any():
+        answered[nothing] = EMPTY
+    if walked.ids.any():
+        _tell_apart(walked.ids, times, untimed, values, latency)
     return PredictionColumns(
         times,
         latency,
@@ -270,7 +285,49 @@ def columns(
         llm,
         segments,
         ages,
+        None if (answered[walked.failed == 0] == READ).all() else answered,
     )
+
+
+def _tell_apart(ids: U64, times: I64, untimed: npt.NDArray[np.bool_], values: F64, latency: F64) -> None:
+    """Add to the hash of each id within its source what tells a copy from another event of the same id.
+
+    Clients reuse ids, and send those of sessions. A copy has the event's own time; of events without one, the same
+    answer and latency.
+    """
+    content = times.view(np.uint64).copy()
+    if untimed.any():
+        bits = values.view(np.uint64) ^ (latency.view(np.uint64) << np.uint64(1))
+        content[untimed] = bits[untimed]
+    own = ids[:, 0]
+    mixed = own ^ ((content + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15))
+    ids[:, 0] = np.where(own == 0, own, np.where(mixed == 0, np.uint64(1), mixed))
+
+
+def _may_have_failed(event: Prediction) -> bool:
+    return (
+        event.error is not None
+        or event.flat_error_type is not None
+        or event.http_status is not None
+        or event.status_code is not None
+    )
+
+
+def _answered(event: Prediction) -> int:
+    answer = event.prediction
+    if type(answer) is float or (type(answer) is Outcome and answer.value is not None and type(event) is Prediction):
+        return READ
+    return answered_by(event)
+
+
+def usage_row(usage: Usage | LlmUsage) -> tuple[float, float, float]:
+    """Return tokens in and out and cost, nan for what is not told: an answer of 0 tokens to 0 was not measured."""
+    tokens_in, tokens_out = usage.input_tokens, usage.output_tokens
+    if tokens_in == 0 and not tokens_out:
+        tokens_in = tokens_out = None
+    if type(usage) is LlmUsage and usage.kind == EMBEDDING:
+        tokens_out = None
+    return tuple(np.nan if x is None else float(x) for x in (tokens_in, tokens_out, usage.cost))  # type: ignore[return-value]
 
 
 def _segment_name(value: Any) -> str:
@@ -280,7 +337,12 @@ def _segment_name(value: Any) -> str:
 
 def identities(events: Sequence[Prediction]) -> U64:
     """Return hashes of each event's id within its source and of its id alone, (n, 2), 0 where it has none."""
-    return hashed_ids([t for e in events for t in (e.id, e.source)])
+    found = hashed_ids([t for e in events for t in (e.id, e.source)])
+    for row, event in enumerate(events):
+        answer = event.prediction
+        if type(answer) is Outcome and answer.rows > 1:
+            found[row, 1] = 0  # a label of one row cannot be told from one of another: it is joined to none
+    return found
 
 
 def hashed_ids(names: Sequence[str]) -> U64:
@@ -319,7 +381,7 @@ def outcomes(events: Sequence[Prediction]) -> tuple[F64 | None, list[str | None]
     if all([type(a) is Outcome for a in answers]) and not any([a.scores for a in answers]):  # type: ignore[union-attr]  # noqa: C419
         numbers: list[float | None] = [a.value if a.value is not None else a.score for a in answers]  # type: ignore[union-attr]
         raw = [a.label for a in answers]  # type: ignore[union-attr]
-        labels: list[str | None] = [a if type(a) is str or a is None else str(a) for a in raw]
+        labels: list[str | None] = [(a or None) if type(a) is str or a is None else str(a) for a in raw]
     else:
         both = [outcome(e) for e in events]
         numbers, labels = [b[0] for b in both], [b[1] for b in both]

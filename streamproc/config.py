@@ -20,6 +20,7 @@ import yaml
 from msgspec import Meta, Struct, field
 
 from streamproc.errors import ConfigError, ConfigIssue
+from streamproc.field_map import FieldPath
 
 _UNITS_US = {"us": 1, "ms": 1_000, "s": 1_000_000, "m": 60_000_000, "h": 3_600_000_000, "d": 86_400_000_000}
 _QUANTITY = re.compile(r"^\s*([+-]?\d+(?:\.\d+)?)\s*([a-zA-Z%{}]*)\s*$")
@@ -272,6 +273,7 @@ class Defaults(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     window: Duration = Duration(60_000_000)
     lateness: Duration = Duration(10_000_000)
     max_future: Duration = Duration(300_000_000)
+    max_past: Duration = Duration(366 * 86_400_000_000)
     min_samples: Annotated[int, Meta(ge=0)] = 50
     for_: Duration | None = field(name="for", default=None)
     resolve_after: Duration | None = None
@@ -490,7 +492,7 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     kafka: Kafka
     defaults: Defaults = field(default_factory=Defaults)
     models: list[ModelBlock] = field(default_factory=list)
-    fields: dict[Literal["predictions", "telemetry", "labels"], dict[str, str]] = field(default_factory=dict)
+    fields: dict[Literal["predictions", "telemetry", "labels"], dict[str, str | FieldPath]] = field(default_factory=dict)
     incidents: Incidents = field(default_factory=Incidents)
     serving: Serving = field(default_factory=Serving)
     schema_registry: SchemaRegistry | None = None

@@ -8,25 +8,29 @@ from __future__ import annotations
 
 import binascii
 import datetime as dt
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import msgspec
 from msgspec import Struct, field
 
-from streamproc import compression, genai, serving
+from streamproc import coercion, compression, genai, serving, tensors
 from streamproc.events import (
     TOPIC_HEADER,
     Feedback,
+    Half,
     Header,
+    Ignored,
     Label,
     Prediction,
     RecordBatch,
     Rejected,
     Telemetry,
     Time,
+    error_type,
     model_name,
 )
+from streamproc.field_map import FieldMap, FieldPath
 
 Kind: TypeAlias = type[Prediction] | type[Telemetry] | type[Label] | type[Feedback]
 
@@ -54,6 +58,7 @@ class Decoded(Struct, gc=False):
     rows: list[int]
     events: list[Any]
     rejected: list[Rejected]
+    ignored: list[tuple[int, str]] = []  # rows that hold nothing to watch, and why
 
 
 class OwnDecoder:
@@ -88,19 +93,21 @@ class OwnDecoder:
 class Decoder:
     """Decode one kind of event from bare JSON, CloudEvents, and what model servers and tracers publish.
 
-    field_map renames: it gives, for a field of ours, the dotted path at which a producer has it.
+    field_map gives, for a field of ours, the path at which a producer has it; see `streamproc.field_map`.
     """
 
-    def __init__(self, kind: Kind, *, field_map: dict[str, str] | None = None, max_bytes: int = 4_000_000) -> None:
+    def __init__(
+        self, kind: Kind, *, field_map: Mapping[str, str | FieldPath] | None = None, max_bytes: int = 4_000_000
+    ) -> None:
         self.kind = kind
-        self.field_map = {ours: path.removeprefix("$.").split(".") for ours, path in (field_map or {}).items()}
+        self.field_map = FieldMap(field_map) if field_map else None
         self.max_bytes = max_bytes
         self._decode = msgspec.json.Decoder(kind, strict=True).decode
         self._envelope = msgspec.json.Decoder(_Envelope).decode
         self._any = msgspec.json.Decoder().decode
         # What says that a record means to be one of ours, so that its mistakes are worth naming.
         names = {f.encode_name for f in msgspec.structs.fields(kind)} - _COMMON
-        self._telling = names | {path[0] for path in self.field_map.values()}
+        self._telling = names if self.field_map is None else names | self.field_map.first_names()
 
     def decode(self, batch: RecordBatch, at: list[int] | None = None) -> Decoded:
         """Decode every record of a batch, or those at some rows; what cannot be read is `Rejected`."""
@@ -118,23 +125,29 @@ class Decoder:
             else:
                 small = max(map(len, values), default=0) <= self.max_bytes  # type: ignore[arg-type]
                 ours = self.kind is not Prediction or not any(map(_is_marked, events, values))
-                if small and ours and all(map(_answers[self.kind], events)):
+                if small and ours and all(map(_answers[self.kind], events)) and _all_settled(events):
                     return Decoded(list(every), events, [])
-        rows, events, rejected = [], [], []
+        out = Decoded([], [], [], [])
         for row, value, headers in zip(every, values, headers_of, strict=True):
             try:
                 event = self.decode_one(value, headers, topic=batch.topic, key=batch.keys[row])
             except _UnreadableError as e:
-                rejected.append(Rejected(row, batch.offsets[row], e.error_type, str(e)))
+                out.rejected.append(Rejected(row, batch.offsets[row], e.error_type, str(e)))
             else:
-                rows.append(row)
-                events.append(event)
-        return Decoded(rows, events, rejected)
+                if type(event) is Ignored:
+                    out.ignored.append((row, event.reason))
+                    continue
+                out.rows.append(row)
+                out.events.append(event)
+        return out
 
     def decode_one(
         self, value: bytes | None, headers: Sequence[Header] = (), *, topic: str = "", key: bytes | None = None
     ) -> Any:
-        """Decode one record, or raise a ValueError whose `error_type` names the kind of trouble."""
+        """Return the event in one record, or `Ignored`.
+
+        Raise a ValueError whose `error_type` names the kind of trouble.
+        """
         if value is None:
             raise _UnreadableError("null_value", "the record has no value")
         if len(value) > self.max_bytes:
@@ -142,9 +155,20 @@ class Decoder:
         try:
             if compression.is_compressed(value):
                 value = compression.decompress(value, max_bytes=self.max_bytes)
-            event = self._read(value, headers, topic, key)
+            try:
+                event = self._read(value, headers, topic, key)
+            except msgspec.DecodeError:
+                plain = coercion.without_nan(value)
+                if plain is None:
+                    raise
+                event = self._read(plain, headers, topic, key)
+            if type(event) is Ignored:
+                return event
+            _settle(event)
         except (_UnreadableError, compression.CompressionError) as e:
             raise _UnreadableError(e.error_type, str(e)) from None
+        except coercion.TimeError as e:
+            raise _UnreadableError("implausible_time", str(e)) from None
         except msgspec.ValidationError as e:
             raise _UnreadableError("schema", str(e)) from None
         except msgspec.DecodeError as e:
@@ -154,12 +178,18 @@ class Decoder:
         except RecursionError:
             raise _UnreadableError("too_deep", "nested too deeply") from None
         if not _answers[self.kind](event):
-            raise _UnreadableError("schema", _NO_ANSWER[self.kind])
+            raise _UnreadableError("schema", _NO_ANSWER[self.kind] + self._unmapped())
         return event
+
+    def _unmapped(self) -> str:
+        """Return which paths of the field map have found nothing so far, as an end of a sentence."""
+        if self.field_map is None or not (unseen := self.field_map.unseen()):
+            return ""
+        return "; nothing was ever found at " + ", ".join(f"{path} (for `{name}`)" for name, path in unseen[:5])
 
     def _may_be_ours(self, batch: RecordBatch, values: Sequence[bytes | None]) -> bool:
         """Whether all records may be of our own JSON, so that decoding them at once is worth a try."""
-        if self.field_map or not values:
+        if self.field_map is not None or not values:
             return False
         # Of envelopes the first record tells: a producer does not change its own from one to the next.
         first = batch.values[0]
@@ -237,7 +267,7 @@ class Decoder:
                 if called is not None:
                     return called
         if not self._telling & tree.keys():
-            raise self._unknown("json: none of its fields is one of ours", headers)
+            raise self._unknown("json: none of its fields is one of ours" + self._unmapped(), headers)
         if ours is not None:
             raise ours
         return event
@@ -245,7 +275,7 @@ class Decoder:
     def _with_usage(self, event: Prediction, value: bytes) -> Prediction:
         """Return a prediction with what else its record says of a language model; or the call it is at all."""
         tree = self._any(value)
-        if event.prediction is None and not model_name(event):
+        if event.prediction in (None, msgspec.UNSET) and not model_name(event):
             called = _halves(genai.call, tree)
             if called is not None:
                 return called  # type: ignore[no-any-return]
@@ -272,18 +302,52 @@ class Decoder:
         return _UnreadableError("unknown_format", "no decoder takes it; " + "; ".join(tried))
 
     def _plain(self, value: bytes) -> Any:
-        if not self.field_map:
-            return self._decode(value)
+        if self.field_map is None:
+            try:
+                return self._decode(value)
+            except msgspec.ValidationError as refused:
+                tree = self._any(value)
+                if not isinstance(tree, dict):
+                    raise
+                inner = coercion.connect_payload(tree)
+                try:
+                    return msgspec.convert(coercion.eased(inner if isinstance(inner, dict) else tree), self.kind)
+                except msgspec.ValidationError:
+                    raise refused from None
         tree = self._any(value)
         if not isinstance(tree, dict):
             raise msgspec.ValidationError(f"Expected `object`, got `{type(tree).__name__}`")
-        for ours, path in self.field_map.items():
-            found: Any = tree
-            for part in path:
-                found = found.get(part) if isinstance(found, dict) else None
-            if found is not None:
-                tree[ours] = found
-        return msgspec.convert(tree, self.kind)
+        if (inner := coercion.connect_payload(tree)) is not None:
+            tree = {**tree, "payload": inner}
+        return msgspec.convert(coercion.eased(self.field_map.apply(tree)), self.kind)
+
+
+def _all_settled(events: Sequence[Any]) -> bool:
+    """Whether all events can be taken as they are, as nearly all can; their answers then are."""
+    try:
+        for event in events:
+            _settle(event)
+    except coercion.TimeError:
+        return False
+    return True
+
+
+def _settle(event: Any) -> None:
+    """Read what the types leave open: an answer that is a list. Raise `coercion.TimeError` for a time that is none."""
+    for name in _TIMES[type(event)]:
+        if (value := getattr(event, name)) is not None:
+            coercion.plausible_us(value)
+    if type(event) is Prediction and type(event.prediction) is list:
+        event.prediction = tensors.list_answer(event.prediction)
+
+
+_TIMES: dict[type, tuple[str, ...]] = {
+    Prediction: ("time", "feature_time"),
+    Half: ("time",),
+    Telemetry: ("time",),
+    Label: ("time", "observed_at"),
+    Feedback: ("time",),
+}
 
 
 def _is_marked(event: Any, value: bytes | None) -> bool:
@@ -301,7 +365,7 @@ def _halves(read: Callable[..., Any], *args: Any) -> Any:
     """Read by one of the foreign decoders, whose plain refusals are of the schema."""
     try:
         return read(*args)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except (msgspec.MsgspecError, UnicodeDecodeError, coercion.TimeError):
         raise
     except ValueError as e:
         raise _UnreadableError("schema", str(e)) from None
@@ -328,12 +392,24 @@ def _complete(event: Any, headers: Sequence[Header]) -> None:
         name = key[3:].lower()
         if name == "time":
             if event.time is None:
-                event.time = msgspec.convert(value.decode(), dt.datetime)
+                event.time = _header_time(value)
         elif name in {"id", "source"}:
             if not getattr(event, name, "-"):
                 setattr(event, name, value.decode())
+        elif name == "statuscode" and type(event) is Prediction:
+            if event.http_status is None:
+                event.http_status = value.decode("utf-8", "replace")
         elif name == "type" and value.startswith(_KSERVE) and type(event) is Prediction:
             raise ValueError("not ours, whatever it looks like")
+
+
+def _header_time(value: bytes) -> dt.datetime | float | int:
+    text = value.decode("utf-8", "replace")
+    try:
+        moment: dt.datetime = msgspec.convert(text, dt.datetime)
+    except msgspec.ValidationError:
+        return coercion.read_time(text)
+    return moment
 
 
 _KSERVE = serving.KSERVE.encode()
@@ -347,7 +423,7 @@ _COMMON = frozenset({
 #: Whether an event says anything: a prediction without answer and error is nobody's event of ours.
 _answers: dict[type, Callable[[Any], bool]] = {
     Prediction: lambda e: (
-        e.prediction is not None or e.error is not None or e.flat_error_type is not None or type(e) is not Prediction
+        e.prediction is not msgspec.UNSET or type(e) is not Prediction or bool(error_type(e)) or e.error is not None
     ),
     Telemetry: lambda e: e.value is not None or (e.sum is not None and e.count is not None and e.count > 0),
     Label: lambda e: (

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
-from msgspec import Meta, Struct, field
+from msgspec import UNSET, Meta, Struct, UnsetType, field
 
 #: Longest model name, source and id we keep; longer ones are a producer's mistake, and keys of state.
 MAX_NAME = 512
@@ -34,7 +34,7 @@ _EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 
 #: The years 1 to 9999, in microseconds: what RFC 3339 can say. A number beyond is taken as their end.
 _FIRST_US, _LAST_US = -62_135_596_800_000_000, 253_402_300_799_999_999
-_FARTHEST_US = 1e18
+_FARTHEST = 10**21
 
 
 class RecordBatch(Struct, frozen=True, gc=False):
@@ -92,6 +92,12 @@ class Rejected(Struct, frozen=True, gc=False):
     message: str
 
 
+class Ignored(Struct, frozen=True, gc=False):
+    """A record that was understood and holds nothing to watch; reason is a short stable phrase for metrics."""
+
+    reason: str
+
+
 class ModelRef(Struct, gc=False):
     """The model that answered."""
 
@@ -103,9 +109,11 @@ class Outcome(Struct, gc=False):
     """What a model answered: a number, a label, a score for one class, or scores by class."""
 
     value: float | None = None
-    label: str | int | bool | None = None
+    label: str | int | float | bool | None = None
     score: float | None = None
     scores: dict[str, float] | list[float] | None = None
+    unreadable: bool = False  # there was an answer, in a form that is not read
+    rows: int = 1  # rows of one request that the answer sums up; of several no label can be of one
 
 
 class ErrorInfo(Struct, gc=False):
@@ -130,6 +138,9 @@ class LlmUsage(Struct, gc=False):
     time_to_first_token_s: float | None = None
     finish_reasons: list[str] | None = None
     retrieval_score: float | None = None  # of the best document
+    kind: str = "call"  # see `span_kinds`
+    part: str | None = None  # the agent or tool that a span of another kind is of
+    response_id: str | None = None  # the answer's own, which two spans of one call share
 
 
 class Usage(Struct, gc=False):
@@ -148,7 +159,7 @@ class Prediction(Struct, gc=False):
     """
 
     model: ModelRef | str | None = None
-    prediction: Outcome | float | str | bool | None = None
+    prediction: Outcome | float | str | bool | list[Any] | UnsetType | None = UNSET  # null is an answer without any
     features: dict[str, Any] | None = None
     duration_s: float | None = None
     time: Time = None
@@ -162,6 +173,8 @@ class Prediction(Struct, gc=False):
     flat_model_name: str | None = field(name="model.name", default=None)
     flat_model_version: str | int | None = field(name="model.version", default=None)
     flat_error_type: str | None = field(name="error.type", default=None)
+    http_status: Any = field(name="http.response.status_code", default=None)  # of 400 and more: a failure
+    status_code: Any = None  # likewise, or "ERROR"
     service_name: str | None = field(name="service.name", default=None)
     environment: str | None = field(name="deployment.environment.name", default=None)
     mlflow_model_uri: str | None = field(name="mlflow.model_uri", default=None)
@@ -207,7 +220,7 @@ class Label(Struct, gc=False):
     """The truth about one earlier prediction, as it becomes known; or what a judge or a person says of it."""
 
     prediction_id: str = ""
-    label: str | int | bool | None = None
+    label: str | int | float | bool | None = None
     value: float | None = None
     model: ModelRef | str | None = None
     time: Time = None
@@ -467,8 +480,8 @@ class Incident(Struct, frozen=True, gc=False, omit_defaults=True, kw_only=True):
 def time_us(value: dt.datetime | float | int) -> int:
     """Return a wire time as microseconds since the epoch.
 
-    A datetime without an offset is UTC. A number is seconds, milliseconds or microseconds, told
-    apart by its size: the three ranges do not meet between the years 1973 and 5138.
+    A datetime without an offset is UTC. A number is seconds, milliseconds, microseconds or nanoseconds, told apart by
+    its size: the ranges do not meet between the years 1973 and 5138.
 
     >>> time_us(1_790_000_000), time_us(1_790_000_000_000), time_us(1_790_000_000_000_000)
     (1790000000000000, 1790000000000000, 1790000000000000)
@@ -477,8 +490,10 @@ def time_us(value: dt.datetime | float | int) -> int:
         if value.tzinfo is None:
             value = value.replace(tzinfo=dt.UTC)
         return (value - _EPOCH) // dt.timedelta(microseconds=1)
-    value = max(-_FARTHEST_US, min(_FARTHEST_US, value))
+    value = max(-_FARTHEST, min(_FARTHEST, value))
     size = abs(value)
+    if size >= 1e17:
+        return max(_FIRST_US, min(_LAST_US, int(value) // 1000))
     us = round(value * 1e6) if size < 1e11 else round(value * 1e3) if size < 1e14 else round(value)
     return max(_FIRST_US, min(_LAST_US, us))
 
@@ -521,5 +536,33 @@ def error_type(event: Prediction) -> str:
     """Return why the model did not answer, or "" where it did."""
     error = event.error
     if error is None:
-        return event.flat_error_type or ""
+        if event.flat_error_type:
+            return event.flat_error_type
+        return failed_status(event.http_status) or failed_status(event.status_code) or ""
     return error if isinstance(error, str) else error.type or "error"
+
+
+def failed_status(code: Any) -> str | None:
+    """Return the status of a response where it is one of a failure, as `error.type` has it; else None.
+
+    Takes the numbers of HTTP and the words of OpenTelemetry.
+
+    >>> failed_status(200), failed_status("503"), failed_status("503 Service Unavailable"), failed_status("ERROR")
+    (None, '503', '503', '_OTHER')
+    """
+    if isinstance(code, str):
+        if code in _ERROR_WORDS:
+            return OTHER_ERROR
+        code = code.strip()[:3]
+        code = int(code) if code.isascii() and code.isdigit() else None
+    if isinstance(code, float) and code.is_integer():
+        code = int(code)
+    if isinstance(code, bool) or not isinstance(code, int):
+        return None
+    return str(code) if 400 <= code <= 599 else None
+
+
+#: OpenTelemetry's word for an error of no known type.
+OTHER_ERROR = "_OTHER"
+
+_ERROR_WORDS = frozenset({"ERROR", "Error", "error", "STATUS_CODE_ERROR", "failed", "FAILED", "failure", "FAILURE"})

@@ -11,6 +11,7 @@ References
 from __future__ import annotations
 
 import base64
+import datetime as dt
 import io
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
@@ -99,10 +100,25 @@ def _protobuf(schema: str, references: Sequence[str]) -> Codec:
             kind = kind.nested_types[index]
         message = message_factory.GetMessageClass(kind)()
         message.ParseFromString(data[at:])
-        tree = json_format.MessageToDict(message, preserving_proto_field_name=True)
-        return orjson.dumps(_numbers(tree, kind))
+        # In proto3 a field without presence that is 0, false or "" is not on the wire: it has that value all the same.
+        tree = json_format.MessageToDict(
+            message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+        )
+        return orjson.dumps(_without_unset(_plain_message(tree, kind)))
 
     return read
+
+
+#: Times of ours: a proto3 field of 0 or "" there is one that nobody set.
+_TIMES = ("time", "feature_time", "observed_at", "start_time")
+
+
+def _without_unset(tree: Any) -> Any:
+    if isinstance(tree, dict):
+        for name in _TIMES:
+            if name in tree and tree[name] in (0, ""):
+                del tree[name]
+    return tree
 
 
 def _well_known() -> list[bytes]:
@@ -130,23 +146,50 @@ def _zigzag(number: int) -> int:
     return (number >> 1) ^ -(number & 1)
 
 
-def _numbers(tree: dict[str, Any], kind: Any) -> dict[str, Any]:
-    """Return a message with its 64-bit integers as numbers; proto3's JSON writes them as texts."""
+#: Wrappers of one value, which stand in JSON as that value.
+_WRAPPED_INTEGERS: Final = ("google.protobuf.Int64Value", "google.protobuf.UInt64Value")
+_WRAPPED_FLOATS: Final = ("google.protobuf.DoubleValue", "google.protobuf.FloatValue")
+
+
+def _plain_message(tree: Any, kind: Any) -> Any:
+    """Return a message with its numbers as numbers; proto3's JSON has texts for 64-bit integers, NaN and infinities."""
+    if kind.full_name in _WRAPPED_INTEGERS or kind.full_name in _WRAPPED_FLOATS:
+        return _number_of(tree, whole=kind.full_name in _WRAPPED_INTEGERS)
+    if not isinstance(tree, dict):
+        return tree
     for field in kind.fields:
-        if field.name not in tree:
-            continue
-        value = tree[field.name]
-        if field.cpp_type in (field.CPPTYPE_INT64, field.CPPTYPE_UINT64):
-            tree[field.name] = [int(v) for v in value] if isinstance(value, list) else int(value)
-        elif field.message_type is not None and not field.message_type.GetOptions().map_entry:
-            for item in value if isinstance(value, list) else [value]:
-                if isinstance(item, dict):
-                    _numbers(item, field.message_type)
+        if field.name in tree:
+            tree[field.name] = _plain_field(tree[field.name], field)
     return tree
+
+
+def _plain_field(value: Any, field: Any) -> Any:
+    inner = field.message_type
+    if inner is not None and inner.GetOptions().map_entry:
+        of = inner.fields_by_name["value"]
+        return {k: _plain_field(v, of) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_plain_field(v, field) for v in value]
+    if inner is not None:
+        return _plain_message(value, inner)
+    if field.cpp_type in (field.CPPTYPE_INT64, field.CPPTYPE_UINT64):
+        return _number_of(value, whole=True)
+    if field.cpp_type in (field.CPPTYPE_DOUBLE, field.CPPTYPE_FLOAT):
+        return _number_of(value, whole=False)
+    return value
+
+
+def _number_of(value: Any, *, whole: bool) -> Any:
+    """Return the number that proto3's JSON writes so; None, a missing value, for what is not finite."""
+    if not isinstance(value, str):
+        return value
+    return int(value) if whole else None
 
 
 def _plain(value: Any) -> Any:
     """Return what JSON has for a value of Avro's that it has not: bytes as text, decimals as numbers."""
     if isinstance(value, bytes):
         return value.decode("utf-8", "replace")
+    if isinstance(value, dt.timedelta):
+        return value.total_seconds()
     return float(value)

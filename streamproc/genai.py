@@ -11,9 +11,21 @@ import re
 from typing import Any
 
 import msgspec
+from msgspec import UNSET
 
-from streamproc import otlp
-from streamproc.events import ErrorInfo, Label, LlmUsage, ModelRef, Outcome, Prediction, Time
+from streamproc import otlp, span_kinds
+from streamproc.events import (
+    OTHER_ERROR,
+    ErrorInfo,
+    Ignored,
+    Label,
+    LlmUsage,
+    ModelRef,
+    Outcome,
+    Prediction,
+    Time,
+    failed_status,
+)
 
 #: What a producer calls it, and what it is here. Where several are given, the one further up wins.
 ALIASES: dict[str, str] = {
@@ -38,8 +50,16 @@ ALIASES: dict[str, str] = {
     "gen_ai.system": "provider",
     "gen_ai.usage.prompt_tokens": "input_tokens",
     "gen_ai.usage.completion_tokens": "output_tokens",
+    "gen_ai.usage.reasoning_tokens": "reasoning_tokens",
+    "gen_ai.usage.cache_read_input_tokens": "cache_read_tokens",
+    "gen_ai.response.finish_reason": "finish_reasons",
+    "gen_ai.completion.0.finish_reason": "finish_reasons",
+    # what providers' own SDKs write beside them
+    "anthropic.message.stop_reason": "finish_reasons",
     # OpenTelemetry has no cost: what others write
     "gen_ai.usage.cost": "cost",
+    "gen_ai.usage.total_cost": "cost",
+    "gen_ai.cost.total_cost": "cost",
     # OpenInference
     "llm.model_name": "request_model",
     "llm.provider": "provider",
@@ -51,6 +71,31 @@ ALIASES: dict[str, str] = {
     "llm.cost.total": "cost",
     "llm.finish_reason": "finish_reasons",
     "openinference.span.kind": "operation",
+    "embedding.model_name": "request_model",
+    "reranker.model_name": "request_model",
+    # OpenLLMetry, before it wrote OpenTelemetry's names
+    "llm.request.model": "request_model",
+    "llm.request.model_name": "request_model",
+    "llm.response.model": "response_model",
+    "llm.usage.prompt_tokens": "input_tokens",
+    "llm.usage.completion_tokens": "output_tokens",
+    "llm.response.finish_reason": "finish_reasons",
+    "llm.response.stop_reason": "finish_reasons",
+    "llm.request.type": "operation",
+    "traceloop.span.kind": "operation",
+    "traceloop.entity.name": "entity",
+    # MLflow, and Vercel's AI SDK
+    "mlflow.llm.model": "response_model",
+    "mlflow.spanType": "operation",
+    "mlflow.spanFunctionName": "entity",
+    "ai.model.id": "request_model",
+    "ai.model.provider": "provider",
+    "ai.response.model": "response_model",
+    "ai.response.finishReason": "finish_reasons",
+    "ai.usage.promptTokens": "input_tokens",
+    "ai.usage.completionTokens": "output_tokens",
+    "ai.toolCall.name": "tool",
+    "langfuse.observation.model.name": "request_model",
     # tools, and judgements of answers
     "gen_ai.tool.name": "tool",
     "tool.name": "tool",
@@ -64,29 +109,57 @@ ALIASES: dict[str, str] = {
 }
 
 #: What a record of a language model has somewhere in its bytes, flat or nested; few others do.
-MARKS = (b'"gen_ai.', b'"gen_ai"', b'"llm.', b'"llm"')
+MARKS = (b'"gen_ai.', b'"gen_ai"', b'"llm.', b'"llm"', *(f'"{p}'.encode() for p in span_kinds.PREFIXES[2:]))
 
 _TEXTS = frozenset({
     "provider", "operation", "request_model", "response_model", "response_id", "tool", "agent", "evaluation",
-    "evaluation_label",
+    "evaluation_label", "entity", "kind",
 })  # fmt: skip
 _COUNTS = frozenset({"input_tokens", "output_tokens", "cache_read_tokens", "reasoning_tokens"})
+
+#: Longest name of a tool, and longest word of a convention, that is kept.
+MAX_WORD = 64
 
 #: More attributes, and deeper ones, than these are a producer's mistake.
 _MAX_ATTRIBUTES = 1024
 _MAX_DEPTH = 8
 
-#: Why an answer ended, as providers say it, in lower case: cut off at its length, or withheld.
-_CUT_OFF = frozenset({"length", "max_tokens", "max_output_tokens", "model_length", "incomplete"})
-_WITHHELD = frozenset({"content_filter", "content_filtered", "refusal", "safety", "guardrail_intervened", "blocklist",
-                       "prohibited_content", "recitation", "spii", "error_toxic"})  # fmt: skip
+#: Why an answer ended, as providers say it, in lower case and with `_`: it was complete, cut off at its length,
+#: withheld, a call of tools, or broken off.
+_REASONS: dict[str, str] = {
+    **dict.fromkeys(("stop", "end_turn", "stop_sequence", "stop_str", "eos", "eos_token", "end", "complete",
+                     "completed", "finish", "finished", "success", "normal", "pause_turn", "compaction"), "stop"),
+    **dict.fromkeys(("length", "max_tokens", "max_output_tokens", "max_new_tokens", "max_length", "model_length",
+                     "max_completion_tokens", "token_limit", "incomplete", "error_limit", "context_length_exceeded",
+                     "model_context_window_exceeded"), "length"),
+    **dict.fromkeys(("content_filter", "content_filtered", "content_policy_violation", "refusal", "safety", "blocked",
+                     "image_safety", "blocklist", "prohibited_content", "image_prohibited_content", "recitation",
+                     "image_recitation", "language", "spii", "error_toxic", "flagged", "filtered"), "content_filter"),
+    **dict.fromkeys(("tool_calls", "tool_call", "tool_use", "function_call", "function_calls"), "tool_calls"),
+    **dict.fromkeys(("error", "failed", "malformed_function_call", "unexpected_tool_call", "abort", "aborted",
+                     "cancelled", "canceled", "timeout", "malformed_model_output", "malformed_tool_use"), "error"),
+}  # fmt: skip
 
-#: What a call of a tool is called.
-_TOOL = frozenset({"execute_tool", "tool"})
+#: Vertex AI's enum `Candidate.FinishReason`, where a client writes its numbers.
+_NUMBERED = {1: "stop", 2: "length", 3: "content_filter", 4: "content_filter", 6: "content_filter",
+             7: "content_filter", 8: "content_filter", 9: "error"}  # fmt: skip
+
+#: What a reason of no known word becomes: it is counted, and says nothing of how the answer ended.
+UNKNOWN_REASON = "unknown"
+
+#: Prefixes that enums put before a word: `FinishReason.STOP`, `FINISH_REASON_STOP`, `StopReason::EndTurn`.
+_ENUM_PREFIX = re.compile(r"^(?:.*(?:\.|::|/))?(?:(?:finish|stop|completion|stopping)_reason_)?")
+_CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
 
 _RETRIEVED = re.compile(r"retrieval\.documents\.\d+\.document\.score")
 
 _ERROR_CODES = frozenset({2, "2", "STATUS_CODE_ERROR", "ERROR", "Error", "error"})
+
+#: Events of a span that mark the first token of a streamed answer.
+_FIRST_TOKEN = frozenset({
+    "First Token Stream Event", "llm.content.completion.chunk", "gen_ai.content.completion.chunk",
+    "mlflow.chunk.item.0", "ai.stream.firstChunk", "first_token",
+})  # fmt: skip
 
 
 def looks_genai(value: bytes) -> bool:
@@ -94,13 +167,12 @@ def looks_genai(value: bytes) -> bool:
     return any(mark in value for mark in MARKS)
 
 
-def is_call(span: dict[str, Any]) -> bool:
-    """Whether a span, as OTLP writes it in JSON, is of a language model, a tool of one or its retrieval."""
+def may_be_ours(span: dict[str, Any]) -> bool:
+    """Whether a span, as OTLP writes it in JSON, is of a language model, its agents or tools."""
     own = span.get("attributes")
-    return isinstance(own, list) and any(isinstance(a, dict) and str(a.get("key")).startswith(_OF_CALLS) for a in own)
-
-
-_OF_CALLS = ("gen_ai.", "llm.", "openinference.", "retrieval.")
+    return isinstance(own, list) and any(
+        isinstance(a, dict) and str(a.get("key")).startswith(span_kinds.PREFIXES) for a in own
+    )
 
 
 def canonical(attributes: dict[str, Any]) -> dict[str, Any]:
@@ -122,33 +194,54 @@ def usage(known: dict[str, Any]) -> LlmUsage | None:
     return LlmUsage(**own) if own else None
 
 
-#: Of a call: withheld, empty, cut off, a tool's that failed, each 0 or 1; the best document's score; the time in
-#: seconds to the first token. nan where it does not apply or is not told.
-FACTS = ("refusal_rate", "empty_rate", "truncated_rate", "tool_failure_rate", "retrieval_score", "time_to_first_token")
+#: Of a call: withheld, empty, cut off, ended for a reason of no known word, each 0 or 1; the best document's score; the
+#: time in seconds to the first token. nan where it does not apply or is not told.
+FACTS = (
+    "refusal_rate", "empty_rate", "truncated_rate", "unknown_finish_reasons", "retrieval_score", "time_to_first_token",
+)  # fmt: skip
 
 
 def facts(llm: LlmUsage | None, *, failed: bool) -> tuple[float, ...]:
     """Return what `FACTS` names of one call.
 
     >>> facts(LlmUsage(finish_reasons=["length"], output_tokens=9), failed=False)
-    (0.0, 0.0, 1.0, nan, nan, nan)
+    (0.0, 0.0, 1.0, 0.0, nan, nan)
     """
-    if llm is None:
+    if llm is None or llm.kind != span_kinds.CALL:
         return _NO_FACTS
-    if llm.operation is not None and llm.operation.lower() in _TOOL:
-        return (*_NO_FACTS[:3], float(failed), *_NO_FACTS[4:])
-    reasons = {r.lower() for r in llm.finish_reasons or ()}
-    told = bool(reasons)
-    answered = not failed and not reasons & _WITHHELD
-    calls_tool = bool(reasons & {"tool_calls", "tool_call", "tool_use", "function_call"})
+    reasons = set(map(finish_reason, llm.finish_reasons or ()))
+    unknown = UNKNOWN_REASON in reasons
+    told = bool(reasons) and not unknown
+    withheld, cut_off = "content_filter" in reasons, "length" in reasons
+    # An answer of no tokens to a request of none is usage that was not filled in.
+    counted = llm.output_tokens is not None and (llm.output_tokens > 0 or llm.input_tokens != 0)
+    answered = not failed and not withheld and not reasons & {"tool_calls", "error"}
     return (
-        float(bool(reasons & _WITHHELD)) if told else _NAN,
-        float(llm.output_tokens == 0 and not calls_tool) if answered and llm.output_tokens is not None else _NAN,
-        float(bool(reasons & _CUT_OFF)) if told else _NAN,
-        _NAN,
+        float(withheld) if told or withheld else _NAN,
+        float(llm.output_tokens == 0) if answered and counted else _NAN,
+        float(cut_off) if told or cut_off else _NAN,
+        float(unknown) if reasons else _NAN,
         _NAN if llm.retrieval_score is None else llm.retrieval_score,
         _NAN if llm.time_to_first_token_s is None else llm.time_to_first_token_s,
     )
+
+
+def finish_reason(word: str) -> str:
+    """Return why an answer ended in one word: stop, length, content_filter, tool_calls, error, or `UNKNOWN_REASON`.
+
+    >>> [finish_reason(w) for w in ("FinishReason.MAX_TOKENS", "end-turn", "guardrail_intervened", "2", "because")]
+    ['length', 'stop', 'content_filter', 'length', 'unknown']
+    """
+    found = _REASONS.get(word)
+    if found is not None:
+        return found
+    if word.isascii() and word.isdigit() and len(word) < 4:
+        return _NUMBERED.get(int(word), UNKNOWN_REASON)
+    plain = _CAMEL.sub("_", word.strip()).lower().replace("-", "_").replace(" ", "_")
+    plain = _ENUM_PREFIX.sub("", plain, count=1)
+    if "guardrail" in plain:
+        return "content_filter"
+    return _REASONS.get(plain, UNKNOWN_REASON)
 
 
 _NAN = float("nan")
@@ -199,11 +292,14 @@ def flat(tree: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def call(tree: dict[str, Any]) -> Prediction | None:
-    """Return the call of a language model that a record tells of, None where it tells of none.
+def call(tree: dict[str, Any]) -> Prediction | Ignored | None:
+    """Return what a record tells of a language model, None where it tells of none.
+
+    A call is a prediction. A span of an agent, a tool or a retrieval is one too, with `llm.kind` saying so: it is no
+    request and only feeds signals of its kind. A span of another kind is `Ignored`, with the word it calls itself.
 
     Takes attributes flat or nested, at the top or under `attributes`, a span as OTLP writes it in JSON,
-    and a whole OTLP request of one span. Raise ValueError where it tells of one and cannot be read.
+    and a whole OTLP request of one span. Raise ValueError where it tells of a call and cannot be read.
     """
     if isinstance(tree.get("resourceSpans"), list):
         found = otlp.of_json(tree["resourceSpans"])
@@ -214,15 +310,28 @@ def call(tree: dict[str, Any]) -> Prediction | None:
     attributes = _otlp(own) if isinstance(own, list) else flat(own) if isinstance(own, dict) else {}
     if not attributes:
         attributes = flat(tree)
-    known = canonical(attributes)
-    if not known:
+    elif "openinference.span.kind" not in attributes and isinstance(tree.get("span_kind"), str):
+        attributes["openinference.span.kind"] = tree["span_kind"]  # as Phoenix exports it
+    if not any(name.startswith(span_kinds.PREFIXES) for name in attributes):
         return None
-    names = [known.get(n) for n in ("request_model", "response_model", "agent", "tool")]
-    if "operation" in known:
-        names.append(_text(attributes.get("service.name")))
-    name = next(filter(None, names), None)
-    if name is None:
-        raise ValueError("a call without `gen_ai.request.model` or `llm.model_name`")
+    known = canonical(attributes)
+    _add_more(known, attributes)
+    kind, word = span_kinds.declared(attributes)
+    if kind == span_kinds.CALL and not word and not span_kinds.is_call(known):
+        return Ignored("span: of no call" if "spanId" in tree or "span_id" in tree else "no call of a language model")
+    if not kind:
+        return Ignored(f"span: {word[:MAX_WORD]}" if kind == "" else f"span of an unknown kind: {word[:MAX_WORD]}")
+    model = known.get("request_model") or known.get("response_model")
+    service = _text(attributes.get("service.name"))
+    entity = next(filter(None, (known.get(n) for n in ("tool", "agent", "entity"))), _text(tree.get("name")))
+    if kind == span_kinds.CALL or (kind == span_kinds.EMBEDDING and model):
+        name = model
+        if name is None:
+            raise ValueError("a call of a language model without its name, such as `gen_ai.request.model`")
+    else:
+        name = next(filter(None, (known.get("agent"), service, entity, model)), None)
+        if name is None:
+            raise ValueError(f"a span of kind {word} that names neither agent, service nor tool")
     scores = [s for n, v in attributes.items() if _RETRIEVED.fullmatch(n) and (s := _number(v)) is not None]
     if scores:
         known["retrieval_score"] = max(scores)
@@ -230,22 +339,105 @@ def call(tree: dict[str, Any]) -> Prediction | None:
     duration = known.get("duration_s", _number(tree.get("duration_s")))
     if duration is None and began is not None and ended is not None:
         duration = (ended - began).total_seconds()
+    if "time_to_first_token_s" not in known and began is not None:
+        first = _first_token(tree, began)
+        if first is not None:
+            known["time_to_first_token_s"] = first
     context = tree.get("context")
-    ids = [tree.get("id"), tree.get("spanId"), tree.get("span_id"), known.get("response_id")]
+    ids = [tree.get("id"), tree.get("spanId"), tree.get("span_id")]
     ids += [context.get("span_id")] if isinstance(context, dict) else []
+    spans = any(isinstance(i, str) and i for i in ids[1:])
+    ids.append(known.get("response_id"))
     error = _error(tree, attributes)
+    known["kind"] = kind
+    if not spans:  # what is no span is one call however often it comes
+        known.pop("response_id", None)
+    used = usage(known)
+    if used is not None and name != model:
+        # Its calls have told of these already.
+        used.input_tokens = used.output_tokens = used.cost = used.cache_read_tokens = used.reasoning_tokens = None
+        used.part = None if entity is None else entity[:MAX_WORD]
+    version = known.get("response_model") if name == model else None
     return Prediction(
-        model=ModelRef(name, known.get("response_model") if known.get("response_model") != name else None),
-        prediction=Outcome() if error is None else None,
+        model=ModelRef(name, version if version != name else None),
+        prediction=Outcome() if error is None else UNSET,
         duration_s=duration,
         time=ended if ended is not None else msgspec.convert(tree.get("time"), Time),
-        id=next((i for i in ids if isinstance(i, str) and i), ""),
+        id=next((str(i) for i in ids if isinstance(i, str | int) and i), ""),
         source=str(attributes.get("service.name") or tree.get("source") or ""),
         error=error,
-        service_name=_text(attributes.get("service.name")),
+        service_name=service,
         environment=_text(attributes.get("deployment.environment.name")),
-        llm=usage(known),
+        traceparent=_text(attributes.get("traceparent")),
+        llm=used,
     )
+
+
+def _add_more(known: dict[str, Any], attributes: dict[str, Any]) -> None:
+    """Add what stands in JSON inside attributes: a failed call names its model nowhere else."""
+    if "request_model" not in known:
+        for name in ("llm.invocation_parameters", "mlflow.spanInputs"):
+            inside = _json(attributes.get(name))
+            model = next((m for k in ("model", "model_name", "model_id") if (m := _text(inside.get(k)))), None)
+            if model is not None:
+                known["request_model"] = model
+                break
+    if "mlflow.spanType" not in attributes:
+        return
+    model = _text(span_kinds.plain(attributes.get("model")))
+    if model is not None:
+        known.setdefault("request_model", model)
+    tokens = _json(attributes.get("mlflow.chat.tokenUsage"))
+    for theirs, ours in (
+        ("input_tokens", "input_tokens"),
+        ("output_tokens", "output_tokens"),
+        ("cache_read_input_tokens", "cache_read_tokens"),
+    ):
+        if (number := _converted(ours, tokens.get(theirs))) is not None:
+            known.setdefault(ours, number)
+    cost = _json(attributes.get("mlflow.llm.cost"))
+    if (number := _converted("cost", cost.get("total_cost"))) is not None:
+        known.setdefault("cost", number)
+    answer = _json(attributes.get("mlflow.spanOutputs"))
+    choices = answer.get("choices")
+    if isinstance(choices, list):
+        reasons = [r for c in choices if isinstance(c, dict) and (r := _text(c.get("finish_reason"))) is not None]
+        if reasons:
+            known.setdefault("finish_reasons", reasons[:16])
+    elif (reason := _text(answer.get("stop_reason"))) is not None:
+        known.setdefault("finish_reasons", [reason])
+    elif (details := answer.get("incomplete_details")) is not None and isinstance(details, dict):
+        known.setdefault("finish_reasons", [_text(details.get("reason")) or "incomplete"])
+    if (number := _text(answer.get("id"))) is not None:
+        known.setdefault("response_id", number)
+
+
+def _json(value: Any) -> dict[str, Any]:
+    """Return the object that an attribute holds as JSON, an empty one where it holds none."""
+    if isinstance(value, dict):
+        return value
+    if not isinstance(value, str) or not value.startswith("{"):
+        return {}
+    try:
+        found = msgspec.json.decode(value)
+    except (msgspec.DecodeError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _first_token(tree: dict[str, Any], began: dt.datetime) -> float | None:
+    """Return the seconds from a span's beginning to the event that marks its first token."""
+    for event in _events(tree):
+        if event.get("name") in _FIRST_TOKEN:
+            moment = _moment(event, "timeUnixNano", "timestamp")
+            if moment is not None and moment >= began:
+                return (moment - began).total_seconds()
+    return None
+
+
+def _events(tree: dict[str, Any]) -> list[dict[str, Any]]:
+    events = tree.get("events")
+    return [e for e in events if isinstance(e, dict)] if isinstance(events, list) else []
 
 
 def _otlp(attributes: list[Any]) -> dict[str, Any]:
@@ -271,13 +463,22 @@ def _otlp_value(value: Any) -> Any:
 
 def _error(tree: dict[str, Any], attributes: dict[str, Any]) -> ErrorInfo | None:
     kind = attributes.get("error.type") or tree.get("error.type")
-    if isinstance(kind, str):
-        return ErrorInfo(kind)
+    if isinstance(kind, str | int) and not isinstance(kind, bool):
+        return ErrorInfo(str(kind))
     status = tree.get("status")
-    code = (status.get("code") or status.get("status_code")) if isinstance(status, dict) else None
-    if isinstance(code, str | int) and code in _ERROR_CODES:
-        return ErrorInfo(_text(attributes.get("exception.type")) or "_OTHER")
-    return None
+    code = (status.get("code") or status.get("status_code")) if isinstance(status, dict) else status
+    codes = [code, tree.get("status_code"), attributes.get("otel.status_code"), attributes.get("status_code")]
+    failed = any(isinstance(c, str | int) and not isinstance(c, bool) and c in _ERROR_CODES for c in codes)
+    http = failed_status(attributes.get("http.response.status_code", attributes.get("http.status_code")))
+    if not failed and http is None:
+        return None
+    named = _text(attributes.get("exception.type"))
+    for event in _events(tree):
+        if named is None and event.get("name") == "exception":
+            own = event.get("attributes")
+            inside = _otlp(own) if isinstance(own, list) else own if isinstance(own, dict) else {}
+            named = _text(inside.get("exception.type"))
+    return ErrorInfo(named or http or OTHER_ERROR)
 
 
 def _moment(tree: dict[str, Any], nanos: str, text: str) -> dt.datetime | None:
@@ -297,15 +498,39 @@ def _converted(name: str, value: Any) -> Any:
     """Return a value as our field has it, None where it cannot be: a moving convention is no reason to reject."""
     if value is None:
         return None
+    value = span_kinds.plain(value)
     if name in _TEXTS:
         return _text(value)
     if name == "finish_reasons":
-        items = value if isinstance(value, list) else [value]
-        return [v for v in items if isinstance(v, str)][:16] or None
+        return _reasons(value)
     number = _number(value)
     if number is None or (number < 0 and name != "evaluation_score"):
         return None
     return (int(number) if number < 1e15 else None) if name in _COUNTS else number
+
+
+def _reasons(value: Any) -> list[str] | None:
+    """Return finish reasons as words, whichever way they were written; None where there is none.
+
+    >>> _reasons('["stop", "length"]'), _reasons("max_tokens"), _reasons([2]), _reasons("")
+    (['stop', 'length'], ['max_tokens'], ['2'], None)
+    """
+    if isinstance(value, str) and value[:1] in "[{" and value:
+        try:
+            value = msgspec.json.decode(value)
+        except msgspec.DecodeError:
+            value = value.strip("[]{}").replace("'", "").replace('"', "")
+    if isinstance(value, str) and "," in value:
+        value = value.split(",")
+    found = []
+    for item in value if isinstance(value, list) else [value]:
+        if isinstance(item, dict):  # an enum, or a message of one, written out
+            item = item.get("reason", item.get("type", item.get("name", item.get("value"))))
+        if isinstance(item, int) and not isinstance(item, bool):
+            item = str(item)
+        if isinstance(item, str) and (word := item.strip()):
+            found.append(word[:MAX_WORD])
+    return found[:16] or None
 
 
 def _text(value: Any) -> str | None:

@@ -66,12 +66,17 @@ NO_TIME: Final = -(1 << 62)
 #: No label; a label not in the table yet.
 NO_LABEL: Final = -1
 NEW_LABEL: Final = -2
+#: The class of scores in a list is the place of the best: this less the place, to be given a code.
+POSITIONS: Final = -10
 #: Longest label kept in the table, in bytes with its quotes.
 MAX_LABEL: Final = 128
 
 # Times of the years 1900 to 2099 only: there the seconds of a double still tell microseconds apart,
 # so that every way to compute them agrees.
 _MAX_US: Final = 4_100_000_000_000_000
+
+#: Earlier than 1980 is no plausible time of an event (`coercion.plausible_us`), which is for msgspec's way to say.
+_MIN_US: Final = 315_532_800_000_000
 
 _QUOTE: Final = 0x22
 _BACKSLASH: Final = 0x5C
@@ -456,7 +461,7 @@ def read_time(data: U8, at: int, end: int) -> int:
         return NO_TIME
     if data[at + 13] != _COLON or data[at + 16] != _COLON:
         return NO_TIME
-    if not (1900 <= year < 2099 and 1 <= month <= 12 and 1 <= day <= 31):
+    if not (1979 <= year < 2099 and 1 <= month <= 12 and 1 <= day <= 31):
         return NO_TIME
     if not (0 <= hour < 24 and 0 <= minute < 60 and 0 <= second < 60):
         return NO_TIME
@@ -499,7 +504,8 @@ def read_time(data: U8, at: int, end: int) -> int:
     of_era = y - era * 400
     of_year = (153 * (month + (-3 if month > 2 else 9)) + 2) // 5 + day - 1
     days = era * 146097 + of_era * 365 + of_era // 4 - of_era // 100 + of_year - 719468
-    return (((days * 24 + hour) * 60 + minute - offset) * 60 + second) * 1_000_000 + micros
+    us = (((days * 24 + hour) * 60 + minute - offset) * 60 + second) * 1_000_000 + micros
+    return us if us >= _MIN_US else NO_TIME
 
 
 @kernel
@@ -512,9 +518,9 @@ def _number_time(value: float, integer: int, whole: bool) -> int:
         scaled = np.rint(value * 1e3)
     else:
         if whole:
-            return integer if abs(integer) < _MAX_US else NO_TIME
+            return integer if _MIN_US <= integer < _MAX_US else NO_TIME
         scaled = np.rint(value)
-    if not abs(scaled) < _MAX_US:
+    if not _MIN_US <= scaled < _MAX_US:
         return NO_TIME
     return np.int64(scaled)  # type: ignore[return-value]
 
@@ -558,6 +564,18 @@ def _is_envelope(data: U8, at: int, end: int) -> bool:
 
 
 @kernel
+def _has_point(data: U8, at: int, end: int) -> bool:
+    """Whether a text may write a number with a point or an exponent, which is a number, and no class."""
+    c = data[at]
+    if not (_ZERO <= c <= _NINE or c == _MINUS or c == _PLUS or c == _DOT):
+        return False
+    for i in range(at, end):
+        if data[i] == _DOT or data[i] | 0x20 == 0x65:
+            return True
+    return False
+
+
+@kernel
 def _walk(
     data: U8,
     start: int,
@@ -593,6 +611,7 @@ def _walk(
     flat_failed = False
     own_id = source = _U0
     best = total = spread = 0.0
+    scores = best_at = 0
     scored = False
     usage[row, 0] = usage[row, 1] = usage[row, 2] = np.nan
     error_at = error_end = flat_at = flat_end = np.int64(0)
@@ -628,7 +647,7 @@ def _walk(
                 if time == NO_TIME:
                     return False
             elif target in (LABEL, PREDICTION):
-                if at - head > MAX_LABEL:
+                if at - head > MAX_LABEL or at - head == 2 or (target == PREDICTION and _has_point(data, head + 1, at - 1)):
                     return False
                 answered = True
                 found = label_table[find_label(data, head, at, label_table, label_spans, label_pool)]
@@ -671,7 +690,9 @@ def _walk(
                 usage[row, target - TOKENS_IN] = number
             elif target == CLASS_SCORE:
                 scored = True
-                best = max(best, number)
+                if scores == 0 or number > best:
+                    best, best_at = number, scores
+                scores += 1
                 total, spread = _weigh(number, total, spread)
             elif target == PREDICTION:
                 value = number
@@ -723,6 +744,8 @@ def _walk(
             return False
     if at != end or not answered or (flags & SCORED != 0 and label == NO_LABEL):
         return False
+    if scored and label == NO_LABEL:
+        label = POSITIONS - best_at
     times[row] = time
     latency[row] = duration
     values[row] = score if np.isnan(value) else value

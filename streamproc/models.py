@@ -6,13 +6,14 @@ depend on how many there are in it.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
-from msgspec import Struct
+from msgspec import Struct, field
 
 from detectors.protocol import F64, I64
 from streamproc import joins, kernels
@@ -104,13 +105,24 @@ class Group(Struct, gc=False):
     times: I64
     shared: Shared
     what: Any  # PredictionColumns or EventRows
+    made: npt.NDArray[np.bool_] | None = None  # which were put together of halves; None for none
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def at(self, rows: Any) -> Group:
         """Return some of the records."""
-        return Group(self.name, self.rows[rows], self.times[rows], self.shared.at(rows), self.what.at(rows))
+        made = None if self.made is None else self.made[rows]
+        return Group(self.name, self.rows[rows], self.times[rows], self.shared.at(rows), self.what.at(rows), made)
+
+
+class Taken(Struct):
+    """What became of a model's records, each counted once: what `Output` has of them."""
+
+    scored: int = 0
+    paired: int = 0
+    late: int = 0
+    ignored: Counter[str] = field(default_factory=Counter)
 
 
 class ModelState:
@@ -143,6 +155,7 @@ class ModelState:
         self.origins: dict[int, int] = {}  # greatest offset had from each partition before a re-keying
         self.sent_on = -1  # the last offset whose row was sent on to be joined
         self._outbox: list[bytes] = []
+        self._taken = Taken()
         self._left: list[Alert] = []  # ends of alerts that nothing watches any more, to be told of next
 
     def _rules(self, book: RuleBook) -> ModelRules:
@@ -182,6 +195,10 @@ class ModelState:
             return []
         progress = self.windows.advance(group.times, group.shared.arrivals, group.shared.before)
         index, late, alike = self.windows.place(group.times, progress)
+        whole = np.ones(len(group), np.bool_) if group.made is None else ~group.made
+        lost = int(np.count_nonzero(late & whole))
+        self._taken.late += lost
+        self._taken.scored += int(np.count_nonzero(whole)) - lost
         return self._columns(group.what, progress, group.shared.offsets, Placed(index, late, alike))
 
     def _send_on(self, rows: joins.Rows | None) -> None:
@@ -195,9 +212,14 @@ class ModelState:
         sent, self._outbox = self._outbox, []
         return sent
 
-    def losses(self) -> tuple[int, int, int, int]:
-        """Return how many events were late, unanswered, given up on for want of room, and repeated."""
-        return self.windows.late, 0, 0, 0
+    def taken(self) -> Taken:
+        """Return what became of the records since this was last called."""
+        taken, self._taken = self._taken, Taken()
+        return taken
+
+    def losses(self) -> tuple[int, int, int]:
+        """Return how many requests were not answered, halves given up on for want of room, and repeated."""
+        return 0, 0, 0
 
     def allot(self, fleet: Fleet, *, allowed_per_day: float) -> None:
         """Let each watch have its part of what all models of a partition are allowed together in a day."""
@@ -497,8 +519,10 @@ class TelemetryState(ModelState):
             rows.setdefault(bounded(event.name, self.metrics, MAX_METRICS), []).append(i)
         alerts: list[Alert] = []
         for name, at in rows.items():
-            if name == OTHER:
-                continue  # unlike things have no common normal
+            if name == OTHER:  # unlike things have no common normal
+                self._taken.scored -= len(at)
+                self._taken.ignored[f"metric beyond the first {MAX_METRICS} of its model"] += len(at)
+                continue
             values = np.array(
                 [e.value if e.value is not None else e.sum / e.count for e in (events[i] for i in at)], np.float64
             )

@@ -40,10 +40,11 @@ def of_json(resources: list[Any]) -> list[dict[str, Any]]:
     try:
         for resource in resources:
             shared = (resource.get("resource") or {}).get("attributes") or []
-            for scope in resource["scopeSpans"]:
-                for span in scope["spans"]:
+            # Empty lists may be left out; before 0.15 of the protocol a scope was an instrumentation library.
+            for scope in resource.get("scopeSpans") or resource.get("instrumentationLibrarySpans") or ():
+                for span in scope.get("spans") or ():
                     found.append({**span, "attributes": [*shared, *(span.get("attributes") or [])]})
-    except (KeyError, TypeError, AttributeError):
+    except (TypeError, AttributeError):
         raise ValueError("`resourceSpans` is not as OTLP has it") from None
     return found
 
@@ -64,10 +65,14 @@ def _resource_spans(data: bytes) -> Iterator[dict[str, Any]]:
 
 
 def _span(data: bytes) -> dict[str, Any]:
-    found: dict[str, Any] = {"attributes": []}
+    found: dict[str, Any] = {"attributes": [], "events": []}
     for number, part in wire.fields(data):
         if number == 2:
             found["spanId"] = wire.content(part).hex()
+        elif number == 5:
+            found["name"] = wire.text(part)
+        elif number == 11 and len(found["events"]) < _MOST:
+            found["events"].append(_event(wire.content(part)))
         elif number in (7, 8):
             name = "startTimeUnixNano" if number == 7 else "endTimeUnixNano"
             found[name] = str(int.from_bytes(wire.content(part), "little"))
@@ -76,6 +81,18 @@ def _span(data: bytes) -> dict[str, Any]:
         elif number == 15:
             codes = [p for n, p in wire.fields(wire.content(part)) if n == 3]
             found["status"] = {"code": codes[-1]} if codes else {}
+    return found
+
+
+def _event(data: bytes) -> dict[str, Any]:
+    found: dict[str, Any] = {"attributes": []}
+    for number, part in wire.fields(data):
+        if number == 1:
+            found["timeUnixNano"] = str(int.from_bytes(wire.content(part), "little"))
+        elif number == 2:
+            found["name"] = wire.text(part)
+        elif number == 3 and len(found["attributes"]) < _MOST:
+            found["attributes"].append(_pair(wire.content(part)))
     return found
 
 

@@ -62,7 +62,7 @@ from streamproc.quality import QualityState
 from streamproc.rules import RuleBook, detectors_of
 from streamproc.signals import Kind
 from streamproc.templates import Templates
-from streamproc.unpack import unpack
+from streamproc.unpack import Unpacked, unpack
 
 _KINDS: dict[Kind, type[Prediction] | type[Telemetry] | type[Label]] = {
     "predictions": Prediction,
@@ -106,7 +106,10 @@ class Output(Struct):
     unanswered: int = 0  # requests that no response came to
     outnumbered: int = 0  # halves given up on before their time, for want of room
     repeated: int = 0  # halves that came once more, or after they were given up on
-    passed_over: int = 0  # spans of traces that are no calls of a language model
+    came: int = 0  # events, and what was to be one: the six that follow sum to it
+    scored: int = 0  # in a window, or shown to a detector
+    paired: int = 0  # halves: requests and responses, to be put together
+    ignored: Counter[str] = field(default_factory=Counter)  # understood and not watched, by reason
     evicted: list[str] = field(default_factory=list)
     forwarded: list[tuple[str, bytes]] = field(default_factory=list)  # model and record, to be joined
     outcomes: Counter[str] = field(default_factory=Counter)  # of predictions and labels that were joined, or not
@@ -119,17 +122,30 @@ class Output(Struct):
         self.evicted += part.evicted
         self.forwarded += part.forwarded
         self.outcomes += part.outcomes
-        for name in ("events", "late", "fenced", "refused", "misplaced", "unanswered", "outnumbered", "repeated"):
+        self.ignored += part.ignored
+        for name in ("came", "scored", "paired", "events", "late", "fenced", "refused", "misplaced", "unanswered", "outnumbered", "repeated"):
             setattr(self, name, getattr(self, name) + getattr(part, name))
 
-    def note(self, before: tuple[int, int, int, int], after: tuple[int, int, int, int]) -> None:
-        """Add what a model has lost between two of its `losses`."""
-        if before == after:
-            return
-        self.late += after[0] - before[0]
-        self.unanswered += after[1] - before[1]
-        self.outnumbered += after[2] - before[2]
-        self.repeated += after[3] - before[3]
+    def accounts(self) -> dict[str, int]:
+        """Return what became of all that came, each event once; the values sum to `came`."""
+        return {
+            "scored": self.scored,
+            "rejected": len(self.rejected),
+            "paired": self.paired,
+            "late": self.late,
+            "fenced": self.fenced,
+            "ignored": self.ignored.total(),
+        }
+
+    def note(self, model: ModelState, before: tuple[int, int, int]) -> None:
+        """Add what became of a model's records, and what it has lost since `before`, its `losses` then."""
+        taken = model.taken()
+        self.scored += taken.scored
+        self.paired += taken.paired
+        self.late += taken.late
+        self.ignored += taken.ignored
+        for name, earlier, now in zip(("unanswered", "outnumbered", "repeated"), before, model.losses(), strict=True):
+            setattr(self, name, getattr(self, name) + now - earlier)
 
     def collect(self, name: str, model: ModelState) -> list[str]:
         """Add what a model has to send on, and what became of what it joins; return parts of its state now over."""
@@ -199,15 +215,30 @@ class Pipeline:
             return self._take_batch(batch)
         out = self._take_batch(unpacked.batch) if len(unpacked.batch) else Output()
         found = [msgspec.structs.replace(r, row=unpacked.rows[r.row]) for r in out.rejected]
-        # Of a record that holds several events the first that cannot be read stands for it.
-        by_row = {r.row: r for r in reversed([*unpacked.rejected, *found])}
-        out.rejected = [by_row[row] for row in sorted(by_row)]
-        out.passed_over = unpacked.passed_over
+        out.rejected = self._whole_records(unpacked, out, found)
+        out.ignored += unpacked.ignored
+        out.came += len(unpacked.rejected) + unpacked.ignored.total()
         # What holds nothing for us moves the clock too.
         self.clock_us = max(self.clock_us, 1000 * max(batch.timestamps_ms))
         self.next_offset = int(batch.offsets[-1]) + 1
         self._run_due(out)
         return out
+
+    def _whole_records(self, unpacked: Unpacked, out: Output, found: Sequence[Rejected]) -> list[Rejected]:
+        """Return which records are to be dead letters: those of which nothing could be read.
+
+        A record that holds several events is none for the sake of one: what of it could not be read is counted.
+        """
+        events = Counter(unpacked.rows)
+        failed = Counter(r.row for r in found)
+        by_row: dict[int, Rejected] = {}
+        for rejected in (*unpacked.rejected, *found):
+            row = rejected.row
+            if failed[row] < events[row] or row in by_row:
+                out.ignored[f"part of a record: {rejected.error_type}"] += 1
+            else:
+                by_row[row] = rejected
+        return [by_row[row] for row in sorted(by_row)]
 
     def _take_batch(self, batch: RecordBatch) -> Output:
         """Take records of one event each."""
@@ -239,7 +270,7 @@ class Pipeline:
 
     def _process(self, batch: RecordBatch) -> Output:
         """Take records that are of one period of the fleet."""
-        out = Output()
+        out = Output(came=len(batch))
         stamps = np.asarray(batch.timestamps_ms, np.int64) * 1000
         arrivals = np.maximum(np.maximum.accumulate(stamps), self.clock_us)
         before = np.concatenate(([self.clock_us], arrivals[:-1]))
@@ -247,6 +278,7 @@ class Pipeline:
         if self._templates is None:
             decoded = self._decoder.decode(batch)
             out.rejected = decoded.rejected
+            out.ignored.update(reason for _, reason in decoded.ignored)
             groups = self._grouped_events(batch, decoded, shared, out)
         else:
             groups = self._grouped_columns(batch, self._templates, shared, out)
@@ -293,6 +325,7 @@ class Pipeline:
         if len(unfit):
             decoded = self._decoder.decode(batch, None if len(unfit) == len(batch) else unfit.tolist())
             out.rejected = decoded.rejected
+            out.ignored.update(reason for _, reason in decoded.ignored)
             models[unfit] = -1
             code = templates.models.code
             for row, event in zip(decoded.rows, decoded.events, strict=True):
@@ -352,7 +385,9 @@ class Pipeline:
         if model is None:
             model = self._admit(name, int(group.shared.arrivals[0]), out)
             if model is None:
-                out.refused += len(group)
+                known = self.kind == "alerts" or self.book.discovers(name)
+                out.refused += len(group) if known else 0
+                out.ignored["model beyond max_series" if known else "model not to be watched"] += len(group)
                 return
         self.fleet.note(name)
         if group.shared.offsets[0] < model.next_offset:  # the fence: its snapshot already covers these
@@ -367,34 +402,43 @@ class Pipeline:
             if not kept:
                 return
             group = group.at(np.array(kept))
-        stamps = group.shared.stamps
-        # Where the broker has no record time (-1), nothing tells what is ahead of it.
-        future = (group.times > stamps + self.book.config.defaults.max_future.us) & (stamps >= 0)
-        if future.any():
-            for i in np.nonzero(future)[0]:
-                out.rejected.append(
-                    Rejected(
-                        int(group.rows[i]),
-                        int(group.shared.offsets[i]),
-                        "future_time",
-                        f"event time is {int(group.times[i] - stamps[i]) / 1e6:.0f} s ahead of its record",
-                    )
-                )
-            group = group.at(~future)
-            if not len(group):
-                return
+        group = self._timely(group, out)
+        if not len(group):
+            return
         out.events += len(group)
         if model.allotted != self.fleet.period:
             self._allot(model)
         before = model.losses()
         out.alerts += model.take(group)
         out.incidents += model.incidents()
-        out.note(before, model.losses())
+        out.note(model, before)
         self._forget_parts(name, out.collect(name, model))
         model.next_offset = int(group.shared.offsets[-1]) + 1
         self.models.move_to_end(name)
         self.dirty.add(name)
         self._schedule(name, model)
+
+    def _timely(self, group: Group, out: Output) -> Group:
+        """Return the records whose times are not far from when their records were written; reject the others."""
+        stamps, limits = group.shared.stamps, self.book.config.defaults
+        # Where the broker has no record time (-1), nothing tells what is ahead of it.
+        future = (group.times > stamps + limits.max_future.us) & (stamps >= 0)
+        past = (group.times < stamps - limits.max_past.us) & (stamps >= 0)
+        if not (future | past).any():
+            return group
+        for i in np.nonzero(future | past)[0]:
+            apart, ahead = int(group.times[i] - stamps[i]) / 1e6, bool(future[i])
+            said = f"event time is {abs(apart):.0f} s {'ahead of' if ahead else 'before'} its record"
+            key = "max_future" if ahead else "max_past"
+            out.rejected.append(
+                Rejected(
+                    int(group.rows[i]),
+                    int(group.shared.offsets[i]),
+                    "future_time" if ahead else "past_time",
+                    f"{said}{_likely_zone(apart)}; see `{key}`",
+                )
+            )
+        return group.at(~(future | past))
 
     def _forget_parts(self, name: str, parts: list[str]) -> None:
         self.gone.update(f"{name}{PART}{part}" for part in parts)
@@ -452,7 +496,7 @@ class Pipeline:
             before = model.losses()
             out.alerts += model.advance(self.clock_us)
             out.incidents += model.incidents()
-            out.note(before, model.losses())
+            out.note(model, before)
             self._forget_parts(name, out.collect(name, model))
             self.dirty.add(name)
             self._schedule(name, model)
@@ -533,6 +577,14 @@ class Pipeline:
 def _series(config: Config) -> list[str]:
     """Return what a config wants made of our alerts."""
     return [name for name, topic in ((INCIDENTS, config.kafka.incidents), (PAGES, config.kafka.pages)) if topic]
+
+
+def _likely_zone(apart_s: float) -> str:
+    """Return a guess at why a time is off, where it is so by whole half hours: a zone that was left out."""
+    halves = round(apart_s / 1800)
+    if halves and abs(halves) <= 28 and abs(apart_s - 1800 * halves) < 60:
+        return f", {halves / 2:+g} h: perhaps a local time without its zone"
+    return ""
 
 
 def _first_copies(seen: dict[int, int], batch: RecordBatch, rows: list[int]) -> list[int]:

@@ -16,18 +16,22 @@ from streamproc.baseline import Baseline, Wanted
 from streamproc.budget import Fleet
 from streamproc.columns import Features, PredictionColumns, Versions
 from streamproc.events import Alert, Feedback
-from streamproc.exchanges import Exchanges, Joined
+from streamproc.exchanges import Exchanges, Joined, key_of
 from streamproc.kernels import I32
 from streamproc.models import DAY_US, Aggregate, Classes, Group, ModelState, Placed, Shared
 from streamproc.reference import Bins, Lately, jsd, psi
 from streamproc.rules import RuleBook
 from streamproc.segments import VERSION, HeavyHitters
-from streamproc.signals import FeatureSchema, Kind, Matrix
+from streamproc.signals import EMPTY, READ, UNREADABLE, FeatureSchema, Kind, Matrix
+from streamproc.span_kinds import CALL, EMBEDDING
 from streamproc.watch import Watch
-from streamproc.windows import Accumulator, Sums, quantile
+from streamproc.windows import Accumulator, PartTally, Sums, quantile
 
 #: Types of errors watched per model, beyond which newcomers share one name.
 MAX_ERRORS = 20
+
+#: Calls of language models that are remembered by the id of their response: the two spans of one end seconds apart.
+_CALLS_SEEN = 1024
 
 #: Windows that a feature's usual part is the mean of.
 _USUAL_OF = 30
@@ -57,6 +61,8 @@ class PredictionState(ModelState):
         self.lately = Lately()
         self.arrived: dict[int, list[int]] = {}  # by window of the progress: events, and those out of order
         self.usual: dict[str, tuple[int, F64]] = {}  # by signal: windows, and each feature's mean part
+        self.calls_seen: dict[int, int] = {}  # by hash of a call's response id, of late: the span that told of it
+        self.requested = False  # whether any record was a request; spans of agents and tools are none
         self._bind()
 
     def _against(self) -> str:
@@ -73,14 +79,42 @@ class PredictionState(ModelState):
         return Baseline(events=None if rule is None else rule.first)
 
     def _joined(self, group: Group) -> Group:
-        if group.what.halves is None and not self.exchanges:
+        if group.what.llm is not None:
+            group = self._once(group)
+        if (group.what.halves is None and not self.exchanges) or not len(group):
             return group
+        if group.what.halves is not None:
+            self._taken.paired += sum(half is not None for half in group.what.halves.tolist())
         shared = group.shared
         return self._put_together(self.exchanges.join(group.what, shared.arrivals, shared.before, shared.offsets))
 
     def _put_together(self, joined: Joined) -> Group:
         shared = Shared(joined.offsets, joined.arrivals, joined.arrivals, joined.before)
-        return Group(self.name, np.arange(len(joined.what)), joined.what.times, shared, joined.what)
+        return Group(self.name, np.arange(len(joined.what)), joined.what.times, shared, joined.what, joined.made)
+
+    def _once(self, group: Group) -> Group:
+        """Return a group without the calls that another span has told of already.
+
+        An SDK that traces itself, beside an instrumentor that traces it, writes two spans of one response id. A span
+        that comes again is a copy, which the signal `duplicates` counts, as of any other record.
+        """
+        kept = np.ones(len(group), np.bool_)
+        ids = np.zeros(len(group), np.uint64) if group.what.ids is None else group.what.ids[:, 1]
+        for row, (llm, span) in enumerate(zip(group.what.llm.tolist(), ids.tolist(), strict=True)):
+            if llm is None or llm.response_id is None:
+                continue
+            key = key_of(llm.response_id)
+            first = self.calls_seen.get(key)
+            if first is None:
+                self.calls_seen[key] = span
+                if len(self.calls_seen) > _CALLS_SEEN:
+                    del self.calls_seen[next(iter(self.calls_seen))]
+            elif first != span:
+                kept[row] = False
+        if kept.all():
+            return group
+        self._taken.ignored["span: a call told twice"] += int(np.count_nonzero(~kept))
+        return group.at(kept)
 
     def _observe(self, group: Group) -> list[Alert]:
         if not len(group):
@@ -193,10 +227,10 @@ class PredictionState(ModelState):
         """Resolve whatever still fires, before the model is forgotten."""
         return super().retire() + [a for p in self.parts.values() for a in p.retire()]
 
-    def losses(self) -> tuple[int, int, int, int]:
-        """Return how many events were late, unanswered, given up on for want of room, and repeated."""
+    def losses(self) -> tuple[int, int, int]:
+        """Return how many requests were not answered, halves given up on for want of room, and repeated."""
         of = self.exchanges
-        return self.windows.late, of.unanswered, of.evicted, of.repeated
+        return of.unanswered, of.evicted, of.repeated
 
     def _bind(self) -> None:
         of = self.rules.of
@@ -251,6 +285,15 @@ class PredictionState(ModelState):
 
     def _columns(self, what: PredictionColumns, progress: I64, offsets: I64, placed: Placed) -> list[Alert]:
         alerts: list[Alert] = []
+        if what.llm is not None:
+            aside = np.array([llm is not None and llm.kind != CALL for llm in what.llm.tolist()])
+            if aside.any():
+                requests = self._count_parts(what, aside, offsets, placed)
+                if not requests.any():
+                    return []
+                what, progress, offsets = what.at(requests), progress[requests], offsets[requests]
+                placed = placed.at(requests)
+        self.requested = True
         versions, values, latency, failed = what.versions, what.values, what.latency, what.failed
         buckets = what.buckets if self._wants_latency else np.full(len(what), -1, np.int32)
         if not placed.alike:
@@ -290,6 +333,7 @@ class PredictionState(ModelState):
                 window.repeated += int(np.count_nonzero(again[rows]))
             if self._wants_errors and what.errors is not None:
                 self._count_errors(window, what.errors[rows], what.error_names)
+            self._count_answered(window, what.answered, failed, rows)
         if self._wants_answers:
             self._count_answers(values, progress, placed)
         if self._wants_drift:
@@ -305,6 +349,29 @@ class PredictionState(ModelState):
         if self._wants_features:
             alerts += self._take_features(what.features, values, progress, offsets, placed, versions)
         return alerts
+
+    def _count_parts(
+        self, what: PredictionColumns, parts: npt.NDArray[np.bool_], offsets: I64, placed: Placed
+    ) -> npt.NDArray[np.bool_]:
+        """Count spans of agents, tools, retrievals and embeddings in their windows; return which rows are requests.
+
+        An embedding is a request too, to its own model.
+        """
+        requests = ~parts
+        used = [] if what.llm is None else what.llm.tolist()
+        for row in np.nonzero(parts)[0].tolist():
+            llm = used[row]
+            named = llm.kind == EMBEDDING and llm.part is None
+            requests[row] = named
+            if placed.late[row]:
+                continue
+            window = self.windows.at(int(placed.index[row]), int(offsets[row]))
+            window.offset_last = max(window.offset_last, int(offsets[row]))
+            tally = window.parts.get(llm.kind)
+            if tally is None:
+                tally = window.parts[llm.kind] = PartTally()
+            tally.add(llm.part, bool(what.failed[row]), float(what.latency[row]), llm.retrieval_score)
+        return requests
 
     def _renewed_before(self, times: I64) -> int:
         """Renew the baseline where it is time to; return the row at which it next will be, or how many there are."""
@@ -458,6 +525,17 @@ class PredictionState(ModelState):
                 window.words, window.unseen = np.zeros((2, len(baseline.words.known)), np.int64)
             baseline.words.count(matrix.words, own, window.words, window.unseen)
 
+    @staticmethod
+    def _count_answered(
+        window: Accumulator, answered: npt.NDArray[np.uint8] | None, failed: npt.NDArray[np.bool_], rows: Any
+    ) -> None:
+        if answered is None:
+            own = failed[rows]
+            window.answered[READ] += len(own) - int(np.count_nonzero(own))
+            return
+        for code, n in enumerate(np.bincount(answered[rows][~failed[rows]], minlength=4).tolist()):
+            window.answered[code] += n
+
     def _count_classes(self, window: Accumulator, labels: I32, names: list[str]) -> None:
         if not window.classes:
             window.classes = {}
@@ -478,8 +556,9 @@ class PredictionState(ModelState):
 
     def _aggregates(self, window: Accumulator, whole: bool) -> Iterator[Aggregate]:
         n, answered = window.count, window.count - window.errors
-        if whole:
+        if whole and self.requested:
             yield Aggregate("throughput", n / (self.windows.size_us / 1e6), n)
+        yield from _parts_of(window)
         if self._wants_order and self.arrived:
             arrived, older = self.arrived.get(window.index, (0, 0))
             # Those of windows that were too many to be reported go too.
@@ -508,6 +587,10 @@ class PredictionState(ModelState):
             self.counted = min(self.counted + 1, _COUNTED)
         if window.identified:
             yield Aggregate("duplicates", window.repeated / window.identified, window.identified)
+        told = window.answered[READ] + window.answered[EMPTY] + window.answered[UNREADABLE]
+        if told:
+            yield Aggregate("empty_predictions", window.answered[EMPTY] / told, told)
+            yield Aggregate("unreadable", window.answered[UNREADABLE] / told, told)
         yield from self._answers_of(window)
         yield from _means(("tokens_in", "tokens_out", "cost_per_request"), window.usage)
         if whole and window.usage is not None and (told := int(window.usage.counts[2])):
@@ -617,6 +700,8 @@ class PredictionState(ModelState):
             "day": list(self.day),
             "lately": self.lately.snapshot(),
             "arrived": [[index, *found] for index, found in sorted(self.arrived.items())],
+            "calls_seen": [[key, span] for key, span in self.calls_seen.items()],
+            "requested": self.requested,
             "usual": [[signal, windows, parts.copy()] for signal, (windows, parts) in sorted(self.usual.items())],
         }
 
@@ -643,7 +728,22 @@ class PredictionState(ModelState):
         self.day = tuple(own["day"])
         self.lately.restore(own["lately"])
         self.arrived = {index: [n, older] for index, n, older in own["arrived"]}
+        self.calls_seen = {key: span for key, span in own["calls_seen"]}
+        self.requested = own["requested"]
         self.usual = {signal: (windows, parts) for signal, windows, parts in own["usual"]}
+
+
+def _parts_of(window: Accumulator) -> Iterator[Aggregate]:
+    """Yield what spans of agents, tools, retrievals and embeddings came to, with which of them failed."""
+    for kind, tally in sorted(window.parts.items()):
+        names = sorted(tally.failed_by)
+        parts = np.array([tally.failed_by[n] for n in names], np.float64) if names else None
+        names = [f"{kind}={n}" for n in names]
+        yield Aggregate(f"{kind}_failure_rate", tally.failed / tally.count, tally.count, tuple(names), parts)
+        if timed := int(tally.latency.sum()):
+            yield Aggregate(f"{kind}_latency_p95", quantile(tally.latency, 0.95), timed)
+        if tally.scored and not window.count:
+            yield Aggregate("retrieval_score", tally.score / tally.scored, tally.scored)
 
 
 #: Signals of features that are measured against the baseline.

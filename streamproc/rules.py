@@ -22,6 +22,8 @@ from streamproc import signals
 from streamproc.alerts import Policy
 from streamproc.baseline import Table, from_table
 from streamproc.config import Config, ModelBlock, ReferenceRule, Report, Sensitivity, SignalRule
+from streamproc.events import Label, Prediction, Telemetry
+from streamproc.field_map import path_parts, target_problem, unit_problem
 from streamproc.signals import Kind, SignalSpec
 from streamproc.silences import Silence, Silences
 
@@ -351,12 +353,12 @@ def detectors_of(config: Config) -> list[str]:
 
 def load(path: str | Path, *, env: Mapping[str, str]) -> Config:
     """Read a config and check it down to signals and detectors. Raise `ConfigError`."""
-    return config_module.load(path, env=env, checks=[check])
+    return config_module.load(path, env=env, checks=[check, _check_fields])
 
 
 def parse(text: str, *, name: str = "<config>", env: Mapping[str, str] | None = None) -> Config:
     """Read a config from text and check it down to signals and detectors. Raise `ConfigError`."""
-    return config_module.parse(text, name=name, env=env, checks=[check])
+    return config_module.parse(text, name=name, env=env, checks=[check, _check_fields])
 
 
 def check(config: Config, report: Report) -> None:
@@ -379,6 +381,28 @@ def check(config: Config, report: Report) -> None:
                 report(f"{path}.{name}", "E030", f"there is no signal `{name}`; {hint}")
             else:
                 _check_rule(f"{path}.{name}", rule, spec, report)
+
+
+_EVENTS = {"predictions": Prediction, "telemetry": Telemetry, "labels": Label}
+
+
+def _check_fields(config: Config, report: Report) -> None:
+    """Report targets, paths and units of field maps that are none."""
+    for kind, fields in config.fields.items():
+        for target, where in fields.items():
+            path, unit = (where, None) if isinstance(where, str) else (where.path, where.unit)
+            place = f"fields.{kind}.{target}"
+            if (problem := target_problem(target, _EVENTS[kind])) is not None:
+                report(place, "E040", problem)
+            try:
+                parts = path_parts(path)
+            except ValueError as e:
+                report(place, "E041", str(e))
+                continue
+            if not parts and target not in ("features", "attributes", "segment"):
+                report(place, "E041", f"`{path}` is the whole record, which only `features` can take")
+            if (problem := unit_problem(target, unit)) is not None:
+                report(place, "E042", problem)
 
 
 def _check_reference(path: str, said: ReferenceRule, report: Report) -> None:

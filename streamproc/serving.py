@@ -6,15 +6,28 @@ They publish requests and responses, not predictions: what is read here are halv
 
 from __future__ import annotations
 
+import datetime as dt
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
-from msgspec import Struct
+from msgspec import UNSET, Struct
 
-from streamproc import tensors
-from streamproc.events import KEY_HEADER, MAX_NAME, ErrorInfo, Half, Header, ModelRef, Outcome, Prediction, Time
+from streamproc import chat, coercion, compression, tensors
+from streamproc.events import (
+    KEY_HEADER,
+    MAX_NAME,
+    OTHER_ERROR,
+    ErrorInfo,
+    Half,
+    Header,
+    ModelRef,
+    Outcome,
+    Prediction,
+    Time,
+    failed_status,
+)
 
 #: CloudEvents types of KServe's logger. There are more of that family, such as outliers' and feedback's.
 KSERVE = "org.kubeflow.serving.inference."
@@ -24,8 +37,11 @@ _SELDON_TOPIC = re.compile(r"[^.]+\.([^.]+)\.(?:model|pipeline)\.([^.]+)\.(input
 #: Where Seldon and the proxies before it put a request's id, if not in the record's key.
 _REQUEST_ID = ("x-request-id", "request_id")
 
-#: OpenTelemetry's word for an error of no known type.
-_OTHER = "_OTHER"
+#: Longest type of an error that is kept: beyond, it is more likely a message.
+MAX_ERROR_TYPE = 64
+
+#: Bytes that a compressed body may open to.
+MAX_BODY = 4_000_000
 
 _any = msgspec.json.Decoder().decode
 
@@ -70,26 +86,23 @@ def kserve(attributes: Mapping[str, Any], data: bytes) -> Half:
         request=side == "request",
         id=str(attributes.get("id") or ""),
         source=str(attributes.get("source") or ""),
-        time=msgspec.convert(attributes.get("time"), Time, strict=False),
+        time=_time(attributes.get("time")),
     )
     endpoint = attributes.get("endpoint")
     if isinstance(endpoint, str) and endpoint:
         half.model.version = endpoint[: tensors.MAX_TEXT]  # type: ignore[union-attr]
-    kind = str(attributes.get("datacontenttype") or "json")
-    if "json" in kind:
-        _add_json(half, data)
-    elif half.side == "response":
-        half.prediction = Outcome()  # that there was an answer, and when, is worth having
+    # The logger passes on the content type of the request, on responses too, and says nothing of compression: what a body
+    # is its bytes tell.
+    _add_body(half, data)
+    status = attributes.get("statuscode", attributes.get("status"))
+    if half.side == "response" and half.error is None and (failed := failed_status(status)) is not None:
+        half.error, half.prediction = ErrorInfo(failed), UNSET
     return half
 
 
 def seldon(topic: SeldonTopic, value: bytes, headers: Sequence[Header], key: bytes | None) -> Prediction:
     """Return what a record of one of Seldon's topics is: V2 in protobuf, or in JSON."""
-    payload = (
-        tensors.read_json(value)
-        if value[:1] == b"{"
-        else tensors.read_protobuf(value, request=topic.request)
-    )
+    payload = _payload(value) if value[:1] == b"{" else tensors.read_protobuf(value, request=topic.request)
     # Seldon keys its records by request; one that was re-keyed by model says what its key was.
     own_key = next((v for k, v in headers if k == KEY_HEADER), key) or b""
     name = own_key.decode("utf-8", "replace")
@@ -101,7 +114,7 @@ def seldon(topic: SeldonTopic, value: bytes, headers: Sequence[Header], key: byt
 
 def open_inference(value: bytes, headers: Sequence[Header]) -> Prediction | None:
     """Return what a bare V2 payload in JSON is, None where it is none."""
-    payload = tensors.read_json(value)
+    payload = _payload(value)
     if not payload.inputs and not payload.outputs:
         return None
     request = payload.inputs is not None
@@ -113,6 +126,16 @@ def open_inference(value: bytes, headers: Sequence[Header]) -> Prediction | None
     else:
         found = Prediction(model=ModelRef(payload.model_name or ""))  # which request it answers, nobody knows
     _add_tensors(found, payload)
+    return found
+
+
+def _time(value: Any) -> Time:
+    if isinstance(value, str):
+        try:
+            return msgspec.convert(value, dt.datetime)
+        except msgspec.ValidationError:
+            return coercion.read_time(value)
+    found: Time = msgspec.convert(value, Time)
     return found
 
 
@@ -131,10 +154,72 @@ def _half(model: str, *, request: bool, id: str, source: str, time: Time) -> Hal
     )
 
 
-def _add_json(half: Half, data: bytes) -> None:
-    """Add what a body of V1 or V2 says; of any other, that it came."""
-    tree = _any(data)
+def _payload(value: bytes) -> tensors.Payload:
+    try:
+        return tensors.read_json(value)
+    except msgspec.DecodeError:
+        plain = coercion.without_nan(value)
+        if plain is None:
+            raise
+        return tensors.read_json(plain)
+
+
+def _add_body(half: Half, data: bytes) -> None:
+    """Add what a body of V1, V2 or of OpenAI's form says; of any other, that it came."""
+    try:
+        if compression.is_compressed(data):
+            data = compression.decompress(data, max_bytes=MAX_BODY)
+        if half.side == "response" and data.lstrip()[:5] == b"data:":
+            _add_stream(half, data)
+            return
+        _add_tree(half, _tree(data))
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, compression.CompressionError):
+        if half.side == "response":
+            half.prediction = Outcome(unreadable=bool(data.strip()))
+
+
+def _tree(data: bytes) -> Any:
+    try:
+        return _any(data)
+    except msgspec.DecodeError:
+        plain = coercion.without_nan(data)
+        if plain is None:
+            raise
+        return _any(plain)
+
+
+def _add_stream(half: Half, data: bytes) -> None:
+    """Add what the chunks of a stream of server-sent events say together."""
+    half.prediction = Outcome(unreadable=True)
+    for line in data.splitlines():
+        chunk = line.removeprefix(b"data:").strip() if line.startswith(b"data:") else b""
+        if not chunk or chunk == b"[DONE]":
+            continue
+        try:
+            tree = _tree(chunk)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            continue
+        if not isinstance(tree, dict):
+            continue
+        if (error := body_error(tree)) is not None:
+            half.error, half.prediction = error, UNSET
+            return
+        if (used := chat.usage(tree)) is not None:
+            half.llm = chat.merged(half.llm, used)
+            half.prediction = Outcome()
+
+
+def _add_tree(half: Half, tree: Any) -> None:
+    if half.side == "response" and not isinstance(tree, dict):
+        half.prediction = tensors.row_answer(tree) if isinstance(tree, list) else Outcome(unreadable=tree is not None)
+        return
     tree = tree if isinstance(tree, dict) else {}
+    if half.side == "response" and (error := body_error(tree)) is not None:
+        half.error = error
+        return
+    if half.side == "response" and (used := chat.usage(tree)) is not None:
+        half.llm, half.prediction = used, Outcome()
+        return
     if isinstance(tree.get("inputs"), list) or isinstance(tree.get("outputs"), list):
         try:
             payload = msgspec.convert(tree, tensors.Payload)
@@ -146,10 +231,31 @@ def _add_json(half: Half, data: bytes) -> None:
             return
     if half.side == "request":
         half.features = tensors.row_features(tree.get("instances", tree.get("inputs")))
-    elif tree.get("error") is not None:
-        half.error = ErrorInfo(_OTHER)
     else:
         half.prediction = tensors.row_answer(tree.get("predictions", tree.get("outputs")))
+
+
+def body_error(tree: Mapping[str, Any]) -> ErrorInfo | None:
+    """Return the error that a body tells of, whatever its status was; None where it tells of none.
+
+    Frameworks write `error`, a text or an object, or `detail`, beside no answer at all.
+
+    >>> body_error({"error": {"type": "rate_limit_error"}}).type, body_error({"detail": "boom"}).type
+    ('rate_limit_error', '_OTHER')
+    """
+    error = tree.get("error")
+    if error is None or error in ("", False):
+        answered = any(tree.get(k) is not None for k in ("predictions", "outputs", "choices"))
+        detail = tree.get("detail")
+        if detail is None or answered:
+            return None
+        error = detail
+    if isinstance(error, Mapping):
+        for name in ("type", "code", "status", "name"):
+            value = error.get(name)
+            if isinstance(value, str | int) and not isinstance(value, bool) and value != "":
+                return ErrorInfo(str(value)[:MAX_ERROR_TYPE])
+    return ErrorInfo(failed_status(tree.get("status", tree.get("code"))) or OTHER_ERROR)
 
 
 def _add_tensors(event: Prediction, payload: tensors.Payload) -> None:
@@ -157,8 +263,8 @@ def _add_tensors(event: Prediction, payload: tensors.Payload) -> None:
         event.model.version = payload.model_version[: tensors.MAX_TEXT]
     if type(event) is Half and event.side == "request":
         event.features = tensors.features(payload.inputs or ())
-    elif payload.error is not None:
-        event.error = ErrorInfo(_OTHER)
+    elif (error := body_error({"error": payload.error, "outputs": payload.outputs})) is not None:
+        event.error = error
     else:
         event.prediction = tensors.answer(payload.outputs or ())
 

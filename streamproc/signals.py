@@ -15,12 +15,13 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from msgspec import Struct
+from msgspec import UNSET, Struct
 
 from detectors.protocol import F64
 from streamproc import kernels
 from streamproc.cells import IS_NULL, IS_TEXT
-from streamproc.events import Outcome, Prediction
+from streamproc.coercion import decimal, is_fraction
+from streamproc.events import Half, Outcome, Prediction, error_type
 
 SourceKind = Literal["predictions", "telemetry", "labels"]
 #: Also what we publish, read again, and predictions joined with their labels.
@@ -96,9 +97,22 @@ _CALLS: tuple[
         "truncated_rate", "share of a language model's answers cut off at their length",
         "up", "1", 0.02, 0.0, "model", True,
     ),
-    ("tool_failure_rate", "share of calls of tools that failed, in a window", "up", "1", 0.02, 0.0, "infra", True),
+    (
+        "unknown_finish_reasons", "share of a language model's answers that ended for a reason of no known word",
+        "up", "1", 0.02, 0.0, "data", True,
+    ),
     ("retrieval_score", "mean score of the best document retrieved, in a window", "down", "1", 0.0, 0.1, "data", False),
     ("time_to_first_token", "95th percentile of the time to the first token", "up", "s", 0.0, 0.2, "infra", False),
+)
+
+#: Spans that are watched beside the calls of language models, by kind, and what they are.
+_PARTS = (("agent", "agents, chains and workflows"), ("tool", "tools"), ("retrieval", "retrievals"),
+          ("embedding", "embeddings"))  # fmt: skip
+
+#: Name, summary, and from where on it is never normal: what no alert may rest on in silence.
+_UNTOLD: tuple[tuple[str, str, float], ...] = (
+    ("empty_predictions", "share of answers that say nothing: null, [], {}, or no field that is known", 0.2),
+    ("unreadable", "share of answers in a form that is not read: binary, a stream, a shape that does not fit", 0.2),
 )
 
 #: Name, summary, unit, direction, least effect and relative effect, and whether it is a share.
@@ -322,6 +336,52 @@ SIGNALS: dict[str, SignalSpec] = {
                 samples=_TAIL_SAMPLES[95] if name == "time_to_first_token" else 1.0,
             )
             for name, summary, way, unit, least, relative, category, share in _CALLS
+        ),
+        *(
+            SignalSpec(
+                name=f"{kind}_failure_rate",
+                summary=f"share of spans of {what} that failed, in a window",
+                sources=("predictions",),
+                shape="window",
+                params=_SHORT,
+                direction="up",
+                min_effect=0.02,
+                breaches=_TWICE,
+                category="infra",
+                share=True,
+            )
+            for kind, what in _PARTS
+        ),
+        *(
+            SignalSpec(
+                name=f"{kind}_latency_p95",
+                summary=f"95th percentile of the time that spans of {what} took, in a window",
+                sources=("predictions",),
+                shape="window",
+                unit="s",
+                params=_SHORT,
+                direction="up",
+                relative_effect=0.2,
+                breaches=_TWICE,
+                category="infra",
+                samples=_TAIL_SAMPLES[95],
+            )
+            for kind, what in _PARTS
+        ),
+        *(
+            SignalSpec(
+                name=name,
+                summary=summary,
+                sources=("predictions",),
+                shape="window",
+                params=_SHORT,
+                direction="up",
+                min_effect=0.02,
+                breaches=_TWICE,
+                category="data",
+                share=True,
+            )
+            for name, summary, _ in _UNTOLD
         ),
         SignalSpec(
             name="cost_per_day",
@@ -775,19 +835,47 @@ def certainty(events: Sequence[Prediction]) -> F64:
     return found
 
 
+#: What became of a request, as far as its record tells: nothing is told, it was answered, the answer says nothing, or
+#: it is in a form that is not read.
+NOT_TOLD, READ, EMPTY, UNREADABLE = 0, 1, 2, 3
+
+
+def answered(event: Prediction) -> int:
+    """Return whether an event has an answer: NOT_TOLD, READ, EMPTY or UNREADABLE."""
+    answer = event.prediction
+    if answer is UNSET or error_type(event) or (type(event) is Half and event.side == "request"):
+        return NOT_TOLD
+    if type(answer) is Outcome:
+        if answer.value is not None or answer.score is not None or answer.label not in (None, "") or answer.scores or answer.rows > 1:
+            return READ
+        if answer.unreadable:
+            return UNREADABLE
+    elif answer not in (None, ""):
+        return READ
+    # A call of a language model says what it used, and seldon's pipelines may log no content at all.
+    return NOT_TOLD if event.llm is not None else EMPTY
+
+
 def outcome(event: Prediction) -> tuple[float | None, str | None]:
-    """Return the number and the class a model answered with; None for what it did not give."""
+    """Return the number and the class a model answered with; None for what it did not give.
+
+    Of shares in a list the best one's place stands for its class, as `#2`: which class that is the list does not say.
+    """
     answer = event.prediction
     if type(answer) is Outcome:
         value = answer.value if answer.value is not None else answer.score
         label = answer.label
-        if label is None and isinstance(answer.scores, dict) and answer.scores:
-            label = max(answer.scores, key=answer.scores.__getitem__)
-        return value, None if label is None else str(label)
-    if answer is None:
+        if label is None and answer.scores:
+            if isinstance(answer.scores, dict):
+                label = max(answer.scores, key=answer.scores.__getitem__)
+            elif answer.rows == 1:
+                label = f"#{answer.scores.index(max(answer.scores))}"
+        return value, None if label is None or label == "" else str(label)
+    if answer is None or answer is UNSET:
         return None, None
     if isinstance(answer, bool):
         return None, str(answer)
     if isinstance(answer, str):
-        return None, answer
+        number = decimal(answer) if is_fraction(answer) else None
+        return (number, None) if number is not None else (None, answer or None)
     return float(answer), None  # type: ignore[arg-type]

@@ -22,7 +22,7 @@ from msgspec import Struct
 
 from detectors.protocol import F64, I64
 from streamproc import genai, kernels
-from streamproc.events import Header, Prediction, RecordBatch, model_name, model_version
+from streamproc.events import Header, Prediction, RecordBatch, failed_status, model_name, model_version
 from streamproc.kernels import I32, U8, U64
 
 #: Templates kept: some megabytes, enough for as many models as a partition is apt to hold.
@@ -62,6 +62,9 @@ _LITERAL: set[Path] = {
     ("model", "version"),
     ("model.name",),
     ("model.version",),
+    # Of a template's records all failed, or none: those that did are decoded whole.
+    ("http.response.status_code",),
+    ("status_code",),
 }
 
 _TARGETS: dict[Path, int] = {
@@ -178,8 +181,8 @@ class _Scan:
             at = self._space(at + 1)
 
     def _array(self, at: int, path: Path) -> int:
-        if path[:1] == ("features",):
-            raise Unsuited("a feature that is no scalar")
+        if path[:1] == ("features",) or path == ("prediction",):
+            raise Unsuited("a feature or an answer that is no scalar")
         at = self._space(at)
         if self.data[at : at + 1] == b"]":
             return at + 1
@@ -421,6 +424,8 @@ class Templates:
 
     def _new_labels(self, data: U8, chosen: I32, labels: I32, spans: I32) -> None:
         """Give codes to labels seen for the first time."""
+        for row in np.nonzero((labels <= kernels.POSITIONS) & (chosen >= 0))[0].tolist():
+            labels[row] = self.labels.code(f"#{kernels.POSITIONS - int(labels[row])}")
         for row in np.nonzero((labels == kernels.NEW_LABEL) & (chosen >= 0))[0].tolist():
             at, end = spans[row].tolist()
             place = kernels.find_label(data, at, end, self._label_table, self._label_spans, self._label_pool)
@@ -486,6 +491,9 @@ class Templates:
 
     def _template(self, key: bytes | None, value: bytes, event: Prediction) -> Template:
         name = model_name(event)
+        if event.http_status is not None or event.status_code is not None:
+            if failed_status(event.http_status) or failed_status(event.status_code):
+                raise Unsuited("a failure by its status")
         if not name or len(name) > 512 or b'"specversion"' in value or genai.looks_genai(value) or self._whole(name):
             raise Unsuited("read by other rules")
         try:

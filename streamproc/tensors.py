@@ -8,6 +8,7 @@ first row, and the answer is the mean of numbers, or the class that all rows sha
 from __future__ import annotations
 
 import math
+import re
 import struct
 from collections.abc import Sequence
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct, field
 
-from streamproc import wire
+from streamproc import coercion, wire
 from streamproc.events import Outcome
 
 #: Features taken of one row; a picture's pixels are none to watch one by one.
@@ -31,9 +32,11 @@ class Tensor(Struct, gc=False):
     """One tensor, its data flat or nested, row by row."""
 
     name: str = ""
-    shape: list[int] = field(default_factory=list)
+    shape: list[int | str] = field(default_factory=list)
     datatype: str = ""
     data: Any = None
+    contents: dict[str, Any] | None = None  # as protobuf's JSON has the data
+    parameters: Any = None
 
 
 class Payload(Struct, gc=False):
@@ -57,7 +60,11 @@ def features(tensors: Sequence[Tensor]) -> dict[str, Any] | None:
     """Return the first row by names: the tensor's, with `.0`, `.1`, … where a row has several numbers."""
     found: dict[str, Any] = {}
     for tensor in tensors:
-        values, rows = _filled(tensor)
+        try:
+            values, rows = _filled(tensor)
+        except ValueError:
+            found[tensor.name] = None  # binary, or of no known form: a missing value, counted as one
+            continue
         width = len(values) // rows if rows else 0
         for i, value in enumerate(values[: min(width, MAX_FEATURES - len(found))]):
             found[tensor.name if width == 1 else f"{tensor.name}.{i}"] = _scalar(value)
@@ -65,12 +72,29 @@ def features(tensors: Sequence[Tensor]) -> dict[str, Any] | None:
 
 
 def answer(tensors: Sequence[Tensor]) -> Outcome:
-    """Return a number and a class, each from the first tensor that has it."""
+    """Return what a response says: a class or a number, how sure it is, and whether it could be read.
+
+    A tensor of integers answers with a class wherever another has shares (`predict` beside `predict_proba`), and else
+    with a number that may be one. Shares alone have their best place in `scores`; its class is not known.
+    """
     found = Outcome()
+    names: list[Any] = []
     for tensor in tensors:
-        values, rows = _filled(tensor)
-        if rows and values:
-            _add(found, values, rows)
+        try:
+            values, rows = _filled(tensor)
+        except ValueError:
+            found.unreadable = True
+            continue
+        if not rows or not values:
+            continue
+        if len(values) > 1 and isinstance(values[0], str | int) and len(set(map(str, values))) == len(values):
+            names = names or list(values)  # may be what the classes are called, in the order of the shares
+        _add(found, _opened(values), rows)
+    if isinstance(found.scores, list) and len(names) == len(found.scores):
+        found.scores = {str(n)[:MAX_TEXT]: share for n, share in zip(names, found.scores, strict=True)}
+        found.value, found.label, found.rows = None, None, 1
+    if found.value is not None or found.label is not None or found.scores is not None:
+        found.unreadable = False
     return found
 
 
@@ -78,64 +102,181 @@ def row_features(instances: Any) -> dict[str, Any] | None:
     """Return the first of V1's instances by names, `f0`, `f1`, … where it has none."""
     first = instances[0] if isinstance(instances, list) and instances else None
     if isinstance(first, dict):
-        items = [(str(k), v) for k, v in first.items()]
-    else:
-        items = [(f"f{i}", v) for i, v in enumerate(first if isinstance(first, list) else [first])]
-    plain = {k: _scalar(v) for k, v in items[:MAX_FEATURES] if not isinstance(v, list | dict)}
+        return {str(k): v for k, v in list(first.items())[:MAX_FEATURES]} or None
+    items = first if isinstance(first, list) else [first]
+    plain = {f"f{i}": _scalar(v) for i, v in enumerate(items[:MAX_FEATURES]) if not isinstance(v, list | dict)}
     return plain if first is not None and plain else None
+
+
+def list_answer(values: list[Any]) -> Outcome:
+    """Return what an answer that is one row says: a number or class alone, or shares over classes."""
+    found = Outcome()
+    if values and not any(isinstance(v, list | dict) for v in values):
+        _add(found, values, 1)
+    elif values:
+        found.unreadable = True
+    return found
 
 
 def row_answer(predictions: Any) -> Outcome:
     """Return what V1's predictions say."""
     found = Outcome()
     rows = predictions if isinstance(predictions, list) else [predictions]
-    if rows and all(isinstance(r, list) and len(r) == len(rows[0]) for r in rows):
+    if not rows or predictions is None:
+        return found
+    if len(rows) == 1 and rows[0] is None:
+        return found
+    if all(isinstance(r, dict) for r in rows):
+        return _objects_answer(rows)
+    if all(isinstance(r, list) and len(r) == len(rows[0]) for r in rows):
         flat = [v for r in rows for v in r]
-        if not any(isinstance(v, list | dict) for v in flat):
+        if any(isinstance(v, list | dict) for v in flat):
+            found.unreadable = True
+        elif flat:
             _add(found, flat, len(rows))
-    elif rows and not any(isinstance(r, list | dict) for r in rows):
+    elif any(isinstance(r, list | dict) for r in rows):
+        found.unreadable = True
+    else:
         _add(found, rows, len(rows))
-    elif len(rows) == 1 and isinstance(rows[0], dict):
-        of = rows[0]
-        label = next((v for k in ("label", "class") if isinstance(v := of.get(k), str | bool)), None)
-        found.label = None if label is None else str(label)[:MAX_TEXT]
-        values = (_finite(of.get(k)) for k in ("value", "score", "probability"))
-        found.value = next((v for v in values if v is not None), None)
     return found
 
 
+#: What objects call an answer, a class, how sure they are of it, and shares by class.
+_LABELS = ("label", "class", "class_name", "predicted_class", "prediction", "predicted_label", "sentiment")
+_VALUES = ("value", "prediction", "score", "probability", "output", "result")
+_SHARES = ("scores", "probabilities", "proba", "probs")
+
+
+def _objects_answer(rows: Sequence[dict[str, Any]]) -> Outcome:
+    """Return what rows that are objects say: what the first says, where all say the same."""
+    found = Outcome(rows=len(rows))
+    one = rows[0]
+    if len(rows) > 1 and any(r != one for r in rows):
+        values = [v for r in rows if (v := next((n for k in _VALUES if (n := _finite(r.get(k))) is not None), None))]
+        if len(values) == len(rows):
+            found.value = math.fsum(values) / len(values)
+        elif values or any(r for r in rows):
+            found.unreadable = True
+        return found
+    found.rows = 1
+    label = next((v for k in _LABELS if isinstance(v := one.get(k), str | bool | int) and v != ""), None)
+    shares = next((v for k in _SHARES if isinstance(v := one.get(k), dict | list) and v), None)
+    if isinstance(shares, list):
+        shares = [n for v in shares if (n := _finite(v)) is not None] or None
+    elif isinstance(shares, dict):
+        shares = {str(k)[:MAX_TEXT]: n for k, v in shares.items() if (n := _finite(v)) is not None} or None
+    found.scores = shares
+    if isinstance(label, str | bool):
+        found.label = label if isinstance(label, bool) else label[:MAX_TEXT]
+    values = (_finite(one.get(k)) for k in _VALUES)
+    value = next((v for v in values if v is not None), None)
+    if found.label is not None:
+        if value is not None and 0.0 <= value <= 1.0:
+            found.score = value
+    else:
+        found.value = value
+    return found
+
+
+def _opened(values: Sequence[Any]) -> Sequence[Any]:
+    """Return values with the JSON that runtimes of language models put into BYTES opened: `{"label": …, "score": …}`."""
+    if not all(isinstance(v, str) and v[:1] in "{[" and v for v in values):
+        return values
+    try:
+        return [msgspec.json.decode(v) for v in values]
+    except (msgspec.DecodeError, RecursionError):
+        return values
+
+
 def _add(found: Outcome, values: Sequence[Any], rows: int) -> None:
+    if isinstance(values[0], dict | list):
+        flat = [w for v in values for w in (v if isinstance(v, list) else [v])]
+        other = _objects_answer(flat) if flat and all(isinstance(w, dict) for w in flat) else Outcome(unreadable=True)
+        for name in ("value", "label", "score", "scores"):
+            if getattr(found, name) is None:
+                setattr(found, name, getattr(other, name))
+        found.unreadable = found.unreadable or other.unreadable
+        found.rows = max(found.rows, other.rows)
+        return
     width = len(values) // rows
+    if isinstance(values[0], str) and (named := _classified(values)):
+        found.scores = found.scores or named
+        return
     if isinstance(values[0], str | bool):
-        if found.label is None and width == 1 and all(v == values[0] for v in values):
-            found.label = str(values[0])[:MAX_TEXT]
+        if found.label is None and width == 1:
+            if all(v == values[0] for v in values):
+                found.label = values[0][:MAX_TEXT] if isinstance(values[0], str) else str(values[0])
+            else:
+                found.rows = max(found.rows, rows)
+        elif found.label is None:
+            found.unreadable = True
         return
     numbers = [_finite(v) for v in values]
     if width == 1:
         known = [n for n in numbers if n is not None]
         if found.value is None and known:
             found.value = math.fsum(known) / len(known)
+            if any(n != known[0] for n in known):
+                found.rows = max(found.rows, rows)
+        if known and found.scores is not None and found.label is None and _whole(values) and len(set(known)) == 1:
+            found.label = str(int(known[0]))
         return
     scores = [n for n in numbers[:width] if n is not None]
-    if len(scores) < width or found.scores is not None:
+    if len(scores) < width:
+        found.unreadable = True
+        return
+    if found.scores is not None:
+        return
+    found.rows = max(found.rows, rows)
+    # A row of shares that sum to one is a distribution over classes; any other may be anything.
+    if min(scores) < 0.0 or abs(math.fsum(scores) - 1.0) >= 1e-3:
+        if found.value is None:
+            found.value = math.fsum(n for n in numbers if n is not None) / len(numbers)
         return
     found.scores = scores[:MAX_FEATURES]
-    # A row of shares that sum to one is a distribution over classes; any other may be anything.
-    if rows == 1 and min(scores) >= 0.0 and abs(math.fsum(scores) - 1.0) < 1e-3:
-        best = max(range(width), key=scores.__getitem__)
-        found.score = scores[best]
-        if found.label is None:
-            found.label = str(best)
+    if rows == 1:
+        found.score = max(scores)
+        if found.label is None and found.value is not None and float(found.value).is_integer():
+            # Beside shares a whole number is the class that was chosen; the shares' order is not known.
+            found.label = str(int(found.value))
+
+
+#: Triton's classification extension: score, index and, where the model names its classes, a name.
+_TRITON = re.compile(r"([0-9.eE+-]+):(\d+)(?::(.*))?")
+
+
+def _classified(values: Sequence[Any]) -> dict[str, float] | None:
+    """Return scores by class where texts are as Triton's classification extension writes them, else None."""
+    found = {}
+    for value in values:
+        parts = _TRITON.fullmatch(value) if isinstance(value, str) else None
+        if parts is None or (score := coercion.decimal(parts[1])) is None:
+            return None
+        found[(parts[3] or f"#{parts[2]}")[:MAX_TEXT]] = score
+    return found
+
+
+def _whole(values: Sequence[Any]) -> bool:
+    return all(isinstance(v, int) or (isinstance(v, float) and v.is_integer()) for v in values)
 
 
 def _filled(tensor: Tensor) -> tuple[list[Any], int]:
     """Return a tensor's values flat and its number of rows. Raise ValueError where they do not fit."""
-    if tensor.data is None:
+    data = tensor.data
+    if data is None and tensor.contents:
+        data = next(iter(tensor.contents.values()))
+    if data is None:
         raise ValueError("a tensor without `data`; binary tensors beside the JSON are not read")
-    values = _flat(tensor.data)
-    if any(n < 0 for n in tensor.shape) or math.prod(tensor.shape) != len(values):
+    values = _flat(data)
+    shape = [int(n) for n in tensor.shape]
+    whole = [n for n in shape if n >= 0]
+    if len(whole) == len(shape) - 1 and math.prod(whole) > 0 and len(values) % math.prod(whole) == 0:
+        shape = [n if n >= 0 else len(values) // math.prod(whole) for n in shape]  # one side left to be found
+    if any(n < 0 for n in shape) or math.prod(shape) != len(values):
         raise ValueError("a tensor whose data do not fill its shape")
-    return values, tensor.shape[0] if len(tensor.shape) > 1 or len(values) > 1 else 1
+    if tensor.datatype.startswith(("INT", "UINT")):
+        values = [int(v) if isinstance(v, str) and v.lstrip("-").isdigit() else v for v in values]
+    return values, shape[0] if len(shape) > 1 or len(values) > 1 else 1
 
 
 def _flat(data: Any) -> list[Any]:

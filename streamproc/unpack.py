@@ -5,6 +5,7 @@ They become records of one JSON event each, at the offset they came from, before
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import msgspec
@@ -18,13 +19,13 @@ from streamproc.events import TOPIC_HEADER, RecordBatch, Rejected
 class Unpacked(Struct, gc=False):
     """What a batch's records hold: rows[i] is the row that record i of `batch` came from.
 
-    passed_over: spans that are no calls of a language model.
+    ignored: spans that hold nothing to watch, by reason.
     """
 
     batch: RecordBatch
     rows: list[int]
     rejected: list[Rejected]
-    passed_over: int = 0
+    ignored: Counter[str]
 
 
 def schema_ids(values: Sequence[bytes | None]) -> set[int]:
@@ -48,7 +49,7 @@ def unpack(
     rows: list[int] = []
     values: list[bytes | None] = []
     rejected: list[Rejected] = []
-    passed_over = 0
+    ignored: Counter[str] = Counter()
     for row, (value, kind) in enumerate(zip(batch.values, marked, strict=True)):
         # What Seldon's topics were sent on to is told by a header, and is no trace either.
         if kind == _MAYBE and any(name == TOPIC_HEADER for name, _ in batch.headers[row]):
@@ -75,7 +76,8 @@ def unpack(
                 rejected.append(Rejected(row, batch.offsets[row], "schema", str(e)))
                 continue
         kept = [v for v in found if v]
-        passed_over += len(found) - len(kept)
+        if len(kept) < len(found):
+            ignored[OTHER_SPAN] += len(found) - len(kept)
         rows += [row] * len(kept)
         values += kept
     whole = RecordBatch(
@@ -89,8 +91,11 @@ def unpack(
         position=batch.position,
         previous=batch.previous,
     )
-    return Unpacked(whole, rows, rejected, passed_over)
+    return Unpacked(whole, rows, rejected, ignored)
 
+
+#: Why a span of HTTP, a database or anything else that is no part of a language model's work is ignored.
+OTHER_SPAN = "span: not of a language model"
 
 _FRAMED, _TRACES, _MAYBE, _COMPRESSED = 1, 2, 3, 4
 
@@ -141,4 +146,4 @@ def _calls(value: bytes) -> list[bytes]:
         raise ValueError(str(e)) from None
     if not found:
         raise ValueError("no spans")
-    return [orjson.dumps(span) if genai.is_call(span) else b"" for span in found]
+    return [orjson.dumps(span) if genai.may_be_ours(span) else b"" for span in found]

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from msgspec import Struct
+from msgspec import Struct, field
 
 from detectors.protocol import F64, I64
 from streamproc import kernels
@@ -85,6 +85,49 @@ class Sums(Struct, gc=False):
         return None if state is None else cls(np.array(state[0], np.int64), np.array(state[1]))
 
 
+#: Agents or tools of one window that failures are told by.
+_MAX_PARTS = 50
+
+
+class PartTally(Struct):
+    """What spans of one kind (agents, tools, retrievals, embeddings) came to in a window."""
+
+    count: int = 0
+    failed: int = 0
+    scored: int = 0
+    score: float = 0.0  # sum of the best documents'
+    failed_by: dict[str, int] = field(default_factory=dict)
+    latency: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(BUCKETS, np.int64))
+
+    def add(self, name: str | None, failed: bool, latency_s: float, score: float | None) -> None:
+        """Add one span; latency_s is nan where it is not known, score None."""
+        self.count += 1
+        if failed:
+            self.failed += 1
+            name = name if name is not None else "(unnamed)"
+            if name not in self.failed_by and len(self.failed_by) >= _MAX_PARTS:
+                name = "(other)"
+            self.failed_by[name] = self.failed_by.get(name, 0) + 1
+        if latency_s >= 0.0:
+            self.latency[latency_buckets(np.array([latency_s]))[0]] += 1
+        if score is not None:
+            self.scored += 1
+            self.score += score
+
+    def snapshot(self) -> list[Any]:
+        """Return the state as a list."""
+        return [self.count, self.failed, self.scored, self.score, dict(self.failed_by), sparse(self.latency)]
+
+    @classmethod
+    def restored(cls, state: list[Any]) -> PartTally:
+        """Build from what `snapshot` gave."""
+        *counts, latency = state
+        found = cls(*counts)
+        if (whole := dense(latency)) is not None:
+            found.latency = whole
+        return found
+
+
 class Accumulator(Struct):
     """What one open window has seen. Arrays are allocated when first needed."""
 
@@ -116,6 +159,8 @@ class Accumulator(Struct):
     ages: Sums | None = None
     moments: F64 | None = None  # as `reference.Moments` has them
     scores: dict[str, list[float]] = {}  # of evaluations, by name: how many and their sum
+    answered: list[int] = field(default_factory=lambda: [0, 0, 0, 0])  # by `signals.NOT_TOLD`, `READ`, …
+    parts: dict[str, PartTally] = field(default_factory=dict)  # by `span_kinds.PARTS`
 
     def tally(
         self,
@@ -201,6 +246,8 @@ class Accumulator(Struct):
             "ages": None if self.ages is None else self.ages.snapshot(),
             "moments": None if self.moments is None else self.moments.copy(),
             "scores": {name: list(found) for name, found in self.scores.items()},
+            "answered": list(self.answered),
+            "parts": {kind: tally.snapshot() for kind, tally in sorted(self.parts.items())},
             "classes": dict(self.classes),
             "missing": self.missing,
             "invalid": self.invalid,
@@ -216,6 +263,8 @@ class Accumulator(Struct):
             setattr(self, name, Sums.restored(state[name]))
         self.moments = state["moments"]
         self.scores = {name: list(found) for name, found in state["scores"].items()}
+        self.answered = list(state["answered"])
+        self.parts = {kind: PartTally.restored(tally) for kind, tally in state["parts"].items()}
         self.classes = dict(state["classes"])
         self.missing, self.invalid = state["missing"], state["invalid"]
         self.identified, self.repeated, self.judged = state["more"]

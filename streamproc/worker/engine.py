@@ -348,7 +348,11 @@ class Engine:
         m.unanswered.inc(out.unanswered)
         m.outnumbered.inc(out.outnumbered)
         m.repeated.inc(out.repeated)
-        m.passed_over.inc(out.passed_over)
+        for outcome, n in out.accounts().items():
+            m.records.labels(outcome).inc(n)
+        for reason, n in out.ignored.items():
+            # A word that nobody knows is a producer's own: as a label of a metric there would be no end of them.
+            m.ignored.labels(reason.partition(" of an unknown kind")[0]).inc(n)
         if out.evicted:
             m.evicted.inc(len(out.evicted))
         if len(held.unawaited) > 5000:

@@ -107,6 +107,7 @@ def story(seed: int, *, n: int = 900, models: int = 2, rate: float = 20.0) -> Re
     """Return a stream in which everything happens: latency steps, errors, nulls, a pause, late events."""
     rng, more = np.random.default_rng(seed), np.random.default_rng(seed + 1000)
     events, stamps = [], []
+    latest: dict[str, dict[str, Any]] = {}  # by model
     now = BEGIN_US
     for i in range(n):
         now += int(rng.exponential(1 / rate) * SECOND)
@@ -130,7 +131,10 @@ def story(seed: int, *, n: int = 900, models: int = 2, rate: float = 20.0) -> Re
             event["error"] = {"type": "timeout"}
         share = float(more.uniform(0.4, 0.6) if bad else more.uniform(0.9, 1.0))
         event["prediction"]["scores"] = {"a": share, "b": 1.0 - share}
-        event["id"] = f"{i - 20 if bad and more.random() < 0.5 else i}"
+        event["id"] = f"{i}"
+        if bad and more.random() < 0.5 and (earlier := latest.get(event["model"]["name"])) is not None:
+            event["id"], event["time"] = earlier["id"], earlier["time"]  # it comes again
+        latest[event["model"]["name"]] = event
         tokens = int(more.integers(50, 60) * (3 if bad else 1))
         event["usage"] = {"input_tokens": 100, "output_tokens": tokens, "cost": tokens * 1e-5}
         event["features"]["z"] = 7.0 if bad else float(more.lognormal())

@@ -118,7 +118,7 @@ POISON: dict[str, tuple[Any, str]] = {
     "a list": (b"[1, 2]", "unknown_format"),
     "a number": (b"5", "unknown_format"),
     "text for a number": (b'{"model": "m", "prediction": 1, "duration_s": "fast"}', "schema"),
-    "a time that is none": (b'{"model": "m", "prediction": 1, "time": "yesterday"}', "schema"),
+    "a time that is none": (b'{"model": "m", "prediction": 1, "time": "yesterday"}', "implausible_time"),
     "no answer": (b'{"model": "m"}', "schema"),
     "no model and no key": (b'{"prediction": 1}', "no_model"),
     "too long a name": (orjson.dumps({"model": "m" * 600, "prediction": 1}), "schema"),
@@ -128,8 +128,7 @@ POISON: dict[str, tuple[Any, str]] = {
     ),
     "too large": (b'{"model": "m", "prediction": 1, "x": "' + b"y" * 4_000_001 + b'"}', "too_large"),
     "from the future": (orjson.dumps(prediction(BEGIN_US + 3_600_000_000)), "future_time"),
-    "nan in the text": (b'{"model": "m", "prediction": NaN}', "malformed"),
-    "a header that is no time": ((b'{"model": "m", "prediction": 1}', [("ce_time", b"soon")]), "schema"),
+    "a header that is no time": ((b'{"model": "m", "prediction": 1}', [("ce_time", b"soon")]), "implausible_time"),
 }
 
 

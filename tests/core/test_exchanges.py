@@ -250,7 +250,8 @@ def test_what_waits_is_bounded_and_the_oldest_gives_way() -> None:
     assert (out.outnumbered, out.unanswered) == (6, 6)
     model = p.models["prod/m0"]
     assert isinstance(model, PredictionState)
-    assert list(model.exchanges.waiting) == [key_of(f"http://localhost:9081/\n{i}") for i in (6, 7, 8, 9)]
+    keys = [w.key for w in model.exchanges.waiting.values()]
+    assert keys == [key_of(f"http://localhost:9081/\n{i}") for i in (6, 7, 8, 9)]
     for i in range(100):
         p.process(log(pair_of(f"y{i}"), first=12 + 2 * i))
     assert len(model.exchanges.over) == 8
@@ -277,11 +278,12 @@ def test_a_state_of_the_most_that_may_wait_can_be_stored() -> None:
     from streamproc.worker.snapshots import MAX_SNAPSHOT_BYTES
 
     most = 50_000  # what a config may ask for
-    bare = [key_of("x"), True, BEGIN_US, BEGIN_US, 0.1, None, False, "a version", None, None]
-    rest = [True, True, False, BEGIN_US, 1 << 40, 1 << 40, 1 << 40]
+    big = (1 << 31) - 1
+    bare = [True, BEGIN_US, BEGIN_US, 0.1, None, False, "a version", None, None, big, 1, "", [0.1, 0.2], big]
+    rest = [True, True, False, True, BEGIN_US, 1 << 40, 1 << 40, 1 << 40]
     of = Exchanges(timeout_us=SECOND, limit=most)
     keys = [i - (1 << 62) for i in range(2 * most)]
-    of.restore([[[k, *bare[1:]] for k in keys[:most]], [[k, BEGIN_US] for k in keys], rest])
+    of.restore([[[*bare, k, False] for k in keys[:most]], [[k, BEGIN_US, big, big, big, big] for k in keys], rest])
     # What is held weighs a few bytes more once it is written.
     assert len(codec.dumps({"exchanges": of.snapshot()})) + 1.3 * exchanges.MAX_HELD < MAX_SNAPSHOT_BYTES
 
@@ -302,11 +304,11 @@ def test_a_model_of_whole_predictions_has_no_state_of_exchanges() -> None:
 
 def test_a_half_that_waits_keeps_its_usage_over_a_restart() -> None:
     first = Exchanges(timeout_us=SECOND, limit=10)
-    waiting = [7, True, 1, 2, 0.5, None, False, None, None, {"input_tokens": 3}]
-    first.restore([[waiting], [], [True, True, False, 0, 0, 0, 0]])
+    waiting = [True, 1, 2, 0.5, None, False, None, None, {"input_tokens": 3}, 0, 1, "", [0.1, 0.2], 5, 7, False]
+    first.restore([[waiting], [], [True, True, False, False, 0, 0, 0, 0]])
     second = Exchanges(timeout_us=SECOND, limit=10)
     second.restore(msgspec.json.decode(msgspec.json.encode(first.snapshot())))
-    assert second.waiting[7].llm.input_tokens == 3
+    assert [(w.key, w.llm.input_tokens) for w in second.waiting.values()] == [(7, 3)]
 
 
 def test_another_timeout_by_a_reload_holds_for_what_waits_already() -> None:

@@ -9,10 +9,12 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+import msgspec
 import orjson
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import UNSET
 
 from streamproc import compression, genai, tensors
 from streamproc.decoding import Decoder
@@ -38,6 +40,7 @@ USAGE = LlmUsage(
 IRIS = {"input-0.0": 6.8, "input-0.1": 2.8, "input-0.2": 4.8, "input-0.3": 1.4}
 PROBABLE = Outcome(value=1.0, label="1", score=0.78, scores=[0.01, 0.78, 0.21])
 FRAUD = Outcome(value=0.93, label="fraud")
+OF_SPAN = msgspec.structs.replace(USAGE, response_id="chatcmpl-123")
 WHOLE = {"model": "fraud-eu", "version": "7", "id": "5f0c", "prediction": FRAUD, "duration_s": 0.041}
 CALL = {"model": "gpt-4o", "version": "gpt-4o-2024-08-06", "prediction": Outcome(), "duration_s": 1.5, "llm": USAGE}
 
@@ -58,7 +61,7 @@ EXPECTED: dict[str, dict[str, Any]] = {
         "model": "default/sklearn-iris", "side": "request", "features": {"amount": 120.5, "country": "DE"}
     },
     "kserve_structured_response": {
-        "model": "default/sklearn-iris", "side": "response", "prediction": Outcome(value=0.93, label="fraud")
+        "model": "default/sklearn-iris", "side": "response", "prediction": Outcome(score=0.93, label="fraud")
     },
     "seldon_request": {
         "model": "prod/iris",
@@ -75,8 +78,10 @@ EXPECTED: dict[str, dict[str, Any]] = {
     "open_inference_response": {"model": "sklearn-iris", "version": "v2", "side": "response", "prediction": PROBABLE},
     "genai_flat": {**CALL, "id": "chatcmpl-123"},
     "genai_nested": {**CALL, "id": "a1"},
-    "otlp_span": {**CALL, "id": "eee19b7ec3c1b174"},
-    "otlp_request": {**CALL, "prediction": None, "error": "timeout", "service_name": "support-chat"},
+    "otlp_span": {**CALL, "id": "eee19b7ec3c1b174", "llm": OF_SPAN},
+    "otlp_request": {
+        **CALL, "prediction": UNSET, "error": "timeout", "service_name": "support-chat", "llm": OF_SPAN
+    },
     "openinference_span": {
         "model": "gpt-4o",
         "id": "0xeee19b7ec3c1b174",
@@ -228,18 +233,10 @@ MALFORMED: dict[str, tuple[Any, str, str]] = {
         "schema",
         "requests and responses",
     ),
-    "KServe at no time": (lambda: _headed("kserve_v1_response", ce_time="soon"), "schema", "RFC3339"),
+    "KServe at no time": (lambda: _headed("kserve_v1_response", ce_time="soon"), "implausible_time", "RFC 3339"),
     "KServe with too long an id": (lambda: _headed("kserve_v1_response", ce_id="x" * 600), "schema", "512"),
-    "KServe, cut off": (lambda: _cut("kserve_v1_response"), "malformed", ""),
     "KServe structured, cut off": (lambda: _cut("kserve_structured_request"), "malformed", ""),
     "KServe structured without an id": (lambda: _without("kserve_structured_request", "id"), "schema", "without an id"),
-    "V2 whose shape lies": (lambda: _with("kserve_v2_request", b"[1,4]", b"[1,5]"), "schema", "shape"),
-    "V2 of a negative shape": (lambda: _with("open_inference_request", b"[1,4]", b"[-1,-4]"), "schema", "shape"),
-    "V2 without data": (
-        lambda: _with("open_inference_request", b'"data":', b'"binary":'),
-        "schema",
-        "without `data`",
-    ),
     "V2 without an id": (lambda: _without("open_inference_request", "id"), "schema", "without an id"),
     "V2 of tensors that are none": (
         lambda: _with("open_inference_request", b'"inputs":[{', b'"inputs":[7,{'),
@@ -255,7 +252,7 @@ MALFORMED: dict[str, tuple[Any, str, str]] = {
         "",
     ),
     "a call without any model": (lambda: _without("openinference_span", "attributes", "llm.model_name"), "schema",
-                                 "without `gen_ai.request.model`"),
+                                 "such as `gen_ai.request.model`"),
     "OTLP of a time that is none": (
         lambda: _with("otlp_span", b'"1767603601500000000"', b'"4111-1111"'),
         "schema",
@@ -441,7 +438,7 @@ def test_a_response_that_is_no_json_is_still_a_response() -> None:
     sample = _headed("kserve_v1_response", **{"content-type": "application/octet-stream"})
     sample.value = b"\x00\x01"
     (event,) = Decoder(Prediction).decode(records([sample])).events
-    assert (event.side, event.prediction) == ("response", Outcome())
+    assert (event.side, event.prediction) == ("response", Outcome(unreadable=True))
 
 
 def test_an_error_in_the_body_is_a_failure() -> None:
@@ -454,15 +451,15 @@ def test_an_error_in_the_body_is_a_failure() -> None:
 @pytest.mark.parametrize(
     ("rows", "expected"),
     [
-        ([[0.2, 0.8]], Outcome(label="1", score=0.8, scores=[0.2, 0.8])),
-        ([[20.0, 0.8]], Outcome(scores=[20.0, 0.8])),
-        ([1, 2], Outcome(value=1.5)),
+        ([[0.2, 0.8]], Outcome(score=0.8, scores=[0.2, 0.8])),
+        ([[20.0, 0.8]], Outcome(value=10.4)),
+        ([1, 2], Outcome(value=1.5, rows=2)),
         (["a", "a"], Outcome(label="a")),
-        (["a", "b"], Outcome()),
+        (["a", "b"], Outcome(rows=2)),
         ([True], Outcome(label="True")),
         ([], Outcome()),
         (None, Outcome()),
-        ([[[1]]], Outcome()),
+        ([[[1]]], Outcome(unreadable=True)),
         ([10**400], Outcome()),
     ],
 )

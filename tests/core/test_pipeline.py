@@ -293,7 +293,7 @@ def test_class_names_are_bounded() -> None:
 def test_a_model_nobody_wants_watched_is_refused() -> None:
     p = pipeline(config("defaults: {discover: {models: 'fraud-*'}}"))
     out = p.process(batch([prediction(BEGIN_US, "fraud-eu"), prediction(BEGIN_US, "churn")]))
-    assert (out.events, out.refused) == (1, 1)
+    assert (out.events, out.refused, out.ignored) == (1, 0, {"model not to be watched": 1})
 
 
 # ----------------------------------------------------------------------------- another config

@@ -112,7 +112,8 @@ def shifted_answers(event: dict[str, Any], i: int, rng: np.random.Generator) -> 
 
 def duplicate_feed(event: dict[str, Any], i: int, rng: np.random.Generator) -> None:
     if rng.random() < 0.2:
-        event["id"] = f"id-{i - int(rng.integers(1, 50))}"
+        back = int(rng.integers(1, 50))
+        event["id"], event["time"] = f"id-{i - back}", event["time"] - back * SECOND // RATE
 
 
 def out_of_order_feed(event: dict[str, Any], i: int, rng: np.random.Generator) -> None:

@@ -16,7 +16,7 @@ from streamproc import framed, otlp
 from streamproc.events import RecordBatch
 from streamproc.pipeline import Pipeline
 from streamproc.rules import RuleBook
-from streamproc.unpack import unpack
+from streamproc.unpack import OTHER_SPAN, unpack
 from tests.core.make import BEGIN_US, SECOND, batch, config, cut, feed, pipeline, prediction, state
 
 
@@ -42,7 +42,7 @@ def traces(*spans: dict[str, Any], service: str = "chat") -> bytes:
 def test_each_call_in_a_record_is_an_event_and_other_spans_are_passed_over() -> None:
     p = pipeline(config())
     out = p.process(batch([traces(span(0), span(1, call=False), span(2, "claude")), traces(span(3))]))
-    assert (out.events, out.passed_over, out.rejected) == (3, 1, [])
+    assert (out.events, out.ignored, out.rejected) == (3, {OTHER_SPAN: 1}, [])
     assert sorted(p.models) == ["claude", "gpt"]
     assert p.next_offset == 2
 
@@ -50,15 +50,25 @@ def test_each_call_in_a_record_is_an_event_and_other_spans_are_passed_over() -> 
 def test_a_record_of_other_spans_alone_moves_the_offset_and_is_no_mistake() -> None:
     p = pipeline(config())
     out = p.process(batch([traces(span(0, call=False))], first=7))
-    assert (out.events, out.passed_over, out.rejected, p.next_offset) == (0, 1, [], 8)
+    assert (out.events, out.ignored, out.rejected, p.next_offset) == (0, {OTHER_SPAN: 1}, [], 8)
 
 
-def test_a_span_that_cannot_be_read_rejects_its_record_once_and_the_others_stand() -> None:
+def test_a_record_of_which_no_span_can_be_read_is_rejected_once() -> None:
+    bad = span(1)
+    bad["endTimeUnixNano"] = "soon"
+    out = pipeline(config()).process(batch([prediction(BEGIN_US), traces(bad, dict(bad))], first=10))
+    assert out.events == 1
+    assert [(r.row, r.offset, r.error_type) for r in out.rejected] == [(1, 11, "schema")]
+    assert sum(out.accounts().values()) == out.came == 3
+
+
+def test_a_span_that_cannot_be_read_is_counted_by_name_and_the_others_stand() -> None:
     bad = span(1)
     bad["endTimeUnixNano"] = "soon"
     out = pipeline(config()).process(batch([prediction(BEGIN_US), traces(bad, span(2), dict(bad))], first=10))
-    assert out.events == 2
-    assert [(r.row, r.offset, r.error_type) for r in out.rejected] == [(1, 11, "schema")]
+    assert (out.events, out.rejected) == (2, [])
+    assert out.ignored == {"part of a record: schema": 2}
+    assert sum(out.accounts().values()) == out.came == 4
 
 
 @pytest.mark.parametrize(
