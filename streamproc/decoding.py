@@ -358,6 +358,7 @@ def _is_marked(event: Any, value: bytes | None) -> bool:
         return True
     # A call that failed may name no more of ours than its error.
     failed = event.error is not None or event.flat_error_type is not None
+    failed = failed or event.status_code is not None or event.http_status is not None
     return failed and value is not None and genai.looks_genai(value)
 
 

@@ -141,6 +141,7 @@ class LlmUsage(Struct, gc=False):
     kind: str = "call"  # see `span_kinds`
     part: str | None = None  # the agent or tool that a span of another kind is of
     response_id: str | None = None  # the answer's own, which two spans of one call share
+    parent_id: str | None = None  # the span around it
 
 
 class Usage(Struct, gc=False):

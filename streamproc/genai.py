@@ -190,7 +190,7 @@ def canonical(attributes: dict[str, Any]) -> dict[str, Any]:
 
 def usage(known: dict[str, Any]) -> LlmUsage | None:
     """Return what `canonical` gave as the part of a prediction it is, None where it is nothing."""
-    own = {name: known[name] for name in LlmUsage.__struct_fields__ if name in known}
+    own = {name: known[name] for name in LlmUsage.__struct_fields__ if known.get(name) is not None}
     return LlmUsage(**own) if own else None
 
 
@@ -350,6 +350,8 @@ def call(tree: dict[str, Any]) -> Prediction | Ignored | None:
     ids.append(known.get("response_id"))
     error = _error(tree, attributes)
     known["kind"] = kind
+    parent = next((p for n in ("parentSpanId", "parent_id", "parent_span_id") if (p := _text(tree.get(n)))), None)
+    known["parent_id"] = parent
     if not spans:  # what is no span is one call however often it comes
         known.pop("response_id", None)
     used = usage(known)
@@ -374,14 +376,20 @@ def call(tree: dict[str, Any]) -> Prediction | Ignored | None:
 
 
 def _add_more(known: dict[str, Any], attributes: dict[str, Any]) -> None:
-    """Add what stands in JSON inside attributes: a failed call names its model nowhere else."""
-    if "request_model" not in known:
-        for name in ("llm.invocation_parameters", "mlflow.spanInputs"):
-            inside = _json(attributes.get(name))
-            model = next((m for k in ("model", "model_name", "model_id") if (m := _text(inside.get(k)))), None)
-            if model is not None:
-                known["request_model"] = model
-                break
+    """Add what stands in JSON inside attributes: a failed call names its model nowhere else.
+
+    OpenInference's `llm.model_name` is the model that answered, once there is an answer. What was asked for is the name
+    that failures share with it, so that they are not put down to another model.
+    """
+    asked_by_name = "gen_ai.request.model" in attributes
+    for name in ("llm.invocation_parameters", "mlflow.spanInputs"):
+        inside = {} if asked_by_name else _json(attributes.get(name))
+        model = next((m for k in ("model", "model_name", "model_id") if (m := _text(inside.get(k)))), None)
+        if model is not None:
+            if (answering := known.get("request_model")) not in (None, model):
+                known.setdefault("response_model", answering)
+            known["request_model"] = model
+            break
     if "mlflow.spanType" not in attributes:
         return
     model = _text(span_kinds.plain(attributes.get("model")))

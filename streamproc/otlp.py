@@ -69,6 +69,8 @@ def _span(data: bytes) -> dict[str, Any]:
     for number, part in wire.fields(data):
         if number == 2:
             found["spanId"] = wire.content(part).hex()
+        elif number == 4:
+            found["parentSpanId"] = wire.content(part).hex()
         elif number == 5:
             found["name"] = wire.text(part)
         elif number == 11 and len(found["events"]) < _MOST:

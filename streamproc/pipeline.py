@@ -42,6 +42,7 @@ from streamproc.events import (
     Rejected,
     Telemetry,
     model_name,
+    time_us,
 )
 from streamproc.feed import INCIDENTS, PAGES, FeedDecoder
 from streamproc.framed import Codec
@@ -239,6 +240,16 @@ class Pipeline:
             else:
                 by_row[row] = rejected
         return [by_row[row] for row in sorted(by_row)]
+
+    def time_of(self, value: bytes, headers: Sequence[Header] = (), key: bytes | None = None) -> int | None:
+        """Return the latest time in microseconds of the events in one record, None where none of them says one."""
+        if isinstance(self._decoder, OwnDecoder):
+            return None
+        batch = RecordBatch(self.topic, self.partition, [0], [-1], [key], [value], [headers])
+        unpacked = unpack(batch, self.codecs, traces=self._traces)
+        decoded = self._decoder.decode(batch if unpacked is None else unpacked.batch)
+        times = [time_us(e.time) for e in decoded.events if e.time is not None]
+        return max(times, default=None)
 
     def _take_batch(self, batch: RecordBatch) -> Output:
         """Take records of one event each."""

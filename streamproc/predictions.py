@@ -14,7 +14,7 @@ from detectors.protocol import F64, I64
 from streamproc import genai, joins, kernels, reference
 from streamproc.baseline import Baseline, Wanted
 from streamproc.budget import Fleet
-from streamproc.columns import Features, PredictionColumns, Versions
+from streamproc.columns import Features, PredictionColumns, Versions, hashed_ids
 from streamproc.events import Alert, Feedback
 from streamproc.exchanges import Exchanges, Joined, key_of
 from streamproc.kernels import I32
@@ -31,7 +31,7 @@ from streamproc.windows import Accumulator, PartTally, Sums, quantile
 MAX_ERRORS = 20
 
 #: Calls of language models that are remembered by the id of their response: the two spans of one end seconds apart.
-_CALLS_SEEN = 1024
+_CALLS_SEEN = 2048
 
 #: Windows that a feature's usual part is the mean of.
 _USUAL_OF = 30
@@ -95,22 +95,28 @@ class PredictionState(ModelState):
     def _once(self, group: Group) -> Group:
         """Return a group without the calls that another span has told of already.
 
-        An SDK that traces itself, beside an instrumentor that traces it, writes two spans of one response id. A span
-        that comes again is a copy, which the signal `duplicates` counts, as of any other record.
+        An SDK that traces itself, beside an instrumentor that traces it, writes two spans of one call: one inside the
+        other, and of one response id where it was answered. A span that comes again is a copy, which the signal
+        `duplicates` counts, as of any other record.
         """
         kept = np.ones(len(group), np.bool_)
         ids = np.zeros(len(group), np.uint64) if group.what.ids is None else group.what.ids[:, 1]
         for row, (llm, span) in enumerate(zip(group.what.llm.tolist(), ids.tolist(), strict=True)):
-            if llm is None or llm.response_id is None:
+            if llm is None or llm.kind not in (CALL, EMBEDDING) or not span:
                 continue
-            key = key_of(llm.response_id)
-            first = self.calls_seen.get(key)
-            if first is None:
-                self.calls_seen[key] = span
-                if len(self.calls_seen) > _CALLS_SEEN:
-                    del self.calls_seen[next(iter(self.calls_seen))]
-            elif first != span:
+            own = _span_key(span)
+            around = None if llm.parent_id is None else _span_key(int(hashed_ids([llm.parent_id, ""])[0, 1]))
+            answer = None if llm.response_id is None else key_of(llm.response_id)
+            # It has a call inside, it is inside of one, or its answer is another's too.
+            told = [self.calls_seen.get(key) for key in (own | 1, around, answer) if key is not None]
+            if any(other is not None and other != span for other in told):
                 kept[row] = False
+                continue
+            self.calls_seen.update({key: span for key in (own, answer) if key is not None})
+            if around is not None:
+                self.calls_seen[around | 1] = span
+            while len(self.calls_seen) > _CALLS_SEEN:
+                del self.calls_seen[next(iter(self.calls_seen))]
         if kept.all():
             return group
         self._taken.ignored["span: a call told twice"] += int(np.count_nonzero(~kept))
@@ -744,6 +750,11 @@ def _parts_of(window: Accumulator) -> Iterator[Aggregate]:
             yield Aggregate(f"{kind}_latency_p95", quantile(tally.latency, 0.95), timed)
         if tally.scored and not window.count:
             yield Aggregate("retrieval_score", tally.score / tally.scored, tally.scored)
+
+
+def _span_key(span: int) -> int:
+    """Return what a span's id is remembered by, which leaves the last bit free."""
+    return span & ~1
 
 
 #: Signals of features that are measured against the baseline.

@@ -20,6 +20,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct, field
 
+from streamproc import coercion
 from streamproc.cloudevents import to_json
 from streamproc.events import FLEET_KEY, Alert, Category, Header, Incident, RecordBatch, Time, time_us
 from streamproc.pipeline import Output, Pipeline
@@ -104,7 +105,6 @@ class _Envelope(Struct, gc=False):
 
 _line = msgspec.json.Decoder(_Line).decode
 _inner = msgspec.json.Decoder(_Envelope).decode
-_any = msgspec.json.Decoder().decode
 
 
 #: A record's number, its time in milliseconds, key, value and headers.
@@ -161,8 +161,7 @@ class Replay:
         self.report = Report()
         self.grouping = Grouping(book) if book.config.kafka.alert_feed else None
         self._ungrouped: list[Alert] = []
-        time_path = book.config.fields.get(kind, {}).get("time")
-        self._time_path = None if time_path is None else time_path.removeprefix("$.").split(".")
+        self._maps_time = "time" in book.config.fields.get(kind, {})
         self._clock_ms = 0
 
     def run(self, lines: Iterable[bytes], *, batch_lines: int = BATCH_LINES) -> Iterator[Alert | Incident | Page]:
@@ -246,26 +245,38 @@ class Replay:
         key: bytes | None = None
         value, headers, when = text, [], None
         try:
-            line = _line(text)
+            try:
+                line = _line(text)
+            except msgspec.DecodeError:
+                if (plain := coercion.without_nan(text)) is None:
+                    raise
+                line, value = _line(plain), text
             wrapped = bytes(line.value)
             if wrapped[:1] == b"{" and (line.key is not None or line.timestamp is not None or line.headers):
                 value, when = wrapped, line.timestamp
                 key = None if line.key is None else line.key.encode()
                 headers = [(k, None if v is None else v.encode()) for k, v in (line.headers or {}).items()]
-                if when is None:
+                if when is not None and when <= 0:
+                    when = None  # the broker had none
+                if when is None and not self._maps_time:
                     when = _inner(value).time
-            else:
+            elif not self._maps_time:
                 when = line.time
-            if self._time_path is not None and when is None:
-                when = _at(_any(value), self._time_path)
         except (msgspec.DecodeError, UnicodeDecodeError):
             pass  # the pipeline says what is wrong with it
+        if when is None:  # it may stand in a span, a header or an envelope: where the decoders look
+            when = self.pipeline.time_of(value, headers, key)
         return self._stamp(when), key, value, headers
 
     def _stamp(self, when: Any) -> int:
         """Return the record time: the event's own, or a millisecond after the latest before it."""
         try:
-            us = None if when is None else time_us(msgspec.convert(when, Time))
+            if isinstance(when, str):
+                try:
+                    when = msgspec.convert(when, dt.datetime)
+                except msgspec.ValidationError:
+                    when = coercion.read_time(when)
+            us = None if when is None else coercion.plausible_us(msgspec.convert(when, Time))
         except (msgspec.ValidationError, ValueError, OverflowError):
             us = None
         if us is None:
@@ -359,9 +370,3 @@ def _by_time(alerts: list[Alert]) -> list[Alert]:
 def _is_shadow(pipeline: Pipeline, alert: Alert) -> bool:
     rules = pipeline.book.for_model(pipeline.kind, alert.labels["model"]).of(alert.signal)
     return any(r.shadow for r in rules if r.detector == alert.detector.name)
-
-
-def _at(tree: Any, path: list[str]) -> Any:
-    for part in path:
-        tree = tree.get(part) if isinstance(tree, dict) else None
-    return tree
