@@ -29,6 +29,7 @@ _ENV = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 Sensitivity = Literal["low", "medium", "high"]
 Severity = Literal["critical", "warning", "info"]
 Direction = Literal["up", "down", "both"]
+Task = Literal["auto", "classes", "number", "probability"]
 
 #: The kinds of bridges.
 BRIDGES = ("alertmanager", "pagerduty", "slack", "webhook", "retrain", "mlflow")
@@ -326,6 +327,8 @@ class ModelBlock(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     max_segments: Annotated[int, Meta(ge=1, le=1000)] | None = None
     segment_signals: list[str] | None = None
     depends_on: list[Annotated[str, Meta(min_length=1, max_length=512)]] | None = None
+    task: Task | None = None  # auto: settled from the first answers and labels
+    classes: list[Annotated[str, Meta(min_length=1, max_length=256)]] | None = None  # in the order of shares in a list
     reference: ReferenceRule | None = None
     labels: Labels = field(default_factory=Labels)
     signals: dict[str, SignalRule] = field(default_factory=dict)

@@ -22,6 +22,7 @@ import numpy.typing as npt
 from msgspec import Struct
 
 from detectors.protocol import F64, I64
+from streamproc.coercion import decimal, is_fraction
 from streamproc.columns import PredictionColumns, hashed_ids
 from streamproc.decoding import OwnDecoder
 from streamproc.events import Label, ModelRef, time_us
@@ -45,6 +46,9 @@ FORMAT = 1
 MAX_ROWS = 2000
 _MAX_VERSION = 64
 
+#: Classes of predictions that are sent on with their names in one record: enough to say what a model answers.
+_MAX_NAMED = 16
+
 #: The class of an answer that has none.
 NO_CLASS = 0
 
@@ -53,13 +57,50 @@ Side = Literal["predictions", "labels"]
 
 @lru_cache(maxsize=4096)
 def class_hash(text: str) -> int:
-    """Return what stands for a class: 32 bits, never 0. `True` is `1` and `False` is `0`, however written."""
-    text = {"True": "1", "true": "1", "False": "0", "false": "0"}.get(text, text)
-    return zlib.crc32(text.encode("utf-8", "surrogatepass")) or 1
+    """Return what stands for a class: 32 bits, never 0.
+
+    A class is the same however it is written: `True`, `1`, `1.0` and ` 1`; `-1` and `-1.0`.
+
+    >>> class_hash("1.0") == class_hash("True") == class_hash("1") != class_hash("01")
+    True
+    """
+    return zlib.crc32(canonical(text).encode("utf-8", "surrogatepass")) or 1
 
 
-#: The classes that a boolean label, or one of 0 or 1, has.
-POSITIVE, NEGATIVE = class_hash("1"), class_hash("0")
+_BOOLEANS = {"True": "1", "true": "1", "TRUE": "1", "False": "0", "false": "0", "FALSE": "0"}
+
+
+def canonical(text: str) -> str:
+    """Return the one way a class is written: whole numbers without a fraction, booleans as 1 and 0."""
+    text = text.strip()
+    if text in _BOOLEANS:
+        return _BOOLEANS[text]
+    if text[:1] in "+-0123456789." and is_fraction(text):
+        number = float(text)
+        if number.is_integer() and abs(number) < LARGEST_CLASS:
+            return str(int(number))
+    return text
+
+
+#: A whole number beyond is no class, and a double no longer tells it from its neighbours.
+LARGEST_CLASS = 1e15
+
+
+def whole_classes(values: F64) -> U32:
+    """Return the classes that whole numbers are, of (n,) values; NO_CLASS for other numbers and for nan."""
+    found = np.zeros(len(values), np.uint32)
+    with np.errstate(invalid="ignore"):
+        whole = (np.abs(values) < LARGEST_CLASS) & (values == np.floor(values))
+    for value in np.unique(values[whole]).tolist():
+        found[values == value] = class_hash(str(int(value)))
+    return found
+
+
+#: The classes that a boolean label, or one of 0 or 1, has; and the negative one where the classes are -1 and 1.
+POSITIVE, NEGATIVE, MINUS_ONE = class_hash("1"), class_hash("0"), class_hash("-1")
+
+#: Of shares in a list: the place of the best, by what stands for its class.
+PLACES = {class_hash(f"#{place}"): place for place in range(256)}
 
 
 class Rows(Struct, gc=False):
@@ -84,7 +125,7 @@ class Rows(Struct, gc=False):
     scores: F32
     versions: U16
     names: list[str | None]
-    words: dict[int, str] = {}  # of labels: names of classes
+    words: dict[int, str] = {}  # names of classes
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -187,9 +228,13 @@ def of_predictions(
     ids: Any = what.ids  # which some of them have, so it is there
     n = len(what)
     classes = np.zeros(n, np.uint32)
+    words: dict[int, str] = {}
     for code in set(what.labels.tolist()):
         if code >= 0:
-            classes[what.labels == code] = class_hash(str(what.names[code]))
+            name = str(what.names[code])
+            classes[what.labels == code] = found = class_hash(name)
+            if len(words) < _MAX_NAMED:
+                words.setdefault(found, name[:_MAX_VERSION])
     codes, own = _coded(what.versions.codes)
     return Rows(
         "predictions",
@@ -205,6 +250,7 @@ def of_predictions(
         np.full(n, np.nan, np.float32) if what.certainty is None else what.certainty[:, 0].astype(np.float32),
         own.astype(np.uint16),
         [what.versions.names[c] for c in codes.tolist()],
+        words,
     )
 
 
@@ -236,7 +282,7 @@ def of_labels(
         False,
         np.ascontiguousarray(hashed_ids([t for e in events for t in (e.prediction_id, "")])[:, 1]),
         times,
-        np.array([np.nan if e.value is None else e.value for e in events], np.float64),
+        np.array([_number_of(e) for e in events], np.float64),
         np.array([NO_CLASS if e.label is None else class_hash(str(e.label)) for e in events], np.uint32),
         offsets,
         np.full(n, np.nan, np.float32),
@@ -244,6 +290,16 @@ def of_labels(
         [None],
         words,
     )
+
+
+def _number_of(event: Label) -> float:
+    """Return the number that a label says, as its value or written as its class; nan for none."""
+    if event.value is not None:
+        return event.value
+    if isinstance(event.label, str):
+        number = decimal(event.label)
+        return np.nan if number is None else number
+    return np.nan if event.label is None else float(event.label)
 
 
 class Received(Struct, gc=False):

@@ -845,34 +845,95 @@ def match(
     return count
 
 
+# What a clock that follows the times of records keeps: (6,) microseconds, and counts.
+LATEST: Final = 0  # the clock itself; NO_TIME before the first
+GAP: Final = 1  # by how much it usually goes on
+AHEAD: Final = 2  # times beyond what is usual that came since, and the least and the greatest of them
+LEAST_AHEAD: Final = 3
+MOST_AHEAD: Final = 4
+AGAINST: Final = 5  # times that came since and were not
+CLOCK_SIZE: Final = 6
+
+#: So many times must be ahead, and more than were not, before a clock jumps; fewer than 3 might be one host's.
+_QUORUM: Final = 3
+#: A step is usual up to so many times the usual gap.
+_USUAL: Final = 8
+
+
+@kernel
+def step_clock(clock: I64, time: int, slack_us: int) -> None:
+    """Let a clock follow one time. A jump beyond what is usual counts once a quorum of times has made it.
+
+    One record of a host whose own clock is ahead must not make all that follows late, nor others seem silent.
+    """
+    latest = clock[LATEST]
+    if latest == NO_TIME:
+        clock[LATEST] = time
+        return
+    slack = max(slack_us, _USUAL * clock[GAP])
+    step = time - latest
+    if step <= slack:
+        if step > 0:
+            clock[LATEST] = time
+            clock[GAP] += (step - clock[GAP]) // 32
+        if clock[AHEAD] > 0:
+            clock[AGAINST] += 1
+            if clock[AGAINST] >= 4 * clock[AHEAD] + _QUORUM:
+                clock[AHEAD] = clock[AGAINST] = 0
+        return
+    if clock[AHEAD] == 0:
+        clock[LEAST_AHEAD] = clock[MOST_AHEAD] = time
+    clock[AHEAD] += 1
+    clock[LEAST_AHEAD] = min(clock[LEAST_AHEAD], time)
+    clock[MOST_AHEAD] = max(clock[MOST_AHEAD], time)
+    if clock[AHEAD] < _QUORUM or clock[AHEAD] <= clock[AGAINST]:
+        return
+    apart = (clock[MOST_AHEAD] - clock[LEAST_AHEAD]) // (clock[AHEAD] - 1)
+    clock[GAP] = max(clock[GAP], apart)
+    slack = max(slack_us, _USUAL * clock[GAP])
+    # To the greatest, where they are no further apart than is usual; else one of these may be ahead of the others.
+    near = clock[MOST_AHEAD] - clock[LEAST_AHEAD] <= slack
+    clock[LATEST] = clock[MOST_AHEAD] if near else clock[LEAST_AHEAD]
+    clock[AHEAD] = clock[AGAINST] = 0
+
+
+@kernel
+def run_clock(clock: I64, times: I64, slack_us: int, reached: I64) -> None:
+    """Let a clock follow (n,) times, and write what it says at each; a time below 0 is none."""
+    for i in range(times.size):
+        if times[i] >= 0:
+            step_clock(clock, times[i], slack_us)
+        reached[i] = max(clock[LATEST], 0)
+
+
 @kernel
 def follow(
     times: I64,
     arrivals: I64,
     before: I64,
-    max_event_us: int,
+    clock: I64,
+    slack_us: int,
     progress_us: int,
     last_arrival_us: int,
     idle_us: int,
     progress: I64,
-) -> int:
-    """Write the progress at each event, as `windows.Windows.advance` defines it; return the last event time.
+) -> None:
+    """Write the progress at each event, as `windows.Windows.advance` defines it; the clock of events goes on.
 
-    max_event_us and progress_us are NO_TIME before the first event.
+    progress_us is NO_TIME before the first event.
     """
-    latest = max_event_us
     reached = progress_us
     arrived = last_arrival_us
     for i in range(times.size):
-        earlier = latest
-        latest = max(latest, times[i])
+        earlier = clock[LATEST]
+        step_clock(clock, times[i], slack_us)
+        latest = clock[LATEST]
         silence = before[i] - arrived - idle_us
         reached = max(reached, latest)
         if silence > 0 and earlier != NO_TIME:
             reached = max(reached, earlier + silence)
         progress[i] = reached
         arrived = arrivals[i]
-    return latest
 
 
 @kernel
@@ -1101,7 +1162,8 @@ def _place16(table: U16, h: np.uint64) -> int:
 def warm_windows() -> None:
     """Run the loops of windows once, so that they are compiled."""
     times, flags, codes = np.zeros(2, np.int64), np.zeros(2, np.bool_), np.zeros(2, np.int32)
-    follow(times, times, times, NO_TIME, NO_TIME, 0, 1, times)
+    follow(times, times, times, np.zeros(CLOCK_SIZE, np.int64), 1, NO_TIME, 0, 1, times)
+    run_clock(np.zeros(CLOCK_SIZE, np.int64), times, 1, times)
     place(times, times, 1, 0, times, flags)
     tally(times, flags, 0, np.zeros(2), codes, flags, times, 0.0)
     numbers, grid, counts = np.zeros(2), np.zeros((2, 1)), np.zeros((1, 3), np.int64)

@@ -22,6 +22,7 @@ from msgspec import Struct, field
 from detectors import registry
 from detectors import state as state_codec
 from detectors.compile import warm_up_kernels
+from detectors.protocol import I64
 from streamproc import kernels, outstanding, serving
 from streamproc.budget import Fleet
 from streamproc.columns import columns as read_columns
@@ -63,6 +64,7 @@ from streamproc.quality import QualityState
 from streamproc.rules import RuleBook, detectors_of
 from streamproc.signals import Kind
 from streamproc.templates import Templates
+from streamproc.windows import ANY_STEP, SLACK_US, new_clock
 from streamproc.unpack import Unpacked, unpack
 
 _KINDS: dict[Kind, type[Prediction] | type[Telemetry] | type[Label]] = {
@@ -184,7 +186,10 @@ class Pipeline:
         self.models: OrderedDict[str, ModelState] = OrderedDict()  # least recently heard of first
         self.dirty: set[str] = set()
         self.gone: set[str] = set()
-        self.clock_us = 0  # the arrival clock: the greatest record time so far
+        self.clock_us = 0  # the arrival clock: the greatest record time that a quorum of records has come to
+        self.clock = new_clock()
+        # Our own records come seldom, and have the times of our own clocks.
+        self._slack_us = ANY_STEP if kind in _OURS else SLACK_US
         self.next_offset = 0
         self._due: list[tuple[int, str]] = []
         self._parts: dict[str, dict[str, bytes]] = {}  # by model, until all are restored
@@ -209,18 +214,24 @@ class Pipeline:
 
     def process(self, batch: RecordBatch) -> Output:
         """Take a batch in the order of the log; return alerts, rejections and counts."""
+        stamps = np.asarray(batch.timestamps_ms, np.int64) * 1000
+        settled = np.empty(len(stamps), np.int64)
+        first = self.clock_us
+        kernels.run_clock(self._clock(), stamps, self._slack_us, settled)
+        before = np.concatenate(([first], np.maximum(settled[:-1], first)))
         if self.kind in _OURS:
-            return self._take_batch(batch)
+            return self._take_batch(batch, settled, before)
         unpacked = unpack(batch, self.codecs, traces=self._traces)
         if unpacked is None:
-            return self._take_batch(batch)
-        out = self._take_batch(unpacked.batch) if len(unpacked.batch) else Output()
+            return self._take_batch(batch, settled, before)
+        rows = np.array(unpacked.rows, np.int64)
+        out = self._take_batch(unpacked.batch, settled[rows], before[rows]) if len(rows) else Output()
         found = [msgspec.structs.replace(r, row=unpacked.rows[r.row]) for r in out.rejected]
         out.rejected = self._whole_records(unpacked, out, found)
         out.ignored += unpacked.ignored
         out.came += len(unpacked.rejected) + unpacked.ignored.total()
         # What holds nothing for us moves the clock too.
-        self.clock_us = max(self.clock_us, 1000 * max(batch.timestamps_ms))
+        self.clock_us = max(self.clock_us, int(settled[-1]))
         self.next_offset = int(batch.offsets[-1]) + 1
         self._run_due(out)
         return out
@@ -241,6 +252,12 @@ class Pipeline:
                 by_row[row] = rejected
         return [by_row[row] for row in sorted(by_row)]
 
+    def _clock(self) -> I64:
+        """Return the arrival clock to go on with: the wall may have moved it since the last record."""
+        if self.clock_us > 0:
+            self.clock[kernels.LATEST] = max(int(self.clock[kernels.LATEST]), self.clock_us)
+        return self.clock
+
     def time_of(self, value: bytes, headers: Sequence[Header] = (), key: bytes | None = None) -> int | None:
         """Return the latest time in microseconds of the events in one record, None where none of them says one."""
         if isinstance(self._decoder, OwnDecoder):
@@ -251,8 +268,8 @@ class Pipeline:
         times = [time_us(e.time) for e in decoded.events if e.time is not None]
         return max(times, default=None)
 
-    def _take_batch(self, batch: RecordBatch) -> Output:
-        """Take records of one event each."""
+    def _take_batch(self, batch: RecordBatch, settled: I64, before: I64) -> Output:
+        """Take records of one event each; settled and before (n,): the arrival clock at each, and before it."""
         out = Output()
         start = 0
         # A period of the fleet ends at a record, wherever batches are cut.
@@ -263,8 +280,9 @@ class Pipeline:
             if not self.fleet.until(max(stamps) * 1000):
                 end = next((i for i in range(start, end) if not self.fleet.until(stamps[i] * 1000)), end)
             if start == 0 and end == len(batch):
-                return self._process(batch)
-            out.add(self._process(batch.rows(start, end)), start)
+                return self._process(batch, settled, before)
+            part = slice(start, end)
+            out.add(self._process(batch.rows(start, end), settled[part], before[part]), start)
             start = end
         return out
 
@@ -279,12 +297,12 @@ class Pipeline:
                 self._schedule(name, model)
         return out
 
-    def _process(self, batch: RecordBatch) -> Output:
+    def _process(self, batch: RecordBatch, settled: I64, before: I64) -> Output:
         """Take records that are of one period of the fleet."""
         out = Output(came=len(batch))
         stamps = np.asarray(batch.timestamps_ms, np.int64) * 1000
-        arrivals = np.maximum(np.maximum.accumulate(stamps), self.clock_us)
-        before = np.concatenate(([self.clock_us], arrivals[:-1]))
+        # A record that is ahead of the others counts as arrived at its own time, and moves nothing else.
+        arrivals = np.maximum(settled, stamps)
         shared = Shared(np.asarray(batch.offsets, np.int64), stamps, arrivals, before)
         if self._templates is None:
             decoded = self._decoder.decode(batch)
@@ -295,7 +313,7 @@ class Pipeline:
             groups = self._grouped_columns(batch, self._templates, shared, out)
         for group in groups:
             self._take(group, batch, out)
-        self.clock_us = int(arrivals[-1])
+        self.clock_us = max(self.clock_us, int(settled[-1]))
         self.next_offset = int(shared.offsets[-1]) + 1
         self._run_due(out)
         out.rejected.sort(key=lambda r: r.row)
@@ -534,12 +552,19 @@ class Pipeline:
 
     def manifest(self) -> dict[str, Any]:
         """Return what belongs to the partition rather than to a model."""
-        return {"next_offset": self.next_offset, "clock_us": self.clock_us, "fleet": self.fleet.snapshot()}
+        return {
+            "next_offset": self.next_offset,
+            "clock_us": self.clock_us,
+            "clock": self.clock.tolist(),
+            "fleet": self.fleet.snapshot(),
+        }
 
     def restore_manifest(self, manifest: dict[str, Any]) -> None:
         """Take up what `manifest` gave."""
         self.next_offset = int(manifest["next_offset"])
         self.clock_us = int(manifest["clock_us"])
+        if "clock" in manifest:
+            self.clock = np.array(manifest["clock"], np.int64)
         if "fleet" in manifest:
             self.fleet.restore(manifest["fleet"])
 

@@ -537,10 +537,10 @@ class PredictionState(ModelState):
     ) -> None:
         if answered is None:
             own = failed[rows]
-            window.answered[READ] += len(own) - int(np.count_nonzero(own))
+            window.by_answer[READ] += len(own) - int(np.count_nonzero(own))
             return
         for code, n in enumerate(np.bincount(answered[rows][~failed[rows]], minlength=4).tolist()):
-            window.answered[code] += n
+            window.by_answer[code] += n
 
     def _count_classes(self, window: Accumulator, labels: I32, names: list[str]) -> None:
         if not window.classes:
@@ -593,10 +593,10 @@ class PredictionState(ModelState):
             self.counted = min(self.counted + 1, _COUNTED)
         if window.identified:
             yield Aggregate("duplicates", window.repeated / window.identified, window.identified)
-        told = window.answered[READ] + window.answered[EMPTY] + window.answered[UNREADABLE]
+        told = window.by_answer[READ] + window.by_answer[EMPTY] + window.by_answer[UNREADABLE]
         if told:
-            yield Aggregate("empty_predictions", window.answered[EMPTY] / told, told)
-            yield Aggregate("unreadable", window.answered[UNREADABLE] / told, told)
+            yield Aggregate("empty_predictions", window.by_answer[EMPTY] / told, told)
+            yield Aggregate("unreadable", window.by_answer[UNREADABLE] / told, told)
         yield from self._answers_of(window)
         yield from _means(("tokens_in", "tokens_out", "cost_per_request"), window.usage)
         if whole and window.usage is not None and (told := int(window.usage.counts[2])):

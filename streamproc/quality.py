@@ -11,10 +11,16 @@ moved on by silence:
 
 A record is taken whole: what is late is so by what stood before the record in the log.
 
-What counts as right: the same class; of a model that answers with a number from 0 to 1 and is told a boolean, or a
-class of 0 or 1, the number is the probability of the latter, and a half or more says yes. How sure a model was is its
-confidence in the class it chose, so log loss, Brier score and calibration are those of "it is the class I say"; for
-two classes they are those of the model itself.
+What counts as right depends on the model's task (`task`), which is settled from its first answers and labels:
+
+- classes: the same class, however it is written; a whole number is the class of that name.
+- probability: the number is that of the class 1 of 0 and 1 (or of -1 and 1), and a half or more says yes.
+- number: nothing is right or wrong; the error is the difference.
+
+A pair that cannot be judged (a class where no class was ever told, shares whose order is not known, a number where
+labels have names) counts as `unjudged` and as nothing else. How sure a model was is its confidence in the class it
+chose, so log loss, Brier score and calibration are those of "it is the class I say"; for two classes they are those of
+the model itself.
 
 Without labels, accuracy is estimated from confidence [^1]: the mean of a window's confidences, each calibrated by how
 often predictions as sure as that turned out right. That holds where inputs change; where what they mean changes, a
@@ -39,13 +45,14 @@ import numpy.typing as npt
 from detectors import state as state_codec
 from detectors.protocol import F64, I64
 from streamproc.events import Alert, Span, rfc3339
-from streamproc.joins import NEGATIVE, NO_CLASS, POSITIVE, Rows
+from streamproc.joins import MINUS_ONE, NEGATIVE, NO_CLASS, POSITIVE, Rows, whole_classes
 from streamproc.kernels import U32
+from streamproc.tasks import Evidence
 from streamproc.models import OTHER, Aggregate, Group, ModelState
 from streamproc.outstanding import AGAIN, CHUNK, DONE, LABEL, Outstanding
 from streamproc.rules import RuleBook
 from streamproc.signals import Kind
-from streamproc.windows import BUCKETS, Accumulator, Windows, dense, latency_buckets, quantile, sparse
+from streamproc.windows import ANY_STEP, BUCKETS, Accumulator, Windows, dense, latency_buckets, quantile, sparse
 
 __all__ = ["BINS", "Asked", "Judged", "QualityState"]
 
@@ -89,13 +96,14 @@ class Judged(Accumulator):
     off: float = 0.0  # sum of absolute errors
     wrong_by: dict[int, int] = msgspec.field(default_factory=dict)  # wrong answers by what would have been right
     delays: I64 | None = None
+    unjudged: int = 0  # pairs that could not be held against each other
     from_us: int = 0  # the predictions' times
     to_us: int = 0
 
     def snapshot(self) -> dict[str, Any]:
         """Return the state as a tree."""
         scalars = [self.answered, self.right, self.sure, self.log_loss, self.brier, self.numbers, self.off]
-        pairs = {"scalars": [*scalars, self.from_us, self.to_us], "bins": self.bins, "delays": sparse(self.delays)}
+        pairs = {"scalars": [*scalars, self.unjudged, self.from_us, self.to_us], "bins": self.bins, "delays": sparse(self.delays)}
         pairs["wrong_by"] = [list(w) for w in sorted(self.wrong_by.items())]
         return {**super().snapshot(), "pairs": pairs}
 
@@ -105,7 +113,7 @@ class Judged(Accumulator):
         self: Judged = super().restored(state)  # type: ignore[assignment]
         pairs = state["pairs"]
         self.answered, self.right, self.sure, self.log_loss, self.brier, *rest = pairs["scalars"]
-        self.numbers, self.off, self.from_us, self.to_us = rest
+        self.numbers, self.off, self.unjudged, self.from_us, self.to_us = rest
         self.bins = pairs["bins"]
         self.delays = dense(pairs["delays"])
         self.wrong_by = dict(pairs.get("wrong_by", ()))  # states of before have none
@@ -152,8 +160,9 @@ class QualityState(ModelState):
         self.had: dict[str, list[list[int]]] = {}  # by source: stretches (after, last) of its offsets
         self.born = -1  # offset of the first record: chunks of one incarnation are not those of another
         self.versions: list[str | None] = []
-        self.words: dict[int, str] = {}  # names of classes
-        self.binary = False  # whether its numbers are known to be probabilities
+        self.words: dict[int, str] = {}  # names of classes in labels
+        self.answers: dict[int, str] = {}  # and in answers
+        self.evidence = Evidence()
         self.learned = np.zeros((3, BINS))  # answers, right ones and sums of confidence, by confidence
         self.last_delay_s: float | None = None
         self.cohorts: dict[int, list[int]] = {}  # predictions and those labelled, by time
@@ -165,9 +174,9 @@ class QualityState(ModelState):
     def _new_windows(self) -> None:
         size, lateness = self.rules.window_us, self.rules.lateness_us
         idle = max(2 * size, 1_000_000)
-        self.windows = Windows(size_us=size, lateness_us=lateness, idle_us=idle, of=Judged)
-        self.asked = Windows(size_us=size, lateness_us=lateness, idle_us=idle, of=Asked)
-        self.told = Windows(size_us=size, lateness_us=lateness, idle_us=idle)  # a clock, and no windows
+        self.windows = Windows(size_us=size, lateness_us=lateness, idle_us=idle, of=Judged, slack_us=ANY_STEP)
+        self.asked = Windows(size_us=size, lateness_us=lateness, idle_us=idle, of=Asked, slack_us=ANY_STEP)
+        self.told = Windows(size_us=size, lateness_us=lateness, idle_us=idle, slack_us=ANY_STEP)  # a clock, and no windows
 
     # -- records in
 
@@ -207,8 +216,9 @@ class QualityState(ModelState):
         reached = clock.progress_us
         clock.advance(np.array([rows.times.max()]), np.array([arrival]), np.array([before]))
         for code, name in rows.words.items():
-            if len(self.words) < _MAX_WORDS:
-                self.words.setdefault(code, name)
+            words = self.words if label else self.answers
+            if len(words) < _MAX_WORDS:
+                words.setdefault(code, name)
         codes = np.array([self._version(n) for n in rows.names], np.uint16)
         rows.versions = codes[rows.versions]
         for start in range(0, len(rows), CHUNK):
@@ -226,6 +236,8 @@ class QualityState(ModelState):
                 versions=part.versions,
             )
             self.counts["repeated"] += int((found == AGAIN).sum())
+            first_time = part.at(found != AGAIN)
+            self.evidence.add(label, first_time.classes, first_time.values)
             if label:
                 self.early.extend(range(first, self.waiting.following))
             else:
@@ -267,7 +279,7 @@ class QualityState(ModelState):
 
     def _confidence(self, scores: Any, values: F64, classes: U32) -> F64:
         sure: F64 = np.clip(scores.astype(np.float64), 0.0, 1.0)
-        if self.binary:
+        if self.task == "probability":
             shares = np.isnan(sure) & (classes == NO_CLASS) & (values >= 0.0) & (values <= 1.0)
             sure[shares] = np.maximum(values[shares], 1.0 - values[shares])
         return sure
@@ -291,25 +303,39 @@ class QualityState(ModelState):
         ):
             if cohort in self.cohorts:
                 self.cohorts[cohort][1] += count
-        right, sure, answered = self._judge(asked, told)
-        off = np.abs(asked["values"] - told["values"])  # nan where either has none
+        right, sure, answered, off = self._judge(asked, told)
+        unjudged = ~answered & ~np.isfinite(off)
+        self.counts["unjudged"] += int(unjudged.sum())
         if (known := answered & ~np.isnan(sure)).any():
             self._learn(sure[known], right[known])
         for window, own_rows in _placed(self.windows, told["times"], self.windows.progress_us, offset):
             _add(window, own_rows, asked["times"], delays, right, sure, answered, off, told["classes"])
+            window.unjudged += int((own_rows & unjudged).sum())
             window.version = self.versions[int(asked["versions"][np.nonzero(own_rows)[0][-1]])]
         return self._show(asked, right, answered, off, offset)
 
-    def _judge(self, asked: dict[str, Any], told: dict[str, Any]) -> tuple[Bools, F64, Bools]:
-        """Return of (n,) pairs whether each answer was right, how sure it was, and whether it was a class at all."""
-        classes, truth, values = asked["classes"], told["classes"], asked["values"]
-        boolean = (truth == POSITIVE) | (truth == NEGATIVE)
-        shares = (classes == NO_CLASS) & boolean & (values >= 0.0) & (values <= 1.0)
-        self.binary = self.binary or bool(shares.any())
-        answered = shares | ((classes != NO_CLASS) & (truth != NO_CLASS))
+    @property
+    def task(self) -> str:
+        """What the model does: classes, number or probability, as its config says or its first pairs show."""
+        return self.rules.task if self.rules.task != "auto" else self.evidence.task()
+
+    def _judge(self, asked: dict[str, Any], told: dict[str, Any]) -> tuple[Bools, F64, Bools, F64]:
+        """Return of (n,) pairs whether each answer was right, how sure it was, whether it could be judged, its error."""
+        task, values, numbers = self.task, asked["values"], told["values"]
+        named = self.evidence.named_classes(asked["classes"], self.rules.classes)
+        classes = np.where(named != NO_CLASS, named, whole_classes(values))
+        truth = np.where(told["classes"] != NO_CLASS, told["classes"], whole_classes(numbers))
+        two = (truth == POSITIVE) | (truth == NEGATIVE) | (truth == MINUS_ONE)
+        shares = (asked["classes"] == NO_CLASS) & two & (values >= 0.0) & (values <= 1.0)
+        if task == "number" and (self.rules.task == task or not self.evidence.label_values):
+            shares[:] = False  # where labels are told as values too, one told as a class is no quantity
+        known = (classes != NO_CLASS) & (truth != NO_CLASS) & self.evidence.comparable(classes, truth)
+        answered = shares | (known & (task == "classes" or asked["classes"] != NO_CLASS))
         right = np.where(shares, (values >= 0.5) == (truth == POSITIVE), classes == truth) & answered
-        sure = self._confidence(asked["scores"], values, classes)
-        return right, sure, answered
+        # A class that is a number has no distance from another, unless the label was told as a value.
+        off = np.abs(values - numbers)
+        off[~((task == "number") | (told["classes"] == NO_CLASS))] = np.nan
+        return right, self._confidence(asked["scores"], values, asked["classes"]), answered, off
 
     def _learn(self, sure: F64, right: Bools) -> None:
         at = _bins(sure)
@@ -453,7 +479,10 @@ class QualityState(ModelState):
         window.offset_first = first
         span = Span(self.subject.topic, self.subject.partition, first, window.offset_last)
         return [
-            msgspec.structs.replace(a, evidence=span if a.action != "resolved" and first >= 0 else None) for a in alerts
+            _with_base(
+                msgspec.structs.replace(a, evidence=span if a.action != "resolved" and first >= 0 else None), window
+            )
+            for a in alerts
         ]
 
     def _judgements(self, window: Judged) -> Iterator[Aggregate]:
@@ -462,6 +491,10 @@ class QualityState(ModelState):
             names = tuple(f"class={self.words.get(code, OTHER)}" for code, _ in by)
             wrong = np.array([n for _, n in by], np.float64) if by else None
             yield Aggregate("accuracy", window.right / window.answered, window.answered, names, wrong)
+        if window.count:
+            names = (self._difference(),) if window.unjudged else ()
+            parts = np.ones(1) if names else None
+            yield Aggregate("unjudged", window.unjudged / window.count, window.count, names, parts)
         if window.sure:
             yield Aggregate("log_loss", window.log_loss / window.sure, window.sure)
             yield Aggregate("brier", window.brier / window.sure, window.sure)
@@ -471,6 +504,15 @@ class QualityState(ModelState):
         if window.delays is not None:
             self.last_delay_s = window.median_delay_s()
             yield Aggregate("label_delay", self.last_delay_s, window.count)
+
+    def _difference(self) -> str:
+        """Return in words what answers and labels are, where they cannot be held against each other."""
+
+        def of(words: dict[int, str], numbers: bool) -> str:
+            some = sorted(words.values())[:3]
+            return ", ".join(some) + (" …" if len(words) > 3 else "") if some else "numbers" if numbers else "none"
+
+        return f"answers: {of(self.answers, self.evidence.numeric > 0)}; labels: {of(self.words, True)}"
 
     def _estimates(self, window: Asked) -> Iterator[Aggregate]:
         if window.bins is not None and self.learned[0].sum() >= _CALIBRATED_FROM:
@@ -562,7 +604,9 @@ class QualityState(ModelState):
             "learned": self.learned.copy(),
             "cohorts": [[c, *n] for c, n in sorted(self.cohorts.items())],
             "counts": {name: n for name, n in sorted(self.counts.items()) if n},
-            "scalars": [self.born, self.binary, self.last_delay_s],
+            "answers": [list(w) for w in self.answers.items()],
+            "evidence": self.evidence.snapshot(),
+            "scalars": [self.born, self.last_delay_s],
         }
 
     def _restore_own(self, own: dict[str, Any]) -> None:
@@ -578,7 +622,9 @@ class QualityState(ModelState):
             self.cohorts = {c: list(n) for c, *n in own["cohorts"]}
         self.counts = Counter(own["counts"])
         self._told_of = self.counts.copy()
-        self.born, self.binary, self.last_delay_s = own["scalars"]
+        self.born, self.last_delay_s = own["scalars"]
+        self.answers = dict(own["answers"])
+        self.evidence = Evidence.restored(own["evidence"])
 
 
 def _placed(windows: Windows, times: I64, reached: int | None, offset: int) -> Iterator[tuple[Any, Bools]]:
@@ -652,6 +698,28 @@ def _merged(stretches: list[list[int]]) -> list[list[int]]:
     while len(found) > _MAX_STRETCHES:
         found[:2] = [[found[0][0], found[1][1]]]
     return found
+
+
+#: From this share of pairs that could be judged on, an accuracy needs no word on what it rests.
+_MOST_PAIRS = 0.8
+
+
+def _with_base(alert: Alert, window: Accumulator) -> Alert:
+    """Return an alert on accuracy with what it rests on, where that is few of the pairs, or where nothing was right."""
+    if alert.signal != "accuracy" or not isinstance(window, Judged) or not window.count or alert.action == "resolved":
+        return alert
+    said = ""
+    if window.answered < _MOST_PAIRS * window.count:
+        said = f"only {window.answered:,} of {window.count:,} pairs could be judged"
+    elif window.right == 0:
+        said = "no answer is right: are labels and answers of the same classes?"
+    if not said:
+        return alert
+    return msgspec.structs.replace(
+        alert,
+        summary=f"{alert.summary} ({said})"[:1024],
+        annotations={**alert.annotations, "basis": said},
+    )
 
 
 def _about(alerts: list[Alert], from_us: int, to_us: int) -> list[Alert]:

@@ -93,6 +93,8 @@ class ModelRules(Struct, frozen=True, kw_only=True):
     max_segments: int = 0  # watched of each
     of_segment: ModelRules | None = None  # what holds for each of them
     reference: Measure | None = None  # None: what the first events were
+    task: str = "auto"  # what the model does; see `tasks`
+    classes: tuple[str, ...] = ()  # in the order of shares that come as a list
 
     def of(self, signal: str) -> list[Rule]:
         """Return the rules of a signal; a member of a family takes its own or the family's."""
@@ -216,6 +218,8 @@ class RuleBook:
             max_delay_us=delays[-1] if delays else MAX_DELAY_US,
             max_outstanding=limits[-1] if limits else MAX_OUTSTANDING,
             rules=rules,
+            task=last("task", "auto"),
+            classes=tuple(last("classes", ())),
             reference=(
                 None
                 if said is None

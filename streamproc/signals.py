@@ -126,6 +126,10 @@ _JOINED: tuple[tuple[str, str, str, Literal["up", "down"], float, float, bool], 
         "label_delay", "median age of the predictions that labels came for; without any, growing",
         "s", "up", 1.0, 0.5, False,
     ),
+    (
+        "unjudged", "share of pairs of answer and label that cannot be held against each other",
+        "1", "up", 0.02, 0.0, True,
+    ),
     ("unlabelled", "share of predictions still without a label at twice the usual delay", "1", "up", 0.05, 0.0, True),
 )
 

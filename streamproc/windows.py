@@ -159,7 +159,7 @@ class Accumulator(Struct):
     ages: Sums | None = None
     moments: F64 | None = None  # as `reference.Moments` has them
     scores: dict[str, list[float]] = {}  # of evaluations, by name: how many and their sum
-    answered: list[int] = field(default_factory=lambda: [0, 0, 0, 0])  # by `signals.NOT_TOLD`, `READ`, …
+    by_answer: list[int] = field(default_factory=lambda: [0, 0, 0, 0])  # by `signals.NOT_TOLD`, `READ`, …
     parts: dict[str, PartTally] = field(default_factory=dict)  # by `span_kinds.PARTS`
 
     def tally(
@@ -246,7 +246,7 @@ class Accumulator(Struct):
             "ages": None if self.ages is None else self.ages.snapshot(),
             "moments": None if self.moments is None else self.moments.copy(),
             "scores": {name: list(found) for name, found in self.scores.items()},
-            "answered": list(self.answered),
+            "by_answer": list(self.by_answer),
             "parts": {kind: tally.snapshot() for kind, tally in sorted(self.parts.items())},
             "classes": dict(self.classes),
             "missing": self.missing,
@@ -263,7 +263,7 @@ class Accumulator(Struct):
             setattr(self, name, Sums.restored(state[name]))
         self.moments = state["moments"]
         self.scores = {name: list(found) for name, found in state["scores"].items()}
-        self.answered = list(state["answered"])
+        self.by_answer = list(state["by_answer"])
         self.parts = {kind: PartTally.restored(tally) for kind, tally in state["parts"].items()}
         self.classes = dict(state["classes"])
         self.missing, self.invalid = state["missing"], state["invalid"]
@@ -275,6 +275,20 @@ class Accumulator(Struct):
         return self
 
 
+#: By so much a clock may go on with one record, whatever is usual: as far as records of one moment are apart.
+SLACK_US = 10_000_000
+
+#: Of a clock that follows any step at once.
+ANY_STEP = 1 << 61
+
+
+def new_clock() -> I64:
+    """Return the state of a clock that has seen no time yet; see `kernels.step_clock`."""
+    clock = np.zeros(kernels.CLOCK_SIZE, np.int64)
+    clock[kernels.LATEST] = kernels.NO_TIME
+    return clock
+
+
 class Windows:
     """The open windows of one model.
 
@@ -284,19 +298,32 @@ class Windows:
     """
 
     def __init__(
-        self, *, size_us: int, lateness_us: int, idle_us: int, of: type[Accumulator] = Accumulator
+        self,
+        *,
+        size_us: int,
+        lateness_us: int,
+        idle_us: int,
+        of: type[Accumulator] = Accumulator,
+        slack_us: int = SLACK_US,
     ) -> None:
         self.of = of
+        self.slack_us = slack_us
         self.size_us = size_us
         self.lateness_us = lateness_us
         self.idle_us = idle_us
-        self.max_event_us: int | None = None  # of events alone
+        self.clock = new_clock()  # of events alone
         self.progress_us: int | None = None  # of events, or of the silence after them
         self.last_arrival_us = 0
         self.closed_before: int | None = None  # every window of a lower index has closed
         self.last_full: int | None = None  # the last closed window that was not empty
         self.open: dict[int, Accumulator] = {}
         self.late = 0
+
+    @property
+    def max_event_us(self) -> int | None:
+        """The greatest event time that a quorum of events has come to, in microseconds; None before the first."""
+        latest = int(self.clock[kernels.LATEST])
+        return None if latest == kernels.NO_TIME else latest
 
     def advance(self, times: I64, arrivals: I64, clock_before: I64) -> I64:
         """Take in events' times; return for each the progress that its lateness is measured by.
@@ -305,11 +332,12 @@ class Windows:
         arrival clock just before each event, moved by the partition's other models too.
         """
         progress = np.empty(len(times), np.int64)
-        self.max_event_us = kernels.follow(
+        kernels.follow(
             times,
             arrivals,
             clock_before,
-            kernels.NO_TIME if self.max_event_us is None else self.max_event_us,
+            self.clock,
+            max(self.lateness_us, self.slack_us),
             kernels.NO_TIME if self.progress_us is None else self.progress_us,
             self.last_arrival_us,
             self.idle_us,
@@ -403,8 +431,8 @@ class Windows:
     def snapshot(self) -> dict[str, Any]:
         """Return the state as a tree."""
         return {
+            "clock": self.clock.copy(),
             "scalars": [
-                self.max_event_us,
                 self.progress_us,
                 self.last_arrival_us,
                 self.closed_before,
@@ -416,8 +444,8 @@ class Windows:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take up what `snapshot` gave."""
+        self.clock = state["clock"].copy()
         (
-            self.max_event_us,
             self.progress_us,
             self.last_arrival_us,
             self.closed_before,

@@ -185,7 +185,7 @@ def test_where_no_labels_are_named_or_no_quality_is_watched_nothing_is_sent_on()
         f"    {name}: {{mode: 'off'}}\n"
         for name in (
             "accuracy", "log_loss", "brier", "calibration_error", "mae", "label_delay", "unlabelled",
-            "prediction_error", "absolute_error", "estimated_accuracy",
+            "prediction_error", "absolute_error", "estimated_accuracy", "unjudged",
         )
     )  # fmt: skip
     whole = batch([answer(1, BEGIN_US)], stamps_us=[BEGIN_US])
@@ -485,6 +485,8 @@ def test_any_order_of_arrival_within_the_lateness_gives_the_same_joins_and_the_s
     def run(order: list[tuple[int, str, dict[str, Any]]], sizes: list[int]) -> tuple[Any, ...]:
         monkeypatch = pytest.MonkeyPatch()
         chain = Chain()
+        # Which classes there are is known: until it is, the order of the log decides what can be compared.
+        chain.predict([answer(1000 + k, BEGIN_US - 5 * SECOND, {"label": c}) for k, c in enumerate("ab")], now=BEGIN_US)
         with monkeypatch.context() as patch:
             found = windows(chain.quality, patch)
             k = 0
@@ -565,7 +567,7 @@ def test_brier_and_calibration_are_what_their_definitions_say(monkeypatch: pytes
     ("said", "truth", "right"),
     [
         ({"label": "a"}, "a", True),
-        ({"label": "a"}, "b", False),
+        ({"label": "a"}, "b", None),  # nothing yet says that these are of one vocabulary
         ({"label": True}, "true", True),
         ({"label": 1}, True, True),
         ({"scores": {"x": 0.2, "y": 0.8}}, "y", True),
@@ -583,8 +585,16 @@ def test_what_counts_as_right(said: Any, truth: Any, right: bool | None) -> None
     chain.predict([answer(1, BEGIN_US, said)])
     chain.label([label(1, BEGIN_US + SECOND, truth)])
     (window,) = chain.model.windows.open.values()
-    assert chain.outcomes == {"joined": 1}
+    assert chain.outcomes["joined"] == 1
     assert (window.answered, window.right) == ((0, 0) if right is None else (1, int(right)))  # type: ignore[attr-defined]
+
+
+def test_a_wrong_answer_is_one_once_its_class_was_met_among_labels() -> None:
+    chain = Chain()
+    chain.predict([answer(1, BEGIN_US, {"label": "b"}), answer(2, BEGIN_US, {"label": "a"})])
+    chain.label([label(2, BEGIN_US + SECOND, "b")])
+    (window,) = chain.model.windows.open.values()
+    assert (window.answered, window.right) == (1, 0)  # type: ignore[attr-defined]
 
 
 def test_classes_are_told_apart_and_booleans_are_one_however_written() -> None:
