@@ -24,7 +24,10 @@ Group = Literal[
 
 #: Signals by what they are symptoms of; a family under its base name.
 _GROUPS: Final[dict[Group, tuple[str, ...]]] = {
-    "broken": ("missing_features", "invalid_features", "constant_features", "unseen_category", "feature_age"),
+    "broken": (
+        "missing_features", "invalid_features", "constant_features", "unseen_category", "feature_age",
+        "empty_predictions", "unreadable",
+    ),
     "range": ("feature_range",),
     "drifted": ("feature_drift", "feature_outlier", "retrieval_score"),
     "answers": (
@@ -33,14 +36,16 @@ _GROUPS: Final[dict[Group, tuple[str, ...]]] = {
     ),
     "quality": (
         "accuracy", "log_loss", "brier", "calibration_error", "mae", "prediction_error", "absolute_error",
-        "estimated_accuracy", "evaluation",
+        "estimated_accuracy", "evaluation", "unjudged",
     ),
-    "slow": ("latency_p50", "latency_p95", "latency_p99", "latency", "time_to_first_token"),
-    "failing": ("error_rate", "error_share", "failures", "tool_failure_rate"),
+    "slow": ("latency_p50", "latency_p95", "latency_p99", "latency", "time_to_first_token",
+             "agent_latency_p95", "tool_latency_p95", "retrieval_latency_p95", "embedding_latency_p95"),
+    "failing": ("error_rate", "error_share", "failures", "tool_failure_rate", "agent_failure_rate",
+                "retrieval_failure_rate", "embedding_failure_rate"),
     "silent": ("silence",),
     "usage": ("tokens_in", "tokens_out", "cost_per_request"),
     "spend": ("cost_per_hour", "cost_per_day"),
-    "replies": ("refusal_rate", "empty_rate", "truncated_rate"),
+    "replies": ("refusal_rate", "empty_rate", "truncated_rate", "unknown_finish_reasons"),
     "transport": ("duplicates", "out_of_order"),
     "machine": ("metric",),
 }  # fmt: skip

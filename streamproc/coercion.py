@@ -225,7 +225,7 @@ def _number(value: Any) -> Any:
 
 
 def connect_payload(tree: Mapping[str, Any]) -> Any:
-    """Return the payload of a record that Kafka Connect's JSON converter wrote with its schema; None for no such record.
+    """Return the payload of a record as Kafka Connect's JSON converter writes it, None where it is no such record.
 
     Decimals in base64 become numbers, and Debezium's times become ISO 8601, by the schema beside them [^1].
 

@@ -29,6 +29,7 @@ _ENV = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 Sensitivity = Literal["low", "medium", "high"]
 Severity = Literal["critical", "warning", "info"]
 Direction = Literal["up", "down", "both"]
+SourceName = Literal["predictions", "telemetry", "labels"]
 Task = Literal["auto", "classes", "number", "probability"]
 
 #: The kinds of bridges.
@@ -495,7 +496,7 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     kafka: Kafka
     defaults: Defaults = field(default_factory=Defaults)
     models: list[ModelBlock] = field(default_factory=list)
-    fields: dict[Literal["predictions", "telemetry", "labels"], dict[str, str | FieldPath]] = field(default_factory=dict)
+    fields: dict[SourceName, dict[str, str | FieldPath]] = field(default_factory=dict)
     incidents: Incidents = field(default_factory=Incidents)
     serving: Serving = field(default_factory=Serving)
     schema_registry: SchemaRegistry | None = None

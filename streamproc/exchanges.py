@@ -167,7 +167,7 @@ class Exchanges:
             self.requests, self.alone = True, False
         else:
             self.responses = True
-        over, queue = self.over.get(key), self.queues.get(key, ())
+        over, queue = self.over.get(key), self.queues.get(key, [])
         oldest = self.waiting[queue[0]] if queue else None
         if self._is_copy(half, over, queue):
             self.repeated += 1
@@ -181,7 +181,7 @@ class Exchanges:
         if not half.request and self.alone:
             self._end(key, Over(half.arrival_us, 0, 0, _mark(half), half.content))
             return _answered(half, None, half.time_us, half.arrival_us, before_us, offset)
-        alike = [over.request] if over is not None else []
+        alike = [] if over is None else [over.request]
         alike += [self.waiting[n].content for n in queue]
         half.doubtful = half.request and not self.reused and half.content in alike
         if self.held + _weight(half) > MAX_HELD:
@@ -196,7 +196,8 @@ class Exchanges:
     def _is_copy(self, half: Waiting, over: Over | None, queue: Sequence[int]) -> bool:
         """Whether a half is known at once to have come before."""
         mark = _mark(half)
-        if any(_mark(w) == mark and w.request == half.request for w in (self.waiting[n] for n in queue)):
+        waiting = [self.waiting[n] for n in queue]
+        if any(w.request == half.request and _mark(w) == mark for w in waiting):
             return True
         if over is None:
             return False
@@ -205,7 +206,7 @@ class Exchanges:
         if half.request:
             # What was answered without its request, by a response that waited in vain, has its request too late.
             return over.request_mark == 0 and over.response_mark != 0 and not self.reused and not self.alone
-        if any(self.waiting[n].request for n in queue) or self.alone:
+        if any(w.request for w in waiting) or self.alone:
             return False
         return over.response_mark == 0 or (half.content == over.response and not self.reused)
 
@@ -319,7 +320,7 @@ def _waiting(what: PredictionColumns, row: int, half: Any, arrival_us: int) -> W
         0 if what.ids is None else int(what.ids[row, 1]),
         READ if what.answered is None else int(what.answered[row]),
         what.error_names[error] if error >= 0 else "",
-        (np.nan, np.nan) if what.certainty is None else tuple(what.certainty[row].tolist()),
+        (np.nan, np.nan) if what.certainty is None else (float(what.certainty[row, 0]), float(what.certainty[row, 1])),
     )
     if found.failed or found.request:
         found.answered = NOT_TOLD
@@ -443,7 +444,7 @@ def _plain(half: Waiting) -> list[Any]:
 def _restored(row: Sequence[Any]) -> Waiting:
     found = Waiting(*row)
     found.llm = None if found.llm is None else LlmUsage(**found.llm)
-    found.certainty = tuple(found.certainty)
+    found.certainty = (found.certainty[0], found.certainty[1])
     return found
 
 

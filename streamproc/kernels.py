@@ -567,12 +567,12 @@ def _is_envelope(data: U8, at: int, end: int) -> bool:
 def _has_point(data: U8, at: int, end: int) -> bool:
     """Whether a text may write a number with a point or an exponent, which is a number, and no class."""
     c = data[at]
-    if not (_ZERO <= c <= _NINE or c == _MINUS or c == _PLUS or c == _DOT):
+    if not (_ZERO <= c <= _NINE or c in (_MINUS, _PLUS, _DOT)):
         return False
+    found = False
     for i in range(at, end):
-        if data[i] == _DOT or data[i] | 0x20 == 0x65:
-            return True
-    return False
+        found |= data[i] == _DOT or data[i] | 0x20 == 0x65
+    return found
 
 
 @kernel
@@ -647,7 +647,9 @@ def _walk(
                 if time == NO_TIME:
                     return False
             elif target in (LABEL, PREDICTION):
-                if at - head > MAX_LABEL or at - head == 2 or (target == PREDICTION and _has_point(data, head + 1, at - 1)):
+                if at - head > MAX_LABEL or at - head == 2:
+                    return False
+                if target == PREDICTION and _has_point(data, head + 1, at - 1):
                     return False
                 answered = True
                 found = label_table[find_label(data, head, at, label_table, label_spans, label_pool)]

@@ -63,7 +63,7 @@ class Placed(Struct, gc=False):
     late: npt.NDArray[np.bool_]
     alike: bool
 
-    def at(self, rows: slice) -> Placed:
+    def at(self, rows: Any) -> Placed:
         """Return some of the events."""
         return Placed(self.index[rows], self.late[rows], self.alike)
 

@@ -35,6 +35,7 @@ from streamproc.events import (
     ORIGIN_HEADER,
     Alert,
     Feedback,
+    Header,
     Incident,
     Label,
     ModelRef,
@@ -64,8 +65,8 @@ from streamproc.quality import QualityState
 from streamproc.rules import RuleBook, detectors_of
 from streamproc.signals import Kind
 from streamproc.templates import Templates
-from streamproc.windows import ANY_STEP, SLACK_US, new_clock
 from streamproc.unpack import Unpacked, unpack
+from streamproc.windows import ANY_STEP, SLACK_US, new_clock
 
 _KINDS: dict[Kind, type[Prediction] | type[Telemetry] | type[Label]] = {
     "predictions": Prediction,
@@ -94,6 +95,12 @@ PART = "\x00"
 
 #: A model may be forgotten for a newcomer once it has been quiet this long.
 _REPLACEABLE_AFTER_US = 600_000_000
+
+_SUMS = (
+    "came", "scored", "paired", "events", "late", "fenced", "refused", "misplaced", "unanswered", "outnumbered",
+    "repeated",
+)  # fmt: skip
+
 
 class Output(Struct):
     """What a batch came to."""
@@ -126,7 +133,7 @@ class Output(Struct):
         self.forwarded += part.forwarded
         self.outcomes += part.outcomes
         self.ignored += part.ignored
-        for name in ("came", "scored", "paired", "events", "late", "fenced", "refused", "misplaced", "unanswered", "outnumbered", "repeated"):
+        for name in _SUMS:
             setattr(self, name, getattr(self, name) + getattr(part, name))
 
     def accounts(self) -> dict[str, int]:

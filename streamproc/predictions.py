@@ -734,7 +734,7 @@ class PredictionState(ModelState):
         self.day = tuple(own["day"])
         self.lately.restore(own["lately"])
         self.arrived = {index: [n, older] for index, n, older in own["arrived"]}
-        self.calls_seen = {key: span for key, span in own["calls_seen"]}
+        self.calls_seen = dict(own["calls_seen"])
         self.requested = own["requested"]
         self.usual = {signal: (windows, parts) for signal, windows, parts in own["usual"]}
 

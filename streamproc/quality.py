@@ -47,11 +47,11 @@ from detectors.protocol import F64, I64
 from streamproc.events import Alert, Span, rfc3339
 from streamproc.joins import MINUS_ONE, NEGATIVE, NO_CLASS, POSITIVE, Rows, whole_classes
 from streamproc.kernels import U32
-from streamproc.tasks import Evidence
 from streamproc.models import OTHER, Aggregate, Group, ModelState
 from streamproc.outstanding import AGAIN, CHUNK, DONE, LABEL, Outstanding
 from streamproc.rules import RuleBook
 from streamproc.signals import Kind
+from streamproc.tasks import Evidence
 from streamproc.windows import ANY_STEP, BUCKETS, Accumulator, Windows, dense, latency_buckets, quantile, sparse
 
 __all__ = ["BINS", "Asked", "Judged", "QualityState"]
@@ -279,8 +279,8 @@ class QualityState(ModelState):
 
     def _confidence(self, scores: Any, values: F64, classes: U32) -> F64:
         sure: F64 = np.clip(scores.astype(np.float64), 0.0, 1.0)
-        if self.task == "probability":
-            shares = np.isnan(sure) & (classes == NO_CLASS) & (values >= 0.0) & (values <= 1.0)
+        shares = np.isnan(sure) & (classes == NO_CLASS) & (values >= 0.0) & (values <= 1.0)
+        if self.task == "probability" or self.evidence.mixed:
             sure[shares] = np.maximum(values[shares], 1.0 - values[shares])
         return sure
 
@@ -334,7 +334,7 @@ class QualityState(ModelState):
         right = np.where(shares, (values >= 0.5) == (truth == POSITIVE), classes == truth) & answered
         # A class that is a number has no distance from another, unless the label was told as a value.
         off = np.abs(values - numbers)
-        off[~((task == "number") | (told["classes"] == NO_CLASS))] = np.nan
+        off[(told["classes"] != NO_CLASS) & (shares | (task != "number"))] = np.nan
         return right, self._confidence(asked["scores"], values, asked["classes"]), answered, off
 
     def _learn(self, sure: F64, right: Bools) -> None:

@@ -50,6 +50,11 @@ class Evidence(Struct):
         """How many answers were numbers."""
         return self.whole + self.shares + self.wide
 
+    @property
+    def mixed(self) -> bool:
+        """Whether labels are told as quantities and as one of two classes both: then shares go with the latter."""
+        return self.label_values > 0 and self.label_classes > 0 and self.shares > 0
+
     def add(self, label: bool, classes: U32, values: F64) -> None:
         """Take in (n,) answers, or labels: classes, NO_CLASS for none, and values, nan for none."""
         own = np.where(classes != NO_CLASS, classes, whole_classes(values))
@@ -122,5 +127,6 @@ class Evidence(Struct):
     @classmethod
     def restored(cls, state: list[Any]) -> Evidence:
         """Build from what `snapshot` gave."""
-        *counts, answers, labels, settled = state
-        return cls(*counts, set(answers), set(labels), settled)
+        found = cls(*state)
+        found.answers, found.labels = set(found.answers), set(found.labels)
+        return found

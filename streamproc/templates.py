@@ -491,9 +491,8 @@ class Templates:
 
     def _template(self, key: bytes | None, value: bytes, event: Prediction) -> Template:
         name = model_name(event)
-        if event.http_status is not None or event.status_code is not None:
-            if failed_status(event.http_status) or failed_status(event.status_code):
-                raise Unsuited("a failure by its status")
+        if failed_status(event.http_status) or failed_status(event.status_code):
+            raise Unsuited("a failure by its status")
         if not name or len(name) > 512 or b'"specversion"' in value or genai.looks_genai(value) or self._whole(name):
             raise Unsuited("read by other rules")
         try:

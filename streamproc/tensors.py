@@ -159,7 +159,7 @@ def _objects_answer(rows: Sequence[dict[str, Any]]) -> Outcome:
             found.unreadable = True
         return found
     found.rows = 1
-    label = next((v for k in _LABELS if isinstance(v := one.get(k), str | bool | int) and v != ""), None)
+    label = next((v for k in _LABELS if isinstance(v := one.get(k), str | bool) and str(v)), None)
     shares = next((v for k in _SHARES if isinstance(v := one.get(k), dict | list) and v), None)
     if isinstance(shares, list):
         shares = [n for v in shares if (n := _finite(v)) is not None] or None
@@ -168,8 +168,7 @@ def _objects_answer(rows: Sequence[dict[str, Any]]) -> Outcome:
     found.scores = shares
     if isinstance(label, str | bool):
         found.label = label if isinstance(label, bool) else label[:MAX_TEXT]
-    values = (_finite(one.get(k)) for k in _VALUES)
-    value = next((v for v in values if v is not None), None)
+    value = next((v for k in _VALUES if (v := _finite(one.get(k))) is not None), None)
     if found.label is not None:
         if value is not None and 0.0 <= value <= 1.0:
             found.score = value
@@ -179,7 +178,7 @@ def _objects_answer(rows: Sequence[dict[str, Any]]) -> Outcome:
 
 
 def _opened(values: Sequence[Any]) -> Sequence[Any]:
-    """Return values with the JSON that runtimes of language models put into BYTES opened: `{"label": …, "score": …}`."""
+    """Return values with the JSON that runtimes of language models put into BYTES opened."""
     if not all(isinstance(v, str) and v[:1] in "{[" and v for v in values):
         return values
     try:

@@ -30,7 +30,7 @@ class Metrics:
         self.evicted = counter("evicted_series_total", "Models forgotten: idle, or for a newcomer.")
         self.unanswered = counter("unanswered_requests_total", "Requests given up on without a response.")
         self.outnumbered = counter("outnumbered_halves_total", "Requests or responses given up on for want of room.")
-        self.records = counter("records_total", "Events that came, by what became of each: their sum is all.", ("outcome",))
+        self.records = counter("records_total", "Events that came, by its outcome: all sum to them.", ("outcome",))
         self.ignored = counter("ignored_total", "Events that were understood and are not watched, by why.", ("reason",))
         self.repeated = counter("repeated_halves_total", "Requests or responses that came again, or too late.")
         self.joins = counter("label_joins_total", "What became of predictions and labels to be joined.", ("outcome",))

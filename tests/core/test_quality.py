@@ -576,7 +576,8 @@ def test_brier_and_calibration_are_what_their_definitions_say(monkeypatch: pytes
         ({"value": 0.2}, False, True),
         (0.5, 1, True),
         ({"value": 3.0}, True, None),  # no probability
-        ({"value": 0.7}, 1.0, None),  # a number, for numbers
+        ({"value": 0.7}, 1.0, True),  # of 0 and 1, however told
+        ({"value": 0.7}, 0.4, None),  # a number, for numbers
         ({"label": "a"}, 1.0, None),
     ],
 )
