@@ -483,6 +483,13 @@ def time_us(value: dt.datetime | float | int) -> int:
     return max(_FIRST_US, min(_LAST_US, us))
 
 
+def lasted(seconds: float) -> str:
+    """Return a length of time as people say it: `45 s`, `12 min`, `3.5 h`; what is shorter than a second, too."""
+    if seconds < 120:
+        return f"{seconds:.0f} s" if seconds >= 1 or seconds == 0 else "less than 1 s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
 def rfc3339(us: int) -> str:
     """Return microseconds since the epoch as RFC 3339 in UTC.
 

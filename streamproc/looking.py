@@ -15,7 +15,7 @@ import msgspec
 
 from streamproc.config import Config
 from streamproc.errors import BrokerUnreachable, UsageError
-from streamproc.events import Alert, Incident
+from streamproc.events import Alert, Incident, lasted
 
 _config = click.option("--config", "-c", "config_path", metavar="FILE", required=True, help="The workers' YAML file.")
 _model = click.option("--model", default="*", show_default=True, metavar="GLOB", help="Which models.")
@@ -153,7 +153,7 @@ def _whole(incident: Incident) -> list[str]:
         f"models   {_some(incident.models, incident.more_models)}",
     ]
     impact = incident.impact
-    hit = [_lasted(impact.duration_s)]
+    hit = [lasted(impact.duration_s)]
     hit += [] if impact.predictions is None else [f"{impact.predictions:,} predictions"]
     hit += [] if impact.cost is None else [f"cost {impact.cost:,.2f}"]
     lines.append(f"impact   {', '.join(hit)}")
@@ -183,10 +183,6 @@ def _state(event: Alert | Incident) -> str:
 def _clock(stamp: str) -> str:
     """Return a time to the minute, UTC."""
     return f"{stamp[:10]} {stamp[11:16]}Z"
-
-
-def _lasted(seconds: float) -> str:
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def _some(names: Sequence[str], more: int) -> str:

@@ -140,6 +140,7 @@ class ModelState:
         self.watches: dict[tuple[str, str], Watch] = {}
         self.silence = [SilenceWatch(r) for r in self.rules.of("silence")]
         self.started_us: int | None = None
+        self.behind = -1  # the greatest offset in a window that has closed
         self.origins: dict[int, int] = {}  # greatest offset had from each partition before a re-keying
         self.sent_on = -1  # the last offset whose row was sent on to be joined
         self._outbox: list[bytes] = []
@@ -301,6 +302,7 @@ class ModelState:
         alerts: list[Alert] = []
         for window in self.windows.close():
             end_us = (window.index + 1) * self.windows.size_us
+            self.behind = max(self.behind, window.offset_last)
             # The window in which a model first appeared is not a whole one.
             whole = self.started_us is not None and window.index * self.windows.size_us >= self.started_us
             for aggregate in self._aggregates(window, whole):
@@ -314,8 +316,13 @@ class ModelState:
         alerts: list[Alert] = []
         n = aggregate.n
         carried = None if aggregate.parts is None else aggregate.carried
-        basis = Basis(n, window.offset_last, carried, self._against if aggregate.measured else None)
-        offset = window.offset_first if window.offset_first >= 0 else window.index
+        offset, opening = window.offset_first, None
+        if offset < 0:
+            # Without an event of its own the window rests on the last record before it. That names no episode: another
+            # empty window may rest on the same.
+            offset, opening = max(window.offset_last, self.behind), window.index
+        against = self._against if aggregate.measured else None
+        basis = Basis(n, max(window.offset_last, offset), opening, carried, against)
         for watch in self._watches(aggregate.signal):
             if n >= watch.rule.min_samples:
                 alerts += watch.observe(
@@ -403,6 +410,7 @@ class ModelState:
             "budget": [self.allotted, self.allowed_per_day],
             "feedback": self.feedback_seen,
             "sent_on": self.sent_on,
+            "behind": self.behind,
             "origins": [list(o) for o in sorted(self.origins.items())],
             "window_us": self.windows.size_us,
             "windows": self.windows.snapshot(),
@@ -418,6 +426,7 @@ class ModelState:
         self.feedback_seen = tree["feedback"]
         self.origins = {int(p): int(o) for p, o in tree["origins"]}
         self.sent_on = tree.get("sent_on", -1)  # states of before have none
+        self.behind = tree.get("behind", -1)  # likewise
         self._restore_own(tree["own"])
         if tree["window_us"] == self.windows.size_us:
             self.windows.restore(tree["windows"])

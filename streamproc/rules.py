@@ -63,6 +63,7 @@ class Rule(Struct, frozen=True, kw_only=True):
     dashboard: str
     environment: str
     cost_per_affected: float | None
+    window_us: int  # of a value of a window; 0 where a value is an event's own
     structure: str  # equal for two rules whose learned state is interchangeable
     params_hash: str
 
@@ -299,6 +300,7 @@ class RuleBook:
             dashboard=last("dashboard", ""),
             environment=last("env", ""),
             cost_per_affected=last("cost_per_affected", None),
+            window_us=window_us if spec.shape == "window" else 0,
             structure=_hash([detector, sorted(checked.items()), window_us if spec.shape == "window" else 0]),
             params_hash=_hash([detector, sorted(params.items())]),
         )

@@ -36,12 +36,14 @@ _NUMBERS_OVER = 640
 class Basis(Struct, frozen=True):
     """What a window's value rests on; of a single event's value there is no more to say than its offset.
 
-    n and last_offset: how many events, and the last of them. carried: tells which features carry the value, against:
+    n and last_offset: how many events, and the last of them. opening: what names an episode that the value opens, where
+    its offset does not. carried: tells which features carry the value, against:
     what it is measured by; both are asked only for an alert.
     """
 
     n: int | None = None
     last_offset: int | None = None
+    opening: int | None = None
     carried: Callable[[], list[Share]] | None = None
     against: Callable[[], str] | None = None
 
@@ -188,7 +190,7 @@ class Watch:
             for row in np.nonzero(breach)[0].tolist():
                 effect = self._effect(values, row)
                 breach[row], sizes[row] = effect >= 1.0, min(sizes[row], effect)
-        steps = self.life.observe(breach, scores, times, offsets, sizes=sizes, weight=basis.n or 1)
+        steps = self.life.observe(breach, scores, times, offsets, sizes=sizes, weight=basis.n or 1, opening=basis.opening)
         self._keep(values, times, breach, steps)
         self._keep_over(values, times, breach)
         alerts = []
