@@ -299,7 +299,7 @@ class IncidentState(ModelState):
             weak=_is_weak(alert, group),
             value=alert.value,
             expected=None if alert.expected is None else alert.expected.value,
-            until_us=_until(alert),
+            until_us=_until(alert, _us(alert.startsAt)),
             events=None if alert.impact is None else alert.impact.events,
             cost=None if alert.impact is None else alert.impact.cost,
             features=features[:5],
@@ -379,7 +379,7 @@ class IncidentState(ModelState):
     def _go_on(self, incident: _Open, alert: Alert, at_us: int, now_us: int) -> None:
         """Take the next step of an alert that is part of an incident."""
         member = incident.members.get(alert.episode_id)
-        until_us = _until(alert)
+        until_us = _until(alert, _us(alert.startsAt) if member is None else member.start_us)
         if alert.action == "resolved" and until_us < 0:
             until_us = at_us
         incident.until_us = max(incident.until_us, until_us)
@@ -699,9 +699,9 @@ def _us(stamp: str) -> int:
         return 0
 
 
-def _until(alert: Alert) -> int:
-    """Return until when an alert was over its limit, -1 where it does not tell."""
-    return -1 if alert.impact is None else _us(alert.startsAt) + round(alert.impact.duration_s * 1e6)
+def _until(alert: Alert, start_us: int) -> int:
+    """Return until when an alert that began then was over its limit, -1 where it does not tell."""
+    return -1 if alert.impact is None else start_us + round(alert.impact.duration_s * 1e6)
 
 
 def _is_weak(alert: Alert, group: causes.Group) -> bool:

@@ -188,23 +188,24 @@ class RuleBook:
                     wanted.setdefault(name.removesuffix(":*"), spec)
         rules: dict[str, list[Rule]] = {}
         for name, spec in wanted.items():
-            merged = _merge(
-                [layer[n] for layer, _ in layers for n in (spec.name, f"{spec.name}:*", name) if n in layer]
-                if name != spec.name
-                else [layer[n] for layer, _ in layers for n in (spec.name, f"{spec.name}:*") if n in layer]
-            )
-            if merged.mode == "off" or (merged.mode is None and merged.detector is None and not spec.on):
-                if _has_limits(merged):
-                    rules[name] = [self._limits(name, spec, merged, last)]
-                continue
-            params = dict(merged.params) or (dict(spec.params) if merged.detector in (None, spec.detector) else {})
-            if spec.name == "silence" and silence_after is not None and "timeout_s" not in params:
-                params["timeout_s"] = silence_after.us / 1e6
-            rules[name] = [self._rule(name, spec, merged, merged.detector or spec.detector, params, last)]
-            if merged.detector is None:
-                rules[name] += [self._rule(name, spec, merged, channel, {}, last) for channel in spec.channels]
-            if _has_limits(merged):
-                rules[name].append(self._limits(name, spec, merged, last))
+            keys = dict.fromkeys((spec.name, f"{spec.name}:*", name))
+            merged, beside = _apart([layer[n] for layer, _ in layers for n in keys if n in layer], spec)
+            watching: list[Rule] = []
+            if merged.mode != "off" and (merged.mode is not None or merged.detector is not None or spec.on):
+                params = dict(merged.params) or (dict(spec.params) if merged.detector in (None, spec.detector) else {})
+                if spec.name == "silence" and silence_after is not None and "timeout_s" not in params:
+                    params["timeout_s"] = silence_after.us / 1e6
+                watching.append(self._rule(name, spec, merged, merged.detector or spec.detector, params, last))
+                if merged.detector is None:
+                    channels = (c for c in spec.channels if c not in beside)
+                    watching += [self._rule(name, spec, merged, channel, {}, last) for channel in channels]
+            watching += [self._rule(name, spec, each, d, dict(each.params), last) for d, each in beside.items()]
+            # One limit for a signal: the live one where there is one, else what a shadow rule says.
+            limited = next((each for each in (merged, *beside.values()) if _has_limits(each)), None)
+            if limited is not None:
+                watching.append(self._limits(name, spec, limited, last))
+            if watching:
+                rules[name] = watching
         labels = [defaults.labels, *(b.labels for b in blocks)]
         delays = [w.max_delay.us for w in labels if w.max_delay is not None]
         limits = [w.max_outstanding for w in labels if w.max_outstanding is not None]
@@ -318,6 +319,34 @@ def _merge(layers: list[SignalRule]) -> SignalRule:
             said.setdefault("params", {})  # another detector's parameters mean nothing to this one
         merged = msgspec.structs.replace(merged, **said)
     return merged
+
+
+def _apart(layers: list[SignalRule], spec: SignalSpec) -> tuple[SignalRule, dict[str, SignalRule]]:
+    """Merge what is said of a signal, the later over the earlier; return the rule, and rules to run beside it.
+
+    A detector that is named with `mode: shadow` runs beside those that are live, by name; it replaces none, and only
+    where it is itself the live one does it go into the shadow. What is said without a detector is said of both.
+    """
+    live, beside = SignalRule(), dict[str, SignalRule]()
+    for layer in layers:
+        named = layer.detector
+        if layer.mode == "shadow" and named is not None and named != (live.detector or spec.detector):
+            beside[named] = _merge([beside.get(named) or _without_detector(live), layer])
+        elif named in beside and layer.mode != "on":
+            assert named is not None
+            beside[named] = _merge([beside[named], layer])
+        else:
+            if named is not None and (promoted := beside.pop(named, None)) is not None:
+                live = _merge([live, promoted])
+            live = _merge([live, layer])
+            common = _without_detector(msgspec.structs.replace(layer, mode=None))
+            beside = {d: _merge([each, common]) for d, each in beside.items() if layer.mode != "off"}
+    return live, {d: each for d, each in beside.items() if each.mode != "off"}
+
+
+def _without_detector(rule: SignalRule) -> SignalRule:
+    """Return what a rule says whatever the detector."""
+    return msgspec.structs.replace(rule, detector=None, params={}, upper_limit=None, lower_limit=None)
 
 
 def _has_limits(rule: SignalRule) -> bool:

@@ -190,7 +190,9 @@ class Watch:
             for row in np.nonzero(breach)[0].tolist():
                 effect = self._effect(values, row)
                 breach[row], sizes[row] = effect >= 1.0, min(sizes[row], effect)
-        steps = self.life.observe(breach, scores, times, offsets, sizes=sizes, weight=basis.n or 1, opening=basis.opening)
+        steps = self.life.observe(
+            breach, scores, times, offsets, sizes=sizes, weight=basis.n or 1, opening=basis.opening
+        )
         self._keep(values, times, breach, steps)
         self._keep_over(values, times, breach)
         alerts = []
