@@ -305,14 +305,22 @@ class ModelState:
             self.behind = max(self.behind, window.offset_last)
             # The window in which a model first appeared is not a whole one.
             whole = self.started_us is not None and window.index * self.windows.size_us >= self.started_us
+            faulty = self._is_faulty(window)
             for aggregate in self._aggregates(window, whole):
-                alerts += self._observe_window(aggregate, end_us, window)
+                alerts += self._observe_window(aggregate, end_us, window, faulty=faulty)
         return alerts
+
+    def _is_faulty(self, window: Accumulator) -> bool:
+        """Whether a window is of a stretch that nobody takes for normal, and that nothing begins to learn from."""
+        del window
+        return False
 
     def _aggregates(self, window: Accumulator, whole: bool) -> Iterator[Aggregate]:
         raise NotImplementedError
 
-    def _observe_window(self, aggregate: Aggregate, end_us: int, window: Accumulator) -> list[Alert]:
+    def _observe_window(
+        self, aggregate: Aggregate, end_us: int, window: Accumulator, *, faulty: bool = False
+    ) -> list[Alert]:
         alerts: list[Alert] = []
         n = aggregate.n
         carried = None if aggregate.parts is None else aggregate.carried
@@ -322,7 +330,7 @@ class ModelState:
             # empty window may rest on the same.
             offset, opening = max(window.offset_last, self.behind), window.index
         against = self._against if aggregate.measured else None
-        basis = Basis(n, max(window.offset_last, offset), opening, carried, against)
+        basis = Basis(n, max(window.offset_last, offset), opening, faulty, carried, against)
         for watch in self._watches(aggregate.signal):
             if n >= watch.rule.min_samples:
                 alerts += watch.observe(

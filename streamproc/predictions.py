@@ -476,6 +476,17 @@ class PredictionState(ModelState):
             name = self.errors.note(names[code])
             window.errors_by[name] = window.errors_by.get(name, 0) + count
 
+    def _is_faulty(self, window: Accumulator) -> bool:
+        if not window.errors:
+            return False
+        share = window.errors / window.count
+        for rule in self.rules.of("error_rate"):
+            watch = self.watches.get(("error_rate", rule.detector))
+            never = rule.never if watch is None or watch.absolute else None
+            if window.count >= rule.min_samples and any(b is not None and share >= b for b in (never, rule.upper)):
+                return True
+        return False
+
     def _aggregates(self, window: Accumulator, whole: bool) -> Iterator[Aggregate]:
         n, answered = window.count, window.count - window.errors
         if whole:

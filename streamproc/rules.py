@@ -64,6 +64,9 @@ class Rule(Struct, frozen=True, kw_only=True):
     environment: str
     cost_per_affected: float | None
     window_us: int  # of a value of a window; 0 where a value is an event's own
+    never: float | None  # from where on a value is an anomaly, whatever was learned
+    lower: float | None  # limits that an operator set; what is beyond them no detector begins to learn from
+    upper: float | None
     structure: str  # equal for two rules whose learned state is interchangeable
     params_hash: str
 
@@ -235,11 +238,7 @@ class RuleBook:
         )
 
     def _limits(self, name: str, spec: SignalSpec, merged: SignalRule, last: Any) -> Rule:
-        params = {
-            side: quantity.to(spec.unit, name=spec.name)
-            for side, quantity in (("upper", merged.upper_limit), ("lower", merged.lower_limit))
-            if quantity is not None
-        }
+        params = {side: bound for side, bound in _bounds(merged, spec).items() if bound is not None}
         merged = msgspec.structs.replace(
             merged, direction="both", min_effect=None, severity=merged.severity or "critical"
         )
@@ -260,6 +259,7 @@ class RuleBook:
             k, n = 1, 1
         checked = {k_: v for k_, v in params.items() if k_ in found.structural}
         severity = merged.severity or spec.severity
+        bounds = _bounds(merged, spec)
         return Rule(
             signal=name,
             spec=spec,
@@ -302,6 +302,10 @@ class RuleBook:
             environment=last("env", ""),
             cost_per_affected=last("cost_per_affected", None),
             window_us=window_us if spec.shape == "window" else 0,
+            # Who sets a limit himself means that one.
+            never=None if _has_limits(merged) or detector == "limits" else spec.never,
+            lower=bounds["lower"],
+            upper=bounds["upper"],
             structure=_hash([detector, sorted(checked.items()), window_us if spec.shape == "window" else 0]),
             params_hash=_hash([detector, sorted(params.items())]),
         )
@@ -351,6 +355,12 @@ def _without_detector(rule: SignalRule) -> SignalRule:
 
 def _has_limits(rule: SignalRule) -> bool:
     return rule.upper_limit is not None or rule.lower_limit is not None
+
+
+def _bounds(rule: SignalRule, spec: SignalSpec) -> dict[str, float | None]:
+    """Return the limits that a rule sets, in the signal's unit."""
+    said = {"lower": rule.lower_limit, "upper": rule.upper_limit}
+    return {side: None if limit is None else limit.to(spec.unit, name=spec.name) for side, limit in said.items()}
 
 
 def _hash(value: Any) -> str:
