@@ -20,6 +20,7 @@ from streamproc.saying import feedback, silence
 if TYPE_CHECKING:
     from streamproc.baseline import Table
     from streamproc.config import Config
+    from streamproc.pipeline import Pipeline
     from streamproc.replay import Report
     from streamproc.rules import Rule, RuleBook
     from streamproc.scoring import Scorer
@@ -237,6 +238,7 @@ _COLUMNS = (
     "limits",
     "when",
     "resolve",
+    "first alert",
 )
 
 
@@ -252,15 +254,15 @@ def _show_rules(config: Config, book: RuleBook, name: str) -> None:
     if (budget := config.defaults.budget) is not None:
         click.echo(f"  budget of {budget.false_alerts_per_day:g} false alerts a day over all models")
     for kind in kinds:
-        rows = [_row(r) for rules in book.for_model(kind, name).rules.values() for r in rules]
+        rows = [_row(r, first.lateness_us) for rules in book.for_model(kind, name).rules.values() for r in rules]
         widths = [max(len(r[i]) for r in [_COLUMNS, *rows]) for i in range(len(_COLUMNS))]
-        click.echo(f"\n  {kind} from {', '.join(topics[kind])}")
+        click.echo(f"\n  {kind} from {', '.join(topics[kind])}; the first alert is so long after a model's first event")
         for row in [_COLUMNS, *rows]:
             click.echo("    " + "  ".join(t.ljust(w) for t, w in zip(row, widths, strict=True)).rstrip())
     click.echo("")
 
 
-def _row(rule: Rule) -> tuple[str, ...]:
+def _row(rule: Rule, lateness_us: int) -> tuple[str, ...]:
     unit = "" if rule.spec.unit == "1" else f" {rule.spec.unit}"
     limits = [f"{sign} {rule.params[side]:g}{unit}" for side, sign in (("lower", "<"), ("upper", ">"))
               if rule.detector == "limits" and rule.params.get(side) is not None]  # fmt: skip
@@ -283,6 +285,7 @@ def _row(rule: Rule) -> tuple[str, ...]:
         ", ".join(limits) or "-",
         when,
         _length(policy.resolve_after_us) if rule.spec.shape != "arrivals" else "next event",
+        rule.first_alert(lateness_us),
     )
 
 
@@ -530,7 +533,8 @@ def replay(
                     out.write(to_json(told.alert) + b"\n")
             elif show in ("incidents", "all"):
                 out.write(incident_json(told) + b"\n")
-    _summarise(run.report, time.monotonic() - started, config)
+    pipelines = [run.pipeline, *((run.labels.pipeline, run.joins) if isinstance(run, JoinedReplay) else ())]
+    _summarise(run.report, time.monotonic() - started, config, pipelines)
     _check_gates(run.report, max_alerts, expect_alert, max_incidents, expect_incident)
 
 
@@ -588,7 +592,13 @@ def _counted(lines: IO[bytes], started: float) -> Iterator[bytes]:
         click.echo("", err=True)
 
 
-def _summarise(report: Report, seconds: float, config: Config) -> None:
+def _summarise(report: Report, seconds: float, config: Config, pipelines: list[Pipeline]) -> None:
+    from streamproc.worker.warming import Warming
+
+    warming = Warming()
+    for _ in warming.look(pipelines):
+        pass
+
     def say(text: str) -> None:
         click.echo(text, err=True)
 
@@ -609,6 +619,8 @@ def _summarise(report: Report, seconds: float, config: Config) -> None:
         say(f"without a time: {report.untimed:,}; taken as a millisecond after the event before")
     if report.outcomes:
         say("labels: " + ", ".join(f"{n:,} {outcome}" for outcome, n in report.outcomes.most_common()))
+    if warming.models:
+        say(f"at the end {warming}")
     say(f"alerts: {report.opened():,} opened")
     for (signal, action), count in sorted(report.alerts.items()):
         say(f"  {signal} {action}: {count:,}")

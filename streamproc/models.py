@@ -140,6 +140,7 @@ class ModelState:
         self.watches: dict[tuple[str, str], Watch] = {}
         self.silence = [SilenceWatch(r) for r in self.rules.of("silence")]
         self.started_us: int | None = None
+        self.warm = -1  # watches there were when all of them gave scores; -1: not all did
         self.behind = -1  # the greatest offset in a window that has closed
         self.origins: dict[int, int] = {}  # greatest offset had from each partition before a re-keying
         self.sent_on = -1  # the last offset whose row was sent on to be joined
@@ -242,6 +243,25 @@ class ModelState:
             due += [d + shift for w in self.watches.values() if (d := w.life.due_us()) is not None]
         return min(due)
 
+    def warming(self) -> dict[str, tuple[int, int, int]]:
+        """Return each signal of which a series gives no scores yet: how many, values they need at most, and how long.
+
+        The last in microseconds, 0 where values come as events do. A family's members count under its own name.
+        """
+        found: dict[str, tuple[int, int, int]] = {}
+        watching = len(self.watches) + len(self.silence)
+        if self.warm == watching:  # what has begun to score goes on
+            return found
+        left = [(w.rule, w.detector.warming()) for w in self.watches.values()]
+        left += [(s.rule, s.detector.warming()) for s in self.silence]
+        for rule, values in left:
+            if values:
+                name = rule.signal.partition(":")[0]
+                n, most, longest_us = found.get(name, (0, 0, 0))
+                found[name] = (n + 1, max(most, values), max(longest_us, values * rule.window_us))
+        self.warm = -1 if found else watching
+        return found
+
     def keeps_us(self, idle_ttl_us: int) -> int:
         """Return how long the model is kept without a record."""
         return idle_ttl_us
@@ -255,6 +275,7 @@ class ModelState:
         if not fresh:
             return []
         self.feedback_seen = fresh[-1][0]
+        self.warm = -1  # a verdict may have a detector begin anew
         now_us = self.windows.progress_us or self.last_arrival_us
         named = {watch.fingerprint(self.subject): watch for watch in self.watches.values()}
         silent = {watch.fingerprint(self.subject): watch for watch in self.silence}
@@ -403,6 +424,7 @@ class ModelState:
                 del self.watches[signal, detector]
             else:
                 watch.adopt(rule)
+        self.warm = -1
         wanted = self.rules.of("silence")
         if len(wanted) == len(self.silence):
             for silence, rule in zip(self.silence, wanted, strict=True):

@@ -166,6 +166,15 @@ class PredictionState(ModelState):
             alerts += part.feedback(verdicts, clock_us)
         return alerts
 
+    def warming(self) -> dict[str, tuple[int, int, int]]:
+        """Return each signal of which a series gives no scores yet, those of segments too."""
+        found = super().warming()
+        for part in self.parts.values():
+            for name, (n, most, longest_us) in part.warming().items():
+                before = found.get(name, (0, 0, 0))
+                found[name] = (before[0] + n, max(before[1], most), max(before[2], longest_us))
+        return found
+
     def _watching(self) -> int:
         return super()._watching() + sum(p._watching() for p in self.parts.values())
 

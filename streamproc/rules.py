@@ -22,6 +22,7 @@ from streamproc import signals
 from streamproc.alerts import Policy
 from streamproc.baseline import Table, from_table
 from streamproc.config import Config, ModelBlock, ReferenceRule, Report, Sensitivity, SignalRule
+from streamproc.events import lasted
 from streamproc.signals import Kind, SignalSpec
 from streamproc.silences import Silence, Silences
 
@@ -73,6 +74,24 @@ class Rule(Struct, frozen=True, kw_only=True):
     def build(self, *, columns: int, seed: int) -> Detector:
         """Make this rule's detector, knowing nothing yet."""
         return registry.create(self.detector, self.params, columns=columns, sensitivity=self.sensitivity, seed=seed)
+
+
+    def warm_up(self) -> int:
+        """Return how many values of a new series give no score."""
+        return self.build(columns=1, seed=0).warming()
+
+    def first_alert(self, lateness_us: int) -> str:
+        """Return in words when a new series can first alert, counted from its first event."""
+        values = self.warm_up() + self.policy.k
+        waited_us = self.policy.for_us
+        if self.spec.shape == "window":
+            after = lasted((values * self.window_us + lateness_us + waited_us) / 1e6)
+            if self.never is not None:
+                soon = lasted((self.policy.k * self.window_us + lateness_us + waited_us) / 1e6)
+                after += f"; {soon} from {self.never:g} on"
+            return after
+        what = "events" if self.spec.shape in ("arrivals", "vector") else "values"
+        return f"{values} {what}" + (f" and {lasted(waited_us / 1e6)}" if waited_us else "")
 
 
 class Measure(Struct, frozen=True):

@@ -178,7 +178,7 @@ def _pages(app: WorkerApp, reload: Callable[[], Awaitable[str]]) -> None:
 
     @app.page("/-/ready")
     async def ready(view: View, request: Request) -> Response:  # noqa: ARG001
-        return text(view, "ready") if app.engine.ready else text(view, "restoring", 503)
+        return text(view, f"ready\n{app.engine.warming}") if app.engine.ready else text(view, "restoring", 503)
 
     @app.page("/-/reload")
     class Reload(View):  # type: ignore[misc]

@@ -32,6 +32,7 @@ from streamproc.worker.metrics import Metrics
 from streamproc.worker.registry import Registry
 from streamproc.worker.repartition import Pairs, Repartitioner
 from streamproc.worker.said import Said
+from streamproc.worker.warming import Warming
 
 if TYPE_CHECKING:
     # With it comes numba, whose loading a start hides behind the waiting for brokers (`run`).
@@ -50,6 +51,10 @@ _STUCK_S = 60.0
 
 #: A dead letter that large may meet a topic's limit, which by Kafka's default is a million bytes.
 _LARGE = 500_000
+
+#: How often models are looked at for what warms up, and how often the log says so at most.
+_LOOK_S = 5.0
+_TELL_S = 60.0
 
 #: Nothing read for this long, and nothing left to read: the arrival clock follows the wall clock.
 _IDLE_S = 2.0
@@ -130,6 +135,12 @@ class Engine:
         self._homes: dict[tuple[str, str], int] = {}
         self._lock = asyncio.Lock()
         self._interval_s = config.worker.snapshot_interval.us / 1e6
+        self._show_budget()
+        self.warming = Warming()
+        self._looked_at = -math.inf
+        self._told_at = -math.inf
+        self._signals_told: set[str] = set()
+        self._told = (0, 0)  # models that warm up, of how many, as the log has it
         self.compiled: asyncio.Future[None] | None = None  # done once the detectors' loops are ready
         self.restored_once = False
 
@@ -480,6 +491,8 @@ class Engine:
                     passing = asyncio.create_task(self._pass_time(idle))
                 for pair in {self._pair(tp) for tp in self._raw}:
                     await self._send_on(pair)
+                if time.monotonic() - self._looked_at >= _LOOK_S:
+                    await self._look_at_warming()
         finally:
             if passing is not None:
                 passing.cancel()
@@ -499,6 +512,28 @@ class Engine:
         self.metrics.series.set(sum(len(h.pipeline.models) for h in self._owned.values()))
         self.metrics.partitions.set(len(self._owned))
         return idle
+
+    def _show_budget(self) -> None:
+        budget = self.config.defaults.budget
+        self.metrics.allowed.set(0.0 if budget is None else budget.false_alerts_per_day)
+
+    async def _look_at_warming(self) -> None:
+        """Find the models that cannot alert on all signals yet, and say so where it has changed."""
+        found = Warming()
+        for _ in found.look([held.pipeline for held in self._owned.values()]):
+            await asyncio.sleep(0)
+        self.warming, self._looked_at = found, time.monotonic()
+        self.metrics.warming.set(found.models)
+        for name in self._signals_told - found.signals.keys():
+            self.metrics.signals_warming.remove(name)
+        for name, (n, _, _) in found.signals.items():
+            self.metrics.signals_warming.labels(signal=name).set(n)
+        self._signals_told = set(found.signals)
+        said = (found.models, found.of)
+        # Each step of a fleet that comes up is no news; that it is up is.
+        if said != self._told and (not found.models or self._looked_at - self._told_at >= _TELL_S):
+            self._told, self._told_at = said, self._looked_at
+            log.info("warming up" if found.models else "warmed up", models=found.models, of=found.of, what=str(found))
 
     async def _pass_time(self, idle: Sequence[Owned]) -> None:
         """Let the arrival clock of partitions follow the wall clock, up to when the broker said that nothing came.
@@ -660,6 +695,7 @@ class Engine:
         async with self._lock:
             book = RuleBook(config, tables)
             self.config, self.book = config, book
+            self._show_budget()
             book.silences.add(self._said.silences())
             for held in self._owned.values():
                 held.pipeline.reconfigure(book)

@@ -47,6 +47,11 @@ class Metrics:
         self.repartitioned = counter("repartitioned_records_total", "Records sent on under their model's key.")
         self.silences = gauge("silences", "Silences of run time, in force, past or to come.")
         self.series = gauge("series_active", "Models held in memory.")
+        self.warming = gauge("series_warming", "Models of which a signal gives no scores yet.")
+        self.signals_warming = gauge("signals_warming", "Series that give no scores yet, by signal.", ("signal",))
+        self.allowed = gauge(
+            "budget_false_alerts_per_day", "False alerts that the config allows all models in a day; 0: no budget."
+        )
         self.partitions = gauge("partitions_owned", "Source partitions held.")
         self.lag = gauge("consumer_lag", "Records still to be read.", ("topic", "partition"))
         self.snapshot_age = gauge(

@@ -29,6 +29,7 @@ from streamproc.worker.connection import connection
 from streamproc.worker.reloading import Reloader
 from streamproc.worker.repartition import internal_topic
 from streamproc.worker.snapshots import MAX_SNAPSHOT_BYTES
+from streamproc.worker.warming import first_alerts
 
 log = structlog.get_logger("streamproc.worker")
 
@@ -226,6 +227,9 @@ async def _serve(
             seconds=round(time.monotonic() - started, 2),
             topics=sorted(config.kafka.sources()),
             web=f"http://{config.worker.web_host}:{config.worker.web_port}",
+        )
+        log.info(
+            "a new model warms up: its first alerts come after", first_alert=first_alerts(app.engine.book)
         )
         stopping = loop.create_task(stop.wait())
         crashed = loop.create_task(app._crashed.wait())

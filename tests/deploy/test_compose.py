@@ -14,7 +14,9 @@ from typing import Any
 import pytest
 import yaml
 
+from streamproc.bridges import metrics as bridge_metrics
 from streamproc.worker import child
+from streamproc.worker import metrics as worker_metrics
 from streamproc.worker.connection import Connection
 from streamproc.worker.topics import TopicSpec, describe, ensure
 from tests.bridges.alertmanager import Alertmanager, AlertmanagerUnavailable, debian
@@ -25,21 +27,15 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 COMPOSE: dict[str, Any] = yaml.safe_load((REPOSITORY / "docker-compose.yml").read_text("utf-8"))
 DEPLOY = REPOSITORY / "deploy"
 
-METRICS = {
-    "streamproc_bridge_blocked_seconds",
-    "streamproc_bridge_config_last_reload_successful",
-    "streamproc_bridge_dead_letters_total",
-    "streamproc_alerts_total",
-    "streamproc_budget_used",
-    "streamproc_config_last_reload_successful",
-    "streamproc_consumer_lag",
-    "streamproc_dead_letters_total",
-    "streamproc_events_total",
-    "streamproc_late_events_total",
-    "streamproc_series_active",
-    "streamproc_series_warming",
-    "streamproc_snapshot_age_seconds",
-}
+
+def metrics() -> dict[str, tuple[str, ...]]:
+    """Return the names of all series of workers and bridges, each with its labels, as their registries have them."""
+    found: dict[str, tuple[str, ...]] = {}
+    for registry in (worker_metrics.Metrics().registry, bridge_metrics.Metrics().registry):
+        for collector, names in registry._collector_to_names.items():
+            for name in names:
+                found[name] = tuple(collector._labelnames)  # type: ignore[attr-defined]
+    return found
 
 
 def as_properties(environment: dict[str, str]) -> dict[str, str]:
@@ -146,8 +142,13 @@ def test_rules_and_dashboard_ask_only_for_metrics_there_are() -> None:
     asked = [rule["expr"] for group in rules["groups"] for rule in group["rules"]]
     dashboard = json.loads((DEPLOY / "grafana" / "dashboards" / "streamproc.json").read_text("utf-8"))
     asked += [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
-    names = set(re.findall(r"streamproc_\w+", " ".join(asked)))
-    assert names <= METRICS
+    known = metrics()
+    assert "streamproc_events_total" in known
+    for expression in asked:
+        # A name, and the labels it is selected by; those it is grouped by follow `by`.
+        for name, selected in re.findall(r"(streamproc_\w+)(?:\{([^}]*)\})?", expression):
+            assert name in known, f"{name}: {expression}"
+            assert set(re.findall(r"(\w+)\s*[!=]", selected)) <= {*known[name], "instance", "job"}, expression
 
 
 def test_what_the_image_compiles_is_all_that_a_config_may_name() -> None:

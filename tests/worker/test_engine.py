@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 
 import pytest
+import structlog
 from aiokafka.errors import MessageSizeTooLargeError
 from faust.types import TP
 
@@ -13,9 +14,13 @@ from streamproc import rules
 from streamproc.config import Config
 from streamproc.events import RecordBatch
 from streamproc.joins import JoinDecoder
+from streamproc.rules import RuleBook
+from streamproc.signals import SIGNALS
 from streamproc.worker import snapshots
 from streamproc.worker.engine import Engine, Owned
 from streamproc.worker.metrics import Metrics
+from streamproc.worker.warming import first_alerts
+from tests.core.make import MINIMUM
 from tests.worker.harness import prediction
 
 START = 1_790_000_000.0
@@ -477,3 +482,46 @@ def test_time_passes_only_where_the_broker_says_that_nothing_came(
     bench = run(scenario())
     assert bench.held.pipeline.clock_us == int((START + (60.0 if passes else 4.0)) * 1e6)
     assert bench.fatal == []
+
+
+def test_what_warms_up_is_told_by_metric_page_and_log_until_all_of_it_can_alert() -> None:
+    bench = Bench(WARMING)
+    told: list[str] = []
+
+    async def main() -> None:
+        for k in range(2):
+            await bench.engine.take(batch(40 * k, 40))
+            with structlog.testing.capture_logs() as logs:
+                await bench.engine._look_at_warming()
+            told.extend(f"{line['event']}: {line['what']}" for line in logs)
+
+    run(main())
+    assert told == [
+        "warming up: 1 of 1 models warm up: silence in 11 values, where enough events come",
+        "warmed up: all signals of 1 models can alert",
+    ]
+    text = bench.engine.metrics.text().decode()
+    assert "streamproc_series_warming 0.0" in text
+    assert 'streamproc_signals_warming{signal=' not in text
+    assert str(bench.engine.warming) == "all signals of 1 models can alert"
+
+
+def test_the_start_says_when_a_new_model_can_first_alert() -> None:
+    lines = first_alerts(RuleBook(WARMING))
+    assert lines == ["latency by limits: 1 values", "silence: 52 events"]
+    lines = first_alerts(RuleBook(rules.parse(MINIMUM)))
+    assert "error_rate: 31 min; 70 s from 0.5 on" in lines
+    assert "prediction_value by drift: 8.4 h" in lines
+
+
+WARMING = rules.parse(
+    """
+version: 1
+kafka: {brokers: "nowhere:9092", predictions: [in]}
+defaults:
+  signals:
+    latency: {detector: limits, params: {upper: 1.0}}
+    silence: {params: {warm_up: 50}}
+"""
+    + "".join(f'    {name}: {{mode: "off"}}\n' for name in SIGNALS if name not in ("latency", "silence"))
+)

@@ -99,7 +99,8 @@ def test_a_restart_goes_on_where_the_state_was_saved(kafka: KafkaCluster, tmp_pa
     publish(kafka.bootstrap, "again-in", [(b"m", prediction("m", START + 101, duration_s=0.1))])
     with worker(tmp_path, text, name="second") as running:
         running.until(lambda: running.metric("streamproc_events_total") == 1, "the one new event")
-        assert running.get("/-/ready") == (200, "ready\n")
+        status, text = running.get("/-/ready")
+        assert (status, text.splitlines()[0]) == (200, "ready")
         assert running.get("/-/healthy") == (200, "ok\n")
         time.sleep(0.5)
         assert running.metric("streamproc_events_total") == 1
