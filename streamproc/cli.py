@@ -13,7 +13,15 @@ from typing import IO, TYPE_CHECKING, Any, Literal
 import click
 
 from streamproc import __version__
-from streamproc.errors import ConfigError, ReplayGateFailed, StreamprocError, UsageError
+from streamproc.errors import (
+    CRASHED,
+    EXIT_CODES,
+    ConfigError,
+    GateFailed,
+    ReplayGateFailed,
+    StreamprocError,
+    UsageError,
+)
 from streamproc.looking import alerts, incidents
 from streamproc.saying import feedback, silence
 
@@ -43,6 +51,9 @@ _CAUSES = ("data", "model", "infra", "traffic", "unknown")
 
 #: The kinds of `streamproc.config.BRIDGES`, which takes too long to load for `--help`.
 BRIDGES = ("alertmanager", "pagerduty", "slack", "webhook", "retrain", "mlflow")
+
+#: Set, it has a crash of a command say all, a record's values too.
+_QUOTING = "STREAMPROC_QUOTE_RECORDS"
 
 #: A command shorter than this needs no progress line.
 _PROGRESS_AFTER_S = 1.0
@@ -95,8 +106,13 @@ def cli() -> None:
       streamproc bridge slack --config worker.yaml   bring its alerts to where people are
 
     \b
-    Exit codes: 0 ok, 1 invalid config, 2 usage, 3 a replay gate failed, 4 broker unreachable.
+    Exit codes: EXIT_CODES
     """
+
+
+cli.help = (cli.help or "").replace(
+    "EXIT_CODES", "\n".join(["", *(f"  {code:3d}  {meaning}" for code, meaning in EXIT_CODES.items())])
+)
 
 
 @cli.command()
@@ -834,8 +850,8 @@ def demo(seconds: int, seed: int) -> None:
     """Watch the worker catch a fault in a live model.
 
     Starts a broker in memory, a worker, and a classifier that serves and learns from a real data set;
-    breaks two of its features on the way; says how long the worker took to tell. Exit code 0 where
-    the fault was caught, else 1.
+    breaks two of its features on the way; says how long the worker took to tell. Exit code 3 where
+    the fault was not caught.
 
     \b
     Examples:
@@ -852,7 +868,7 @@ def demo(seconds: int, seed: int) -> None:
 @click.argument("name", required=False)
 @click.option("--output", "-o", metavar="DIR", help="Write every schema to a file in DIR.")
 @click.option(
-    "--check", "check_dir", metavar="DIR", help="Exit with 1 where the files in DIR are out of step."
+    "--check", "check_dir", metavar="DIR", help="Exit with 3 where the files in DIR are out of step."
 )
 def schema(name: str | None, output: str | None, check_dir: str | None) -> None:
     """Print the JSON Schema of a type, or all of them and the AsyncAPI as files.
@@ -895,7 +911,7 @@ def _check_schemas(files: dict[str, str], folder: Path) -> None:
 
     stale = [file for file, text in files.items() if current(file) != text]
     if stale:
-        raise ConfigError(
+        raise GateFailed(
             f"{folder}: out of step: {', '.join(stale)}; run `streamproc schema --output {folder}`"
         )
     click.echo(f"{folder}: {len(files)} files in step")
@@ -924,6 +940,13 @@ def main(args: list[str] | None = None) -> Any:
     except (KeyboardInterrupt, click.Abort):
         click.echo("interrupted", err=True)
         sys.exit(130)
+    except Exception as e:
+        # A fault of ours. What it says may quote a record, so it is not shown unless asked for.
+        from streamproc.worker.logs import trace
+
+        click.echo(f"error: streamproc has crashed\n{trace(e, quoting=bool(os.environ.get(_QUOTING)))}", err=True)
+        click.echo(f"set {_QUOTING}=1 for the whole message, which may quote a record's values", err=True)
+        sys.exit(CRASHED)
     sys.exit(0)
 
 

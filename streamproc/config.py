@@ -217,6 +217,7 @@ class Worker(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     web_port: Annotated[int, Meta(ge=0, le=65535)] = 6066
     shutdown_grace: Duration = Duration(8_000_000)
     idle_advance: bool = True
+    reload_token: Annotated[str, Meta(min_length=16)] | None = None  # asks for a reload from another machine
     redact: bool = False
 
 

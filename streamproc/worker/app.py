@@ -14,7 +14,7 @@ from faust.web import Request, Response, View
 
 from streamproc.baseline import Table
 from streamproc.config import Config
-from streamproc.worker import driver
+from streamproc.worker import driver, web
 from streamproc.worker.connection import connection, for_aiokafka, for_faust
 from streamproc.worker.engine import Engine
 from streamproc.worker.metrics import Metrics
@@ -182,6 +182,9 @@ def _pages(app: WorkerApp, reload: Callable[[], Awaitable[str]]) -> None:
 
     @app.page("/-/reload")
     class Reload(View):  # type: ignore[misc]
-        async def post(self, request: Request) -> Response:  # noqa: ARG002
+        async def post(self, request: Request) -> Response:
+            token = app.engine.config.worker.reload_token
+            if why := web.refusal(request.remote, request.headers.get("Authorization"), token):
+                return self.text(why + "\n", status=403)
             problem = await reload()
             return self.text((problem or "reloaded") + "\n", status=400 if problem else 200)

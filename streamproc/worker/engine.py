@@ -28,6 +28,7 @@ from streamproc.rules import RuleBook
 from streamproc.unpack import schema_ids
 from streamproc.worker import driver, snapshots
 from streamproc.worker.deadletters import dead_letter
+from streamproc.worker.logs import named
 from streamproc.worker.metrics import Metrics
 from streamproc.worker.registry import Registry
 from streamproc.worker.repartition import Pairs, Repartitioner
@@ -599,7 +600,7 @@ class Engine:
             self.restored_once = True
             log.info("partitions restored", partitions=_names(tps), models=models, seconds=round(took, 2))
         except Exception as e:
-            log.error("state could not be restored", partitions=_names(tps), error=repr(e))
+            log.error("state could not be restored", partitions=_names(tps), error=named(e))
             self._on_fatal(e)
             raise
         finally:

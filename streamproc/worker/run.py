@@ -22,10 +22,11 @@ from aiokafka.errors import KafkaError
 from streamproc import __version__, tables
 from streamproc.baseline import Table
 from streamproc.config import Config
-from streamproc.errors import BrokerUnreachable, StreamprocError
+from streamproc.errors import CRASHED, BrokerUnreachable, StreamprocError
 from streamproc.worker import app as app_module
-from streamproc.worker import topics
+from streamproc.worker import topics, web
 from streamproc.worker.connection import connection
+from streamproc.worker.logs import named
 from streamproc.worker.reloading import Reloader
 from streamproc.worker.repartition import internal_topic
 from streamproc.worker.snapshots import MAX_SNAPSHOT_BYTES
@@ -122,6 +123,7 @@ def run(
     compiling = _into(kernels, functools.partial(compile_kernels, config))
     threading.Thread(target=compiling, name="kernels", daemon=True).start()
     try:
+        web.free("worker.web_port", config.worker.web_host, config.worker.web_port)
         told = tables.read(config, path=path)
         partitions = prepare_topics(config, timeout_s=connect_timeout_s)
     except StreamprocError as e:
@@ -144,6 +146,10 @@ def run(
         except ImportError:
             return asyncio.run(main)
         return uvloop.run(main)
+
+
+def _named(reason: object) -> str:
+    return named(reason) if isinstance(reason, BaseException) else str(reason)
 
 
 def _into(future: Future[None], work: Callable[[], None]) -> Callable[[], None]:
@@ -238,11 +244,14 @@ async def _serve(
             task.cancel()
         if not stop.is_set():
             reason = app.failure.result() if app.failure.done() else app.crash_reason
-            log.error("worker failed; it ends rather than lose records", reason=repr(reason))
-            code = 1
+            log.error("worker failed; it ends rather than lose records", reason=_named(reason))
+            code = reason.exit_code if isinstance(reason, StreamprocError) else CRASHED
+    except StreamprocError as e:
+        log.error("worker failed to start", reason=str(e))
+        code = e.exit_code
     except Exception as e:
-        log.error("worker failed to start", reason=repr(e))
-        code = BrokerUnreachable.exit_code if isinstance(e, ConnectionError | KafkaError) else 1
+        log.error("worker failed to start", reason=named(e))
+        code = BrokerUnreachable.exit_code if isinstance(e, ConnectionError | KafkaError) else CRASHED
     await _stop(app, config, code)
     reloader.stop()
     return code
@@ -269,11 +278,11 @@ async def _stop(app: app_module.WorkerApp, config: Config, code: int) -> None:
             async with asyncio.timeout(grace_s * 0.6):
                 await app.engine.snapshot()
         except Exception as e:
-            log.warning("state was not saved at the end; the next start repeats", error=repr(e))
+            log.warning("state was not saved at the end; the next start repeats", error=named(e))
     try:
         await app.stop()
     except Exception as e:
-        log.warning("did not stop cleanly", error=repr(e))
+        log.warning("did not stop cleanly", error=named(e))
     if app.engine.registry is not None:
         await app.engine.registry.close()
     watchdog.cancel()

@@ -326,6 +326,6 @@ def test_schema_prints_writes_and_checks(tmp_path: Path) -> None:
     assert streamproc("schema", "--check", tmp_path / "s").returncode == 0
     (tmp_path / "s" / "alert.v1.json").write_text("{}")
     stale = streamproc("schema", "--check", tmp_path / "s")
-    assert stale.returncode == 1
+    assert stale.returncode == 3
     assert "out of step: alert.v1.json" in said(stale)
     assert streamproc("schema", "alarm").returncode == 2
