@@ -465,7 +465,10 @@ def _on_retry(attempt: int, wait_s: float, reason: str) -> None:
     help="What goes there; all: alerts and incidents. An incident is the line with an incident_id.",
 )
 @click.option(
-    "--max-alerts", type=click.IntRange(min=0), metavar="N", help="Exit with 3 where more alerts open."
+    "--max-alerts",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="Exit with 3 where more alerts open. Any gate fails where most events could not be scored.",
 )
 @click.option(
     "--expect-alert", multiple=True, metavar="SIGNAL", help="Exit with 3 where none opens on this signal."
@@ -635,6 +638,8 @@ def _summarise(report: Report, seconds: float, config: Config, pipelines: list[P
         say(f"without a time: {report.untimed:,}; taken as a millisecond after the event before")
     if report.outcomes:
         say("labels: " + ", ".join(f"{n:,} {outcome}" for outcome, n in report.outcomes.most_common()))
+    if report.rejected.total() > report.events:
+        say(f"warning: most of {report.lines:,} lines could not be read; see `streamproc explain-record`")
     if warming.models:
         say(f"at the end {warming}")
     say(f"alerts: {report.opened():,} opened")
@@ -674,6 +679,14 @@ def _check_gates(
     causes: tuple[str, ...],
 ) -> None:
     failed = []
+    if max_alerts is None and max_incidents is None and not expected and not causes:
+        return
+    # What was not read cannot have raised an alert: it is no history that a gate may go by.
+    missed, scored = report.rejected.total() + report.refused + report.late, report.events - report.late
+    if scored <= 0:
+        failed.append(f"no event of {report.lines:,} lines could be scored; a gate needs a history")
+    elif missed > scored:
+        failed.append(f"{missed:,} events were refused or late, and only {scored:,} scored; a gate needs most of them")
     if max_alerts is not None and report.opened() > max_alerts:
         failed.append(f"{report.opened()} alerts opened; --max-alerts allows {max_alerts}")
     opened = report.opened_signals()

@@ -80,10 +80,24 @@ class RecordBatch(Struct, frozen=True, gc=False):
         return rest
 
 
+#: Why a record is not read: the words for it in metrics, dead letters and logs, and what each stands for.
+REASONS: dict[str, str] = {
+    "null_value": "the record has no value",
+    "malformed": "not JSON, not UTF-8, or damaged where it is compressed",
+    "schema": "JSON of ours, or of a format that is known, in which a field is missing or of the wrong type",
+    "unknown_format": "no decoder takes it",
+    "unknown_schema": "framed for a schema registry that has no such schema",
+    "too_large": "larger than is read, as it is or decompressed",
+    "too_deep": "nested too deeply",
+    "no_model": "no model is named, and the record has no key",
+    "future_time": "an event further ahead of its record than `max_future`",
+}
+
+
 class Rejected(Struct, frozen=True, gc=False):
     """A record that could not be read: where it stands in its batch, and why.
 
-    error_type is a short stable word for metrics; message says what is wrong, without the payload.
+    error_type is one of `REASONS`; message says what is wrong, without the payload.
     """
 
     row: int

@@ -30,6 +30,7 @@ from streamproc.worker import driver, snapshots
 from streamproc.worker.deadletters import dead_letter
 from streamproc.worker.logs import named
 from streamproc.worker.metrics import Metrics
+from streamproc.worker.refusals import Refusals
 from streamproc.worker.registry import Registry
 from streamproc.worker.repartition import Pairs, Repartitioner
 from streamproc.worker.said import Said
@@ -137,6 +138,8 @@ class Engine:
         self._lock = asyncio.Lock()
         self._interval_s = config.worker.snapshot_interval.us / 1e6
         self._show_budget()
+        metrics.begin(t for t, kind in sources.items() if kind in SOURCES)
+        self._refusals = Refusals()
         self.warming = Warming()
         self._looked_at = -math.inf
         self._told_at = -math.inf
@@ -349,7 +352,9 @@ class Engine:
                     again = self._or_without_value(held.unawaited.pop(), key, whole, headers)
                     held.unawaited.append(asyncio.ensure_future(again))
                 m.dead_letters.labels(reason=rejected.error_type).inc()
+            self._refusals.note(batch, out.rejected, redact=self.config.worker.redact)
             if pipeline.kind != "alerts":  # our own alerts once more are no events
+                m.records.labels(topic=batch.topic).inc(len(batch))
                 m.events.labels(topic=batch.topic).inc(out.events)
                 m.bytes.labels(topic=batch.topic).inc(sum(len(v) for v in batch.values if v is not None))
             if out.misplaced:
@@ -492,6 +497,7 @@ class Engine:
                     passing = asyncio.create_task(self._pass_time(idle))
                 for pair in {self._pair(tp) for tp in self._raw}:
                     await self._send_on(pair)
+                self._refusals.tell(time.monotonic())
                 if time.monotonic() - self._looked_at >= _LOOK_S:
                     await self._look_at_warming()
         finally:

@@ -12,6 +12,7 @@ import click
 import pytest
 
 from streamproc import cli, errors
+from streamproc.events import REASONS
 from streamproc.worker import logs, web
 from tests.core.make import MINIMUM
 from tests.core.test_cli import ROOT, process, said, streamproc
@@ -28,6 +29,11 @@ def test_there_is_one_table_of_exit_codes_and_the_docs_and_the_help_repeat_it() 
     assert {int(code): meaning for code, meaning in rows} == errors.EXIT_CODES
     helped = re.findall(r"^ +(\d+)  (.+)$", said(streamproc("--help")), re.MULTILINE)
     assert {int(code): meaning for code, meaning in helped} == errors.EXIT_CODES
+
+
+def test_the_docs_have_every_reason_for_which_a_record_is_refused() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| (.+) \|$", (ROOT / "docs/operations.md").read_text(), re.MULTILINE)
+    assert dict(rows) == REASONS
 
 
 def test_an_invalid_config_alone_ends_with_1() -> None:

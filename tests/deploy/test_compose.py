@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 import yaml
 
 from streamproc.bridges import metrics as bridge_metrics
+from streamproc.events import REASONS
 from streamproc.worker import child
 from streamproc.worker import metrics as worker_metrics
 from streamproc.worker.connection import Connection
@@ -216,3 +218,35 @@ def test_the_monitors_own_tools_accept_their_files(command: list[str]) -> None:
     command = [str(program), *command[1:]]
     done = subprocess.run(command, cwd=DEPLOY, capture_output=True, text=True, timeout=30, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_rules_fire_when_they_should_and_are_quiet_at_an_empty_start(tmp_path: Path) -> None:
+    try:
+        promtool = debian("prometheus", "promtool")
+    except AlertmanagerUnavailable as reason:
+        pytest.skip(str(reason))
+    for file in (DEPLOY / "alerts.rules.yml", Path(__file__).with_name("rules.test.yml")):
+        shutil.copy(file, tmp_path)
+    command = [str(promtool), "test", "rules", "rules.test.yml"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_every_series_that_a_rule_divides_by_is_there_before_the_first_record() -> None:
+    found = worker_metrics.Metrics()
+    found.begin(["predictions", "labels"])
+    text = found.text().decode()
+    for topic in ("predictions", "labels"):
+        for name in ("events", "source_records", "source_bytes"):
+            assert f'streamproc_{name}_total{{topic="{topic}"}} 0.0' in text
+    for reason in REASONS:
+        assert f'streamproc_dead_letters_total{{reason="{reason}"}} 0.0' in text
+    assert 'streamproc_alerts_total{action="opened",severity="critical"} 0.0' in text
+
+
+def test_every_reason_in_the_code_is_a_known_one() -> None:
+    source = "".join(p.read_text("utf-8") for p in (REPOSITORY / "streamproc").rglob("*.py"))
+    raised = re.findall(r'(?:_UnreadableError|CompressionError)\(\s*"(\w+)"', source)
+    raised += re.findall(r'Rejected\([^"()]*(?:\([^()]*\)[^"()]*)*"(\w+)",', source)
+    assert {"malformed", "too_large", "no_model", "future_time", "unknown_schema"} <= set(raised)
+    assert set(raised) == set(REASONS)

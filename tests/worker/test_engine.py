@@ -514,6 +514,38 @@ def test_the_start_says_when_a_new_model_can_first_alert() -> None:
     assert "prediction_value by drift: 8.4 h" in lines
 
 
+def unreadable(first: int, values: list[bytes]) -> RecordBatch:
+    n = len(values)
+    offsets = list(range(first, first + n))
+    return RecordBatch("in", 0, offsets, [int(START * 1000)] * n, [b"m"] * n, values, [()] * n, first, first - 1)
+
+
+@pytest.mark.parametrize("redact", [False, True])
+def test_the_first_record_of_each_reason_is_logged_and_then_a_count_a_minute(redact: bool) -> None:
+    text = f"version: 1\nkafka: {{brokers: 'b:1', predictions: [in]}}\nworker: {{redact: {str(redact).lower()}}}\n"
+    bench = Bench(rules.parse(text))
+    refusals = bench.engine._refusals
+
+    async def main() -> list[Any]:
+        with structlog.testing.capture_logs() as logs:
+            refusals.tell(0.0)
+            await bench.engine.take(unreadable(0, [b"{", b'{"prediction": "x"', b'{"model": 7}', b"{"]))
+            refusals.tell(59.0)
+            await bench.engine.take(unreadable(4, [b"{"] * 296))
+            refusals.tell(60.0)
+            refusals.tell(120.0)
+        return [line for line in logs if line["log_level"] == "warning"]
+
+    first, second, count = run(main())
+    assert (first["reason"], first["offset"], second["reason"], second["offset"]) == ("malformed", 0, "schema", 2)
+    assert ("why" in first) is not redact
+    assert (count["topic"], count["malformed"], count["schema"], count["of"]) == ("in", 299, 1, 300)
+    text = bench.engine.metrics.text().decode()
+    assert 'streamproc_dead_letters_total{reason="malformed"} 299.0' in text
+    assert 'streamproc_source_records_total{topic="in"} 300.0' in text
+    assert 'streamproc_events_total{topic="in"} 0.0' in text
+
+
 WARMING = rules.parse(
     """
 version: 1
