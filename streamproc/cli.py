@@ -17,6 +17,7 @@ from streamproc.errors import (
     CRASHED,
     EXIT_CODES,
     ConfigError,
+    ConfigIssue,
     GateFailed,
     ReplayGateFailed,
     StreamprocError,
@@ -67,14 +68,29 @@ _config_option = click.option(
 )
 
 
-def _load(path: str | None, env: dict[str, str] | None = None) -> Config:
-    """Return the config at `path`, or the built-in one."""
+def _load(
+    path: str | None, env: dict[str, str] | None = None, *, doubt: Callable[[str], None] | None = None
+) -> Config:
+    """Return the config at `path`, or the built-in one; doubt: told of what is doubtful in it, else stderr."""
     from streamproc import rules
 
     env = dict(os.environ) if env is None else env
     if path is None:
         return rules.parse(DEFAULT_CONFIG, name="<built-in config>", env=env)
-    return rules.load(path, env=env)
+    doubts: list[ConfigIssue] = []
+    config = rules.load(path, env=env, doubts=doubts)
+    for each in doubts:
+        if doubt is None:
+            click.echo(str(each), err=True)
+        else:
+            doubt(str(each))
+    return config
+
+
+def _log_doubt(problem: str) -> None:
+    import structlog
+
+    structlog.get_logger("streamproc.config").warning("config", problem=problem)
 
 
 def _tables(config: Config, path: str | None) -> dict[str, Table]:
@@ -169,7 +185,7 @@ def worker(
         env["KAFKA_BROKERS"] = (
             "127.0.0.1:0"  # a config may ask for it; the broker is started if all else is right
         )
-    config = _load(config_path, env)
+    config = _load(config_path, env, doubt=_log_doubt)
     path = None if config_path is None else Path(config_path)
     from streamproc.worker import run
 
@@ -211,7 +227,9 @@ def worker(
 def check(config_path: str | None, models: tuple[str, ...]) -> None:
     """Check a config and show what it resolves to; no broker is needed.
 
-    Every mistake is listed with its line, and the exit code is then 1.
+    Every mistake is listed with its line, and the exit code is then 1. What is doubtful and not wrong is
+    listed as a warning: signals of topics that are not read, waits shorter than a window, blocks that
+    take back what earlier ones say, and regular expressions where globs belong.
 
     \b
     Examples:
@@ -266,6 +284,9 @@ def _show_rules(config: Config, book: RuleBook, name: str) -> None:
     first = book.for_model(kinds[0], name)
     window, lateness = _length(first.window_us), _length(first.lateness_us)
     click.echo(f"models matching {name}" if "*" in name else f"model {name}")
+    blocks = [(i, b.match.model) for i, b in enumerate(config.models) if b in config.blocks_for(name)]
+    if len(blocks) > 1:
+        click.echo(f"  by {', '.join(f'models[{i}] ({glob})' for i, glob in blocks)}: the later wins, field by field")
     click.echo(f"  windows of {window}, events up to {lateness} late")
     if (budget := config.defaults.budget) is not None:
         click.echo(f"  budget of {budget.false_alerts_per_day:g} false alerts a day over all models")
@@ -285,8 +306,8 @@ def _row(rule: Rule, lateness_us: int) -> tuple[str, ...]:
     if rule.budget is not None:
         limits.append("by budget")
     effects = [f"{rule.min_effect:g}{unit}"] if rule.min_effect else []
-    if rule.spec.relative_effect and rule.detector == rule.spec.detector:
-        effects.append(f"{rule.spec.relative_effect:.0%}")
+    if rule.relative_effect:
+        effects.append(f"{rule.relative_effect * 100:g}%")
     policy = rule.policy
     when = "at once" if policy.n == 1 else f"{policy.k} of {policy.n}"
     if policy.for_us:
@@ -381,7 +402,7 @@ def bridge(
 
     logs.configure(form=log_format, level=log_level)
     env = dict(os.environ)
-    config = _load(config_path, env)
+    config = _load(config_path, env, doubt=_log_doubt)
     from streamproc.bridges import run
 
     grace_s = config.worker.shutdown_grace.us / 1e6

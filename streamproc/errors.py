@@ -63,9 +63,15 @@ class ConfigIssue(Struct, frozen=True):
     path: str
     message: str
 
+    @property
+    def is_warning(self) -> bool:
+        """Whether it is doubtful and not wrong: its code begins with W."""
+        return self.code.startswith("W")
+
     def __str__(self) -> str:
         place = f"{self.file}:{self.line}:{self.column}" if self.line else self.file
-        return f"{place} error {self.code} {self.path}".rstrip() + f"\n  {self.message}"
+        what = "warning" if self.is_warning else "error"
+        return f"{place} {what} {self.code} {self.path}".rstrip() + f"\n  {self.message}"
 
 
 class ConfigError(StreamprocError):

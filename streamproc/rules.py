@@ -18,10 +18,11 @@ from msgspec import Struct
 from detectors import registry
 from detectors.protocol import Detector
 from streamproc import config as config_module
-from streamproc import signals
+from streamproc import sense, signals
 from streamproc.alerts import Policy
 from streamproc.baseline import Table, from_table
-from streamproc.config import Config, ModelBlock, ReferenceRule, Report, Sensitivity, SignalRule
+from streamproc.config import Config, Effect, ModelBlock, ReferenceRule, Report, Sensitivity, SignalRule
+from streamproc.errors import ConfigIssue
 from streamproc.events import lasted
 from streamproc.signals import Kind, SignalSpec
 from streamproc.silences import Silence, Silences
@@ -55,6 +56,7 @@ class Rule(Struct, frozen=True, kw_only=True):
     severity: Literal["critical", "warning", "info"]
     direction: Literal["up", "down", "both"]
     min_effect: float
+    relative_effect: float  # a part of what is expected
     min_samples: int
     shadow: bool
     policy: Policy
@@ -279,6 +281,9 @@ class RuleBook:
         checked = {k_: v for k_, v in params.items() if k_ in found.structural}
         severity = merged.severity or spec.severity
         bounds = _bounds(merged, spec)
+        absolute, relative = None, None
+        if merged.min_effect is not None:
+            absolute, relative = merged.min_effect.to(spec.unit, name=spec.name, share=spec.share)
         return Rule(
             signal=name,
             spec=spec,
@@ -287,11 +292,8 @@ class RuleBook:
             sensitivity=merged.sensitivity or last("sensitivity", defaults.sensitivity),
             severity=severity,
             direction=merged.direction or (spec.direction if detector != "limits" else "both"),
-            min_effect=(
-                merged.min_effect.to(spec.unit, name=spec.name)
-                if merged.min_effect is not None
-                else (spec.min_effect if own else 0.0)
-            ),
+            min_effect=absolute if absolute is not None else (spec.min_effect if own else 0.0),
+            relative_effect=relative if relative is not None else (spec.relative_effect if own else 0.0),
             min_samples=(
                 merged.min_samples
                 if merged.min_samples is not None
@@ -409,14 +411,23 @@ def detectors_of(config: Config) -> list[str]:
     return sorted(found)
 
 
-def load(path: str | Path, *, env: Mapping[str, str]) -> Config:
-    """Read a config and check it down to signals and detectors. Raise `ConfigError`."""
-    return config_module.load(path, env=env, checks=[check])
+def load(path: str | Path, *, env: Mapping[str, str], doubts: list[ConfigIssue] | None = None) -> Config:
+    """Read a config and check it down to signals and detectors; add what is doubtful to `doubts`.
+
+    Raise `ConfigError` with every mistake found.
+    """
+    return config_module.load(path, env=env, checks=[check, sense.check], doubts=doubts)
 
 
-def parse(text: str, *, name: str = "<config>", env: Mapping[str, str] | None = None) -> Config:
-    """Read a config from text and check it down to signals and detectors. Raise `ConfigError`."""
-    return config_module.parse(text, name=name, env=env, checks=[check])
+def parse(
+    text: str,
+    *,
+    name: str = "<config>",
+    env: Mapping[str, str] | None = None,
+    doubts: list[ConfigIssue] | None = None,
+) -> Config:
+    """Read a config from text, as `load` does from a file."""
+    return config_module.parse(text, name=name, env=env, checks=[check, sense.check], doubts=doubts)
 
 
 def check(config: Config, report: Report) -> None:
@@ -471,7 +482,10 @@ def _check_rule(path: str, rule: SignalRule, spec: SignalSpec, report: Report) -
         quantity = getattr(rule, name)
         if quantity is not None:
             try:
-                quantity.to(spec.unit, name=spec.name)
+                if isinstance(quantity, Effect):
+                    quantity.to(spec.unit, name=spec.name, share=spec.share)
+                else:
+                    quantity.to(spec.unit, name=spec.name)
             except ValueError as e:
                 report(f"{path}.{name}", "E012", str(e))
     if _has_limits(rule) and spec.shape in ("vector", "arrivals"):

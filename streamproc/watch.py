@@ -329,7 +329,7 @@ class Watch:
     def _effect(self, values: F64, row: int) -> float:
         """Return how large an excess in the rule's direction is, in effects that just matter; inf where any does."""
         rule = self.rule
-        relative = rule.spec.relative_effect if rule.detector == rule.spec.detector else 0.0
+        relative = rule.relative_effect
         if values.ndim > 1 or (rule.direction == "both" and rule.min_effect == 0.0 and relative == 0.0):
             return math.inf
         evidence = self.detector.explain(row)

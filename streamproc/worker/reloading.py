@@ -13,7 +13,7 @@ from prometheus_client import Gauge
 from streamproc import config as config_module
 from streamproc import rules
 from streamproc.config import Config
-from streamproc.errors import StreamprocError
+from streamproc.errors import ConfigIssue, StreamprocError
 
 log = structlog.get_logger("streamproc.config")
 
@@ -55,7 +55,8 @@ class Reloader:
         async with self._one:
             try:
                 digest = config_module.digest(self.path.read_bytes())
-                config = self.adjust(rules.load(self.path, env=self.env))
+                doubts: list[ConfigIssue] = []
+                config = self.adjust(rules.load(self.path, env=self.env, doubts=doubts))
                 for block in self.fixed:
                     if getattr(config, block) != getattr(self.config, block):
                         raise StreamprocError(f"{self.path}: `{block}` has changed, which needs a restart")
@@ -66,6 +67,8 @@ class Reloader:
                 return f"{e}\nrunning config unchanged (sha {self.digest})"
             self.config, self.digest = config, digest
             self._tell(ok=True)
+            for doubt in doubts:
+                log.warning("config", problem=str(doubt))
             log.info("config reloaded", sha=digest)
             return ""
 
