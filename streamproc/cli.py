@@ -517,15 +517,18 @@ def replay(
 ) -> None:
     """Run the worker's pipeline over a file of events; no broker is needed.
 
-    One event a line, in the order of the log. Alerts come out as JSON lines, and with --show incidents
-    too, each the data of an event the worker would publish; what it came to is said on stderr, the
-    incidents one by one.
+    One event a line, in the order of the log; or a record as `kcat -J` writes it. Records of several
+    partitions, which kcat prints a chunk of each at a time, are put side by side by their times: by
+    the partitions where -J tells them, else by where times jump back for longer; within 100,000 lines.
+
+    Alerts come out as JSON lines, and with --show incidents too, each the data of an event the worker
+    would publish; what it came to is said on stderr, the incidents one by one.
 
     \b
     Examples:
       python examples/make_events.py && streamproc replay -f events.jsonl.gz -c examples/demo.yaml
       streamproc replay --from-file history.jsonl.gz --config worker.yaml --output alerts.jsonl
-      kcat -C -e -t predictions | streamproc replay --from-file -
+      kcat -C -e -J -t predictions | streamproc replay --from-file -
       streamproc replay --from-file quiet-week.jsonl --config new.yaml --max-alerts 5
       streamproc replay --from-file incident.jsonl --config new.yaml --expect-alert latency_p95
       streamproc replay --from-file may.jsonl --labels may-labels.jsonl --config worker.yaml
@@ -536,6 +539,7 @@ def replay(
     from streamproc import signals
     from streamproc.cloudevents import incident_json, to_json
     from streamproc.events import Alert
+    from streamproc.lines import BOUND
     from streamproc.pipeline import warm_up
     from streamproc.replay import JoinedReplay, Page, Replay
     from streamproc.rules import RuleBook
@@ -559,7 +563,7 @@ def replay(
     with contextlib.ExitStack() as files:
         lines = _counted(files.enter_context(_reading(source)), started)
         out = files.enter_context(_writing(output))
-        run = Replay(book, kind=kind) if labels_file is None else JoinedReplay(book)
+        run = Replay(book, kind=kind, bound=BOUND) if labels_file is None else JoinedReplay(book, bound=BOUND)
         if labels_file is not None and isinstance(run, JoinedReplay):
             found = run.run_both(lines, files.enter_context(_reading(labels_file, "--labels")))
         else:
@@ -574,6 +578,15 @@ def replay(
             elif show in ("incidents", "all"):
                 out.write(incident_json(told) + b"\n")
     pipelines = [run.pipeline, *((run.labels.pipeline, run.joins) if isinstance(run, JoinedReplay) else ())]
+    orders = [run.order, *((run.labels.order,) if isinstance(run, JoinedReplay) else ())]
+    if moved := sum(order.moved for order in orders):
+        click.echo(f"put in order: {moved:,} records of several partitions, by their times", err=True)
+    if beyond := sum(order.beyond for order in orders):
+        click.echo(
+            f"warning: {beyond:,} records came more than {BOUND:,} lines too late to be put in order: read a partition "
+            "at a time, or sort the file by time",
+            err=True,
+        )
     _summarise(run.report, time.monotonic() - started, config, pipelines)
     _check_gates(run.report, max_alerts, expect_alert, max_incidents, expect_incident)
 
