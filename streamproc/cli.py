@@ -646,6 +646,7 @@ def _counted(lines: IO[bytes], started: float) -> Iterator[bytes]:
 
 
 def _summarise(report: Report, seconds: float, config: Config, pipelines: list[Pipeline]) -> None:
+    from streamproc.matching import mismatches
     from streamproc.worker.warming import Warming
 
     warming = Warming()
@@ -670,6 +671,11 @@ def _summarise(report: Report, seconds: float, config: Config, pipelines: list[P
         say(f"refused: {report.refused:,}, of models beyond max_series or outside discover.models")
     if report.untimed:
         say(f"without a time: {report.untimed:,}; taken as a millisecond after the event before")
+    by_kind = {p.kind: p.models for p in pipelines}
+    for found in mismatches(by_kind.get("predictions", {}), by_kind.get("labels", {})):
+        say(f"warning: {found.message}")
+    if report.outcomes["unmatched"] > report.outcomes["joined"]:
+        say("warning: most labels found no prediction: is their `prediction_id` the prediction's `id`?")
     if report.outcomes:
         say("labels: " + ", ".join(f"{n:,} {outcome}" for outcome, n in report.outcomes.most_common()))
     if report.rejected.total() > report.events:

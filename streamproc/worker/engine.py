@@ -144,6 +144,7 @@ class Engine:
         self._looked_at = -math.inf
         self._told_at = -math.inf
         self._signals_told: set[str] = set()
+        self._mismatched: set[tuple[str, str]] = set()  # kind and model, of those named
         self._told = (0, 0)  # models that warm up, of how many, as the log has it
         self.compiled: asyncio.Future[None] | None = None  # done once the detectors' loops are ready
         self.restored_once = False
@@ -520,6 +521,24 @@ class Engine:
         self.metrics.partitions.set(len(self._owned))
         return idle
 
+    def _look_at_labels(self) -> None:
+        """Name the models whose labels can agree with no prediction of theirs, once each."""
+        from streamproc.matching import mismatches
+
+        told: dict[str, int] = {"unknown_model": 0, "other_classes": 0}
+        for partition in {tp.partition for tp in self._owned}:
+            sides: dict[str, dict[str, Any]] = {"predictions": {}, "labels": {}}
+            for tp, held in self._owned.items():
+                if tp.partition == partition and held.pipeline.kind in sides:
+                    sides[held.pipeline.kind].update(held.pipeline.models)
+            for found in mismatches(sides["predictions"], sides["labels"]):
+                told[found.kind] += 1
+                if (found.kind, found.model) not in self._mismatched:
+                    self._mismatched.add((found.kind, found.model))
+                    log.warning("labels do not fit", model=found.model, problem=found.message)
+        for kind, count in told.items():
+            self.metrics.mismatched.labels(kind=kind).set(count)
+
     def _show_budget(self) -> None:
         budget = self.config.defaults.budget
         self.metrics.allowed.set(0.0 if budget is None else budget.false_alerts_per_day)
@@ -536,6 +555,7 @@ class Engine:
         for name, (n, _, _) in found.signals.items():
             self.metrics.signals_warming.labels(signal=name).set(n)
         self._signals_told = set(found.signals)
+        self._look_at_labels()
         said = (found.models, found.of)
         # Each step of a fleet that comes up is no news; that it is up is.
         if said != self._told and (not found.models or self._looked_at - self._told_at >= _TELL_S):

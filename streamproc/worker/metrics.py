@@ -60,6 +60,9 @@ class Metrics:
         self.series = gauge("series_active", "Models held in memory.")
         self.warming = gauge("series_warming", "Models of which a signal gives no scores yet.")
         self.signals_warming = gauge("signals_warming", "Series that give no scores yet, by signal.", ("signal",))
+        self.mismatched = gauge(
+            "label_mismatches", "Models whose labels can agree with no prediction of theirs.", ("kind",)
+        )
         self.allowed = gauge(
             "budget_false_alerts_per_day", "False alerts that the config allows all models in a day; 0: no budget."
         )
@@ -83,6 +86,8 @@ class Metrics:
             self.bytes.labels(topic=topic)
         for reason in REASONS:
             self.dead_letters.labels(reason=reason)
+        for kind in ("unknown_model", "other_classes"):
+            self.mismatched.labels(kind=kind)
         for action, severity in itertools.product(_ACTIONS, get_args(Severity)):
             self.alerts.labels(action=action, severity=severity)
             self.pages.labels(action=action, severity=severity)

@@ -27,6 +27,7 @@ from streamproc.worker import app as app_module
 from streamproc.worker import topics, web
 from streamproc.worker.connection import connection
 from streamproc.worker.logs import named
+from streamproc.worker.metrics import Metrics
 from streamproc.worker.reloading import Reloader
 from streamproc.worker.repartition import internal_topic
 from streamproc.worker.snapshots import MAX_SNAPSHOT_BYTES
@@ -148,6 +149,12 @@ def run(
         return uvloop.run(main)
 
 
+def _show_info(metrics: Metrics, digest: str) -> None:
+    """Have `build_info` name the config in force, and no other."""
+    metrics.info.clear()
+    metrics.info.labels(version=__version__, config=digest).set(1)
+
+
 def _named(reason: object) -> str:
     return named(reason) if isinstance(reason, BaseException) else str(reason)
 
@@ -212,7 +219,8 @@ async def _serve(
     reloader.take, reloader.ok = take, app.metrics.reload_ok
     if on_built is not None:
         on_built(app)
-    app.metrics.info.labels(version=__version__, config=reloader.digest).set(1)
+    reloader.taken = functools.partial(_show_info, app.metrics)
+    reloader.taken(reloader.digest)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -44,7 +44,8 @@ def events(partition: int, *, seconds: int = 1800) -> list[tuple[int, bytes]]:
 
 def as_kcat(partition: int, offset: int, at_us: int, value: bytes) -> bytes:
     line = {"topic": "predictions", "partition": partition, "offset": offset, "tstype": "create", "ts": at_us // 1000,
-            "broker": 1, "headers": ["trace", "1", "none", None], "key": f"m{partition}", "payload": value.decode()}  # fmt: skip
+            "broker": 1, "headers": ["trace", "1", "none", None], "key": f"m{partition}",
+            "payload": value.decode()}  # fmt: skip
     return orjson.dumps(line)
 
 
