@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import os
 import sys
 import time
@@ -23,6 +24,7 @@ from streamproc.errors import (
     StreamprocError,
     UsageError,
 )
+from streamproc.letters import dead_letters, explain_record
 from streamproc.looking import alerts, incidents
 from streamproc.saying import feedback, silence
 
@@ -117,16 +119,18 @@ def cli() -> None:
       streamproc score -d spike -i cpu.csv           any detector over any CSV
       streamproc worker --config worker.yaml         run it
       streamproc incidents --config worker.yaml      what is wrong now, and why; `alerts` each by itself
+      streamproc dead-letters --config worker.yaml   which records could not be read
+      streamproc explain-record event.json           what would be read from one
       streamproc silence add --help                  hide alerts for a while
       streamproc feedback --help                     say what an alert was
       streamproc bridge slack --config worker.yaml   bring its alerts to where people are
 
     \b
-    Exit codes: EXIT_CODES
+    Exit codes:EXIT_CODES
     """
 
 
-cli.help = (cli.help or "").replace(
+cli.help = inspect.cleandoc(cli.help or "").replace(
     "EXIT_CODES", "\n".join(["", *(f"  {code:3d}  {meaning}" for code, meaning in EXIT_CODES.items())])
 )
 
@@ -972,6 +976,8 @@ def _check_schemas(files: dict[str, str], folder: Path) -> None:
 
 cli.add_command(alerts)
 cli.add_command(incidents)
+cli.add_command(dead_letters)
+cli.add_command(explain_record)
 cli.add_command(silence)
 cli.add_command(feedback)
 

@@ -30,7 +30,7 @@ EXIT_CODES: dict[int, str] = {
     0: "ok",
     1: "the config is invalid",
     2: "the command line is wrong",
-    3: "a gate failed: of `replay`, of `schema --check`, or the demo's fault was not caught",
+    3: "a gate failed: of `replay` or `schema --check`; `explain-record` refused; the demo missed its fault",
     4: "no broker can be reached, or it turns us away",
     5: "a topic is missing, or the broker refuses to create it",
     6: "a stored state cannot be taken up",
