@@ -57,6 +57,7 @@ _LARGE = 500_000
 #: How often models are looked at for what warms up, and how often the log says so at most.
 _LOOK_S = 5.0
 _TELL_S = 60.0
+_AT_ONCE = 50
 
 #: Nothing read for this long, and nothing left to read: the arrival clock follows the wall clock.
 _IDLE_S = 2.0
@@ -521,7 +522,7 @@ class Engine:
         self.metrics.partitions.set(len(self._owned))
         return idle
 
-    def _look_at_labels(self) -> None:
+    async def _look_at_labels(self) -> None:
         """Name the models whose labels can agree with no prediction of theirs, once each."""
         from streamproc.matching import mismatches
 
@@ -531,11 +532,14 @@ class Engine:
             for tp, held in self._owned.items():
                 if tp.partition == partition and held.pipeline.kind in sides:
                     sides[held.pipeline.kind].update(held.pipeline.models)
-            for found in mismatches(sides["predictions"], sides["labels"]):
-                told[found.kind] += 1
-                if (found.kind, found.model) not in self._mismatched:
-                    self._mismatched.add((found.kind, found.model))
-                    log.warning("labels do not fit", model=found.model, problem=found.message)
+            labels = list(sides["labels"].items())
+            for start in range(0, len(labels), _AT_ONCE):
+                for found in mismatches(sides["predictions"], dict(labels[start : start + _AT_ONCE])):
+                    told[found.kind] += 1
+                    if (found.kind, found.model) not in self._mismatched:
+                        self._mismatched.add((found.kind, found.model))
+                        log.warning("labels do not fit", model=found.model, problem=found.message)
+                await asyncio.sleep(0)
         for kind, count in told.items():
             self.metrics.mismatched.labels(kind=kind).set(count)
 
@@ -555,7 +559,7 @@ class Engine:
         for name, (n, _, _) in found.signals.items():
             self.metrics.signals_warming.labels(signal=name).set(n)
         self._signals_told = set(found.signals)
-        self._look_at_labels()
+        await self._look_at_labels()
         said = (found.models, found.of)
         # Each step of a fleet that comes up is no news; that it is up is.
         if said != self._told and (not found.models or self._looked_at - self._told_at >= _TELL_S):

@@ -557,3 +557,36 @@ defaults:
 """
     + "".join(f'    {name}: {{mode: "off"}}\n' for name in SIGNALS if name not in ("latency", "silence"))
 )
+
+
+def test_labels_that_can_agree_with_no_answer_are_named_once_and_counted() -> None:
+    bench = Bench(WITH_LABELS)
+    tp = TP("labels", 0)
+    bench.engine._kinds["labels"] = "labels"
+    writer = snapshots.Writer(
+        bench.engine._send_snapshot, topic="labels", partition=0, stored=snapshots.Stored(7), snapshot_partition=0
+    )
+    bench.engine._owned[tp] = Owned(tp, bench.engine._pipeline(tp), writer, 0, generation=1)
+
+    def records(topic: str, values: list[bytes]) -> RecordBatch:
+        n = len(values)
+        return RecordBatch(topic, 0, list(range(n)), [int(START * 1000)] * n, [b"m"] * n, values, [()] * n, 0, -1)
+
+    async def main() -> list[Any]:
+        answers = [prediction("m", START + i, prediction={"label": "no" if i % 2 else "yes"}) for i in range(4)]
+        truths = [b'{"prediction_id": "%d", "label": %d, "model": "m"}' % (i, i % 2) for i in range(4)]
+        stray = b'{"prediction_id": "9", "label": 1, "model": "n"}'
+        await bench.engine.take(records("in", answers))
+        await bench.engine.take(records("labels", [*truths, stray]))
+        with structlog.testing.capture_logs() as logs:
+            await bench.engine._look_at_warming()
+            await bench.engine._look_at_warming()
+        return [(line["model"], line["problem"]) for line in logs if line["log_level"] == "warning"]
+
+    (m, of_classes), (n, of_model) = sorted(run(main()))
+    assert (m, n) == ("m", "n")
+    assert "labels of m are `0`, `1`, and its answers" in of_classes
+    assert "labels are of model n, which makes no predictions" in of_model
+    text = bench.engine.metrics.text().decode()
+    assert 'streamproc_label_mismatches{kind="unknown_model"} 1.0' in text
+    assert 'streamproc_label_mismatches{kind="other_classes"} 1.0' in text
