@@ -144,6 +144,7 @@ class ModelState:
         self.behind = -1  # the greatest offset in a window that has closed
         self.origins: dict[int, int] = {}  # greatest offset had from each partition before a re-keying
         self.sent_on = -1  # the last offset whose row was sent on to be joined
+        self._faulty = False  # the window that is closing is of a stretch that nobody takes for normal
         self._outbox: list[bytes] = []
         self._left: list[Alert] = []  # ends of alerts that nothing watches any more, to be told of next
 
@@ -326,9 +327,9 @@ class ModelState:
             self.behind = max(self.behind, window.offset_last)
             # The window in which a model first appeared is not a whole one.
             whole = self.started_us is not None and window.index * self.windows.size_us >= self.started_us
-            faulty = self._is_faulty(window)
+            self._faulty = self._is_faulty(window)
             for aggregate in self._aggregates(window, whole):
-                alerts += self._observe_window(aggregate, end_us, window, faulty=faulty)
+                alerts += self._observe_window(aggregate, end_us, window)
         return alerts
 
     def _is_faulty(self, window: Accumulator) -> bool:
@@ -339,9 +340,7 @@ class ModelState:
     def _aggregates(self, window: Accumulator, whole: bool) -> Iterator[Aggregate]:
         raise NotImplementedError
 
-    def _observe_window(
-        self, aggregate: Aggregate, end_us: int, window: Accumulator, *, faulty: bool = False
-    ) -> list[Alert]:
+    def _observe_window(self, aggregate: Aggregate, end_us: int, window: Accumulator) -> list[Alert]:
         alerts: list[Alert] = []
         n = aggregate.n
         carried = None if aggregate.parts is None else aggregate.carried
@@ -351,7 +350,7 @@ class ModelState:
             # empty window may rest on the same.
             offset, opening = max(window.offset_last, self.behind), window.index
         against = self._against if aggregate.measured else None
-        basis = Basis(n, max(window.offset_last, offset), opening, faulty, carried, against)
+        basis = Basis(n, max(window.offset_last, offset), opening, self._faulty, carried, against)
         for watch in self._watches(aggregate.signal):
             if n >= watch.rule.min_samples:
                 alerts += watch.observe(

@@ -9,6 +9,7 @@ import pytest
 
 from streamproc.decoding import Decoder
 from streamproc.events import Label, Prediction, Telemetry
+from tests.conftest import LONG
 from tests.core.make import batch, config
 from tests.core.test_cli import ROOT, said, streamproc
 
@@ -52,3 +53,8 @@ def test_the_targets_it_names_are_there() -> None:
     makefile = (ROOT / "Makefile").read_text("utf-8")
     for target in set(re.findall(r"`(?:DEMO_SECONDS=\d+ )?make ([\w-]+)`", README)):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+def test_every_test_that_the_quick_run_leaves_out_is_there() -> None:
+    source = "".join(p.read_text("utf-8") for p in (ROOT / "tests").rglob("test_*.py"))
+    assert [name for name in LONG if f"def {name}(" not in source] == []
