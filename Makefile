@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 KAFKA_TESTS ?= -m "not slow"
 
-.PHONY: run test test-slow lint schemas bench clean help
+.PHONY: run test test-quick test-slow lint schemas bench clean help
 
 help:            ## What there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -22,6 +22,9 @@ run: $(STAMP)    ## The whole thing, with an embedded broker: a model served, a 
 
 test: $(STAMP)   ## The tests; those on real Apache Kafka too where Java and Maven are there
 	$(BIN)/python -m pytest $(KAFKA_TESTS)
+
+test-quick: $(STAMP)  ## Those of the core that take no seconds each: less than two minutes
+	$(BIN)/python -m pytest tests/core tests/detectors -m "not kafka and not slow and not long"
 
 test-slow: $(STAMP)  ## The slow proofs: three brokers, chaos over several seeds
 	$(BIN)/python -m pytest -m slow

@@ -6,6 +6,7 @@ integers beyond 64 bits travel as msgpack extension types. Nothing in the bytes 
 
 from __future__ import annotations
 
+import re
 import zlib
 from typing import Any, Final
 
@@ -28,6 +29,9 @@ _BIG_INT: Final = 3
 
 # Counts below this many bytes cost more to squeeze than they save on the wire.
 _SQUEEZE_FROM_BYTES: Final = 512
+
+#: Names of types that are written, as `dtype.str` gives them.
+_DTYPE: Final = re.compile(r"[<>|=][biufcSU]\d{1,9}")
 
 _LEAVES: Final = frozenset({float, str, bytes, bool, type(None)})
 _INT64_MIN: Final = -(2**63)
@@ -126,6 +130,13 @@ def _plain(dtype: np.dtype[Any]) -> np.dtype[Any]:
     return dtype
 
 
+def _named(name: Any) -> np.dtype[Any]:
+    """Return the type of a name that `dtype.str` gave; numpy itself would evaluate a damaged one as Python."""
+    if not isinstance(name, str) or _DTYPE.fullmatch(name) is None:
+        raise ValueError("bad array type")
+    return _plain(np.dtype(name))
+
+
 def _pack_array(array: npt.NDArray[Any]) -> bytes:
     dtype = _plain(array.dtype)
     stored, data, squeezed = array, b"", False
@@ -143,7 +154,7 @@ def _pack_array(array: npt.NDArray[Any]) -> bytes:
 
 def _unpack_array(data: memoryview) -> npt.NDArray[Any]:
     name, shape, stored_name, squeezed, body = _plain_decoder.decode(data)
-    dtype, stored = _plain(np.dtype(name)), _plain(np.dtype(stored_name))
+    dtype, stored = _named(name), _named(stored_name)
     count = 1
     for side in shape:
         if type(side) is not int or side < 0:
@@ -163,7 +174,7 @@ def _decode_other(code: int, data: memoryview) -> Any:
         return _unpack_array(data)
     if code == _SCALAR:
         name, body = _plain_decoder.decode(data)
-        return np.frombuffer(body, dtype=_plain(np.dtype(name)))[0]
+        return np.frombuffer(body, dtype=_named(name))[0]
     if code == _BIG_INT:
         return int.from_bytes(bytes(data), "little", signed=True)
     raise ValueError(f"unknown extension type {code}")

@@ -68,6 +68,7 @@ class Step(Struct, frozen=True, gc=False):
     values: int = 0  # over the limit so far
     weight: int = 0  # of those, in what each stands for
     anew: bool = False  # told of once more as if it opened: nobody was told when it did
+    until_us: int = -1  # when the condition was last met, before what it took to resolve; -1: at `at_us`
 
 
 class Lifecycle:
@@ -104,11 +105,13 @@ class Lifecycle:
         *,
         sizes: F64 | None = None,
         weight: int = 1,
+        opening: int | None = None,
     ) -> list[Step]:
         """Take values in order; return the transitions.
 
         All (n,); `offsets` names the evidence. sizes: how large an excess is, in limits, where the score alone does not
-        tell. weight: how many events each of the values stands for.
+        tell. weight: how many events each of the values stands for. opening: what names an episode that one of them
+        opens, where its offset has named another one before.
         """
         if self.state == "inactive" and not breach.any():
             self.seen += len(breach)
@@ -137,7 +140,7 @@ class Lifecycle:
                 if self.state == "inactive":
                     self.state = "pending"
                     self.since_us = at
-                    self.opening = int(offsets[row])
+                    self.opening = int(offsets[row]) if opening is None else opening
                 self.last_us = at
                 if self.state == "pending" and at - self.since_us >= policy.for_us:
                     self.state = "firing"
@@ -195,7 +198,7 @@ class Lifecycle:
         return self._step(action, row, at_us)
 
     def _resolve(self, row: int, at_us: int) -> Step:
-        step = self._step("resolved", row, at_us)
+        step = structs.replace(self._step("resolved", row, at_us), until_us=self.last_us)
         self.resolved_us = at_us
         self._reset()
         return step

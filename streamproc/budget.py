@@ -73,7 +73,7 @@ def rounded(number: float) -> float:
     Examples
     --------
     >>> [round(rounded(x)) for x in (100, 105, 110, 120)]
-    [108, 108, 108, 128]
+    [108, 108, 128, 128]
     """
     return float(2.0 ** (math.ceil(4.0 * math.log2(number)) / 4.0))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import os
 import sys
 import time
@@ -13,13 +14,24 @@ from typing import IO, TYPE_CHECKING, Any, Literal
 import click
 
 from streamproc import __version__
-from streamproc.errors import ConfigError, ReplayGateFailed, StreamprocError, UsageError
+from streamproc.errors import (
+    CRASHED,
+    EXIT_CODES,
+    ConfigError,
+    ConfigIssue,
+    GateFailed,
+    ReplayGateFailed,
+    StreamprocError,
+    UsageError,
+)
+from streamproc.letters import dead_letters, explain_record
 from streamproc.looking import alerts, incidents
 from streamproc.saying import feedback, silence
 
 if TYPE_CHECKING:
     from streamproc.baseline import Table
     from streamproc.config import Config
+    from streamproc.pipeline import Pipeline
     from streamproc.replay import Report
     from streamproc.rules import Rule, RuleBook
     from streamproc.scoring import Scorer
@@ -43,6 +55,9 @@ _CAUSES = ("data", "model", "infra", "traffic", "unknown")
 #: The kinds of `streamproc.config.BRIDGES`, which takes too long to load for `--help`.
 BRIDGES = ("alertmanager", "pagerduty", "slack", "webhook", "retrain", "mlflow")
 
+#: Set, it has a crash of a command say all, a record's values too.
+_QUOTING = "STREAMPROC_QUOTE_RECORDS"
+
 #: A command shorter than this needs no progress line.
 _PROGRESS_AFTER_S = 1.0
 
@@ -55,14 +70,29 @@ _config_option = click.option(
 )
 
 
-def _load(path: str | None, env: dict[str, str] | None = None) -> Config:
-    """Return the config at `path`, or the built-in one."""
+def _load(
+    path: str | None, env: dict[str, str] | None = None, *, doubt: Callable[[str], None] | None = None
+) -> Config:
+    """Return the config at `path`, or the built-in one; doubt: told of what is doubtful in it, else stderr."""
     from streamproc import rules
 
     env = dict(os.environ) if env is None else env
     if path is None:
         return rules.parse(DEFAULT_CONFIG, name="<built-in config>", env=env)
-    return rules.load(path, env=env)
+    doubts: list[ConfigIssue] = []
+    config = rules.load(path, env=env, doubts=doubts)
+    for each in doubts:
+        if doubt is None:
+            click.echo(str(each), err=True)
+        else:
+            doubt(str(each))
+    return config
+
+
+def _log_doubt(problem: str) -> None:
+    import structlog
+
+    structlog.get_logger("streamproc.config").warning("config", problem=problem)
 
 
 def _tables(config: Config, path: str | None) -> dict[str, Table]:
@@ -89,13 +119,20 @@ def cli() -> None:
       streamproc score -d spike -i cpu.csv           any detector over any CSV
       streamproc worker --config worker.yaml         run it
       streamproc incidents --config worker.yaml      what is wrong now, and why; `alerts` each by itself
+      streamproc dead-letters --config worker.yaml   which records could not be read
+      streamproc explain-record event.json           what would be read from one
       streamproc silence add --help                  hide alerts for a while
       streamproc feedback --help                     say what an alert was
       streamproc bridge slack --config worker.yaml   bring its alerts to where people are
 
     \b
-    Exit codes: 0 ok, 1 invalid config, 2 usage, 3 a replay gate failed, 4 broker unreachable.
+    Exit codes:EXIT_CODES
     """
+
+
+cli.help = inspect.cleandoc(cli.help or "").replace(
+    "EXIT_CODES", "\n".join(["", *(f"  {code:3d}  {meaning}" for code, meaning in EXIT_CODES.items())])
+)
 
 
 @cli.command()
@@ -152,7 +189,7 @@ def worker(
         env["KAFKA_BROKERS"] = (
             "127.0.0.1:0"  # a config may ask for it; the broker is started if all else is right
         )
-    config = _load(config_path, env)
+    config = _load(config_path, env, doubt=_log_doubt)
     path = None if config_path is None else Path(config_path)
     from streamproc.worker import run
 
@@ -194,7 +231,9 @@ def worker(
 def check(config_path: str | None, models: tuple[str, ...]) -> None:
     """Check a config and show what it resolves to; no broker is needed.
 
-    Every mistake is listed with its line, and the exit code is then 1.
+    Every mistake is listed with its line, and the exit code is then 1. What is doubtful and not wrong is
+    listed as a warning: signals of topics that are not read, waits shorter than a window, blocks that
+    take back what earlier ones say, and regular expressions where globs belong.
 
     \b
     Examples:
@@ -237,6 +276,7 @@ _COLUMNS = (
     "limits",
     "when",
     "resolve",
+    "first alert",
 )
 
 
@@ -248,27 +288,30 @@ def _show_rules(config: Config, book: RuleBook, name: str) -> None:
     first = book.for_model(kinds[0], name)
     window, lateness = _length(first.window_us), _length(first.lateness_us)
     click.echo(f"models matching {name}" if "*" in name else f"model {name}")
+    blocks = [(i, b.match.model) for i, b in enumerate(config.models) if b in config.blocks_for(name)]
+    if len(blocks) > 1:
+        click.echo(f"  by {', '.join(f'models[{i}] ({glob})' for i, glob in blocks)}: the later wins, field by field")
     click.echo(f"  windows of {window}, events up to {lateness} late")
     if (budget := config.defaults.budget) is not None:
         click.echo(f"  budget of {budget.false_alerts_per_day:g} false alerts a day over all models")
     for kind in kinds:
-        rows = [_row(r) for rules in book.for_model(kind, name).rules.values() for r in rules]
+        rows = [_row(r, first.lateness_us) for rules in book.for_model(kind, name).rules.values() for r in rules]
         widths = [max(len(r[i]) for r in [_COLUMNS, *rows]) for i in range(len(_COLUMNS))]
-        click.echo(f"\n  {kind} from {', '.join(topics[kind])}")
+        click.echo(f"\n  {kind} from {', '.join(topics[kind])}; the first alert is so long after a model's first event")
         for row in [_COLUMNS, *rows]:
             click.echo("    " + "  ".join(t.ljust(w) for t, w in zip(row, widths, strict=True)).rstrip())
     click.echo("")
 
 
-def _row(rule: Rule) -> tuple[str, ...]:
+def _row(rule: Rule, lateness_us: int) -> tuple[str, ...]:
     unit = "" if rule.spec.unit == "1" else f" {rule.spec.unit}"
     limits = [f"{sign} {rule.params[side]:g}{unit}" for side, sign in (("lower", "<"), ("upper", ">"))
               if rule.detector == "limits" and rule.params.get(side) is not None]  # fmt: skip
     if rule.budget is not None:
         limits.append("by budget")
     effects = [f"{rule.min_effect:g}{unit}"] if rule.min_effect else []
-    if rule.spec.relative_effect and rule.detector == rule.spec.detector:
-        effects.append(f"{rule.spec.relative_effect:.0%}")
+    if rule.relative_effect:
+        effects.append(f"{rule.relative_effect * 100:g}%")
     policy = rule.policy
     when = "at once" if policy.n == 1 else f"{policy.k} of {policy.n}"
     if policy.for_us:
@@ -283,6 +326,7 @@ def _row(rule: Rule) -> tuple[str, ...]:
         ", ".join(limits) or "-",
         when,
         _length(policy.resolve_after_us) if rule.spec.shape != "arrivals" else "next event",
+        rule.first_alert(lateness_us),
     )
 
 
@@ -362,7 +406,7 @@ def bridge(
 
     logs.configure(form=log_format, level=log_level)
     env = dict(os.environ)
-    config = _load(config_path, env)
+    config = _load(config_path, env, doubt=_log_doubt)
     from streamproc.bridges import run
 
     grace_s = config.worker.shutdown_grace.us / 1e6
@@ -446,7 +490,10 @@ def _on_retry(attempt: int, wait_s: float, reason: str) -> None:
     help="What goes there; all: alerts and incidents. An incident is the line with an incident_id.",
 )
 @click.option(
-    "--max-alerts", type=click.IntRange(min=0), metavar="N", help="Exit with 3 where more alerts open."
+    "--max-alerts",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="Exit with 3 where more alerts open. Any gate fails where most events could not be scored.",
 )
 @click.option(
     "--expect-alert", multiple=True, metavar="SIGNAL", help="Exit with 3 where none opens on this signal."
@@ -474,15 +521,18 @@ def replay(
 ) -> None:
     """Run the worker's pipeline over a file of events; no broker is needed.
 
-    One event a line, in the order of the log. Alerts come out as JSON lines, and with --show incidents
-    too, each the data of an event the worker would publish; what it came to is said on stderr, the
-    incidents one by one.
+    One event a line, in the order of the log; or a record as `kcat -J` writes it. Records of several
+    partitions, which kcat prints a chunk of each at a time, are put side by side by their times: by
+    the partitions where -J tells them, else by where times jump back for longer; within 100,000 lines.
+
+    Alerts come out as JSON lines, and with --show incidents too, each the data of an event the worker
+    would publish; what it came to is said on stderr, the incidents one by one.
 
     \b
     Examples:
       python examples/make_events.py && streamproc replay -f events.jsonl.gz -c examples/demo.yaml
       streamproc replay --from-file history.jsonl.gz --config worker.yaml --output alerts.jsonl
-      kcat -C -e -t predictions | streamproc replay --from-file -
+      kcat -C -e -J -t predictions | streamproc replay --from-file -
       streamproc replay --from-file quiet-week.jsonl --config new.yaml --max-alerts 5
       streamproc replay --from-file incident.jsonl --config new.yaml --expect-alert latency_p95
       streamproc replay --from-file may.jsonl --labels may-labels.jsonl --config worker.yaml
@@ -493,6 +543,7 @@ def replay(
     from streamproc import signals
     from streamproc.cloudevents import incident_json, to_json
     from streamproc.events import Alert
+    from streamproc.lines import BOUND
     from streamproc.pipeline import warm_up
     from streamproc.replay import JoinedReplay, Page, Replay
     from streamproc.rules import RuleBook
@@ -516,7 +567,7 @@ def replay(
     with contextlib.ExitStack() as files:
         lines = _counted(files.enter_context(_reading(source)), started)
         out = files.enter_context(_writing(output))
-        run = Replay(book, kind=kind) if labels_file is None else JoinedReplay(book)
+        run = Replay(book, kind=kind, bound=BOUND) if labels_file is None else JoinedReplay(book, bound=BOUND)
         if labels_file is not None and isinstance(run, JoinedReplay):
             found = run.run_both(lines, files.enter_context(_reading(labels_file, "--labels")))
         else:
@@ -530,7 +581,17 @@ def replay(
                     out.write(to_json(told.alert) + b"\n")
             elif show in ("incidents", "all"):
                 out.write(incident_json(told) + b"\n")
-    _summarise(run.report, time.monotonic() - started, config)
+    pipelines = [run.pipeline, *((run.labels.pipeline, run.joins) if isinstance(run, JoinedReplay) else ())]
+    orders = [run.order, *((run.labels.order,) if isinstance(run, JoinedReplay) else ())]
+    if moved := sum(order.moved for order in orders):
+        click.echo(f"put in order: {moved:,} records of several partitions, by their times", err=True)
+    if beyond := sum(order.beyond for order in orders):
+        click.echo(
+            f"warning: {beyond:,} records came more than {BOUND:,} lines too late to be put in order: read a partition "
+            "at a time, or sort the file by time",
+            err=True,
+        )
+    _summarise(run.report, time.monotonic() - started, config, pipelines)
     _check_gates(run.report, max_alerts, expect_alert, max_incidents, expect_incident)
 
 
@@ -588,7 +649,14 @@ def _counted(lines: IO[bytes], started: float) -> Iterator[bytes]:
         click.echo("", err=True)
 
 
-def _summarise(report: Report, seconds: float, config: Config) -> None:
+def _summarise(report: Report, seconds: float, config: Config, pipelines: list[Pipeline]) -> None:
+    from streamproc.matching import mismatches
+    from streamproc.worker.warming import Warming
+
+    warming = Warming()
+    for _ in warming.look(pipelines):
+        pass
+
     def say(text: str) -> None:
         click.echo(text, err=True)
 
@@ -607,8 +675,17 @@ def _summarise(report: Report, seconds: float, config: Config) -> None:
         say(f"refused: {report.refused:,}, of models beyond max_series or outside discover.models")
     if report.untimed:
         say(f"without a time: {report.untimed:,}; taken as a millisecond after the event before")
+    by_kind = {p.kind: p.models for p in pipelines}
+    for found in mismatches(by_kind.get("predictions", {}), by_kind.get("labels", {})):
+        say(f"warning: {found.message}")
+    if report.outcomes["unmatched"] > report.outcomes["joined"]:
+        say("warning: most labels found no prediction: is their `prediction_id` the prediction's `id`?")
     if report.outcomes:
         say("labels: " + ", ".join(f"{n:,} {outcome}" for outcome, n in report.outcomes.most_common()))
+    if report.rejected.total() > report.events:
+        say(f"warning: most of {report.lines:,} lines could not be read; see `streamproc explain-record`")
+    if warming.models:
+        say(f"at the end {warming}")
     say(f"alerts: {report.opened():,} opened")
     for (signal, action), count in sorted(report.alerts.items()):
         say(f"  {signal} {action}: {count:,}")
@@ -646,6 +723,14 @@ def _check_gates(
     causes: tuple[str, ...],
 ) -> None:
     failed = []
+    if max_alerts is None and max_incidents is None and not expected and not causes:
+        return
+    # What was not read cannot have raised an alert: it is no history that a gate may go by.
+    missed, scored = report.rejected.total() + report.refused + report.late, report.events - report.late
+    if scored <= 0:
+        failed.append(f"no event of {report.lines:,} lines could be scored; a gate needs a history")
+    elif missed > scored:
+        failed.append(f"{missed:,} events were refused or late, and only {scored:,} scored; a gate needs most of them")
     if max_alerts is not None and report.opened() > max_alerts:
         failed.append(f"{report.opened()} alerts opened; --max-alerts allows {max_alerts}")
     opened = report.opened_signals()
@@ -822,8 +907,8 @@ def demo(seconds: int, seed: int) -> None:
     """Watch the worker catch a fault in a live model.
 
     Starts a broker in memory, a worker, and a classifier that serves and learns from a real data set;
-    breaks two of its features on the way; says how long the worker took to tell. Exit code 0 where
-    the fault was caught, else 1.
+    breaks two of its features on the way; says how long the worker took to tell. Exit code 3 where
+    the fault was not caught.
 
     \b
     Examples:
@@ -840,7 +925,7 @@ def demo(seconds: int, seed: int) -> None:
 @click.argument("name", required=False)
 @click.option("--output", "-o", metavar="DIR", help="Write every schema to a file in DIR.")
 @click.option(
-    "--check", "check_dir", metavar="DIR", help="Exit with 1 where the files in DIR are out of step."
+    "--check", "check_dir", metavar="DIR", help="Exit with 3 where the files in DIR are out of step."
 )
 def schema(name: str | None, output: str | None, check_dir: str | None) -> None:
     """Print the JSON Schema of a type, or all of them and the AsyncAPI as files.
@@ -883,7 +968,7 @@ def _check_schemas(files: dict[str, str], folder: Path) -> None:
 
     stale = [file for file, text in files.items() if current(file) != text]
     if stale:
-        raise ConfigError(
+        raise GateFailed(
             f"{folder}: out of step: {', '.join(stale)}; run `streamproc schema --output {folder}`"
         )
     click.echo(f"{folder}: {len(files)} files in step")
@@ -891,6 +976,8 @@ def _check_schemas(files: dict[str, str], folder: Path) -> None:
 
 cli.add_command(alerts)
 cli.add_command(incidents)
+cli.add_command(dead_letters)
+cli.add_command(explain_record)
 cli.add_command(silence)
 cli.add_command(feedback)
 
@@ -912,6 +999,13 @@ def main(args: list[str] | None = None) -> Any:
     except (KeyboardInterrupt, click.Abort):
         click.echo("interrupted", err=True)
         sys.exit(130)
+    except Exception as e:
+        # A fault of ours. What it says may quote a record, so it is not shown unless asked for.
+        from streamproc.worker.logs import trace
+
+        click.echo(f"error: streamproc has crashed\n{trace(e, quoting=bool(os.environ.get(_QUOTING)))}", err=True)
+        click.echo(f"set {_QUOTING}=1 for the whole message, which may quote a record's values", err=True)
+        sys.exit(CRASHED)
     sys.exit(0)
 
 

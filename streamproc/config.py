@@ -161,6 +161,46 @@ class Quantity:
         return f"{self.number:g}{self.unit}"
 
 
+class Effect:
+    """The least change that matters, as `check` prints it: `50ms`, `20%` of what is usual, or `50ms and 20%`.
+
+    Of a share `2%` are two points, which is how shares are measured; of anything else a part of the usual value.
+    """
+
+    __slots__ = ("parts",)
+
+    def __init__(self, *parts: Quantity) -> None:
+        self.parts = parts
+
+    @classmethod
+    def parse(cls, text: object) -> Effect:
+        """Read an effect; raise ValueError saying what was meant."""
+        if not isinstance(text, str):
+            return cls(Quantity.parse(text))
+        return cls(*(Quantity.parse(part) for part in re.split(r"\s+and\s+", text.strip())))
+
+    def to(self, unit: str, *, name: str, share: bool) -> tuple[float | None, float | None]:
+        """Return the change in the signal's unit, and as a part of the usual value; None for what is not said.
+
+        Raise ValueError where they do not fit.
+        """
+        absolute: float | None = None
+        relative: float | None = None
+        for part in self.parts:
+            if part.unit == "%" and not share:
+                if relative is not None:
+                    raise ValueError(f'"{self!r}" says twice which part of the usual value')
+                relative = part.number / 100
+            elif absolute is not None:
+                raise ValueError(f'"{self!r}" says twice by how much')
+            else:
+                absolute = part.to(unit, name=name)
+        return absolute, relative
+
+    def __repr__(self) -> str:
+        return " and ".join(map(repr, self.parts))
+
+
 class Kafka(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Where events come from and alerts go."""
 
@@ -220,6 +260,7 @@ class Worker(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     web_port: Annotated[int, Meta(ge=0, le=65535)] = 6066
     shutdown_grace: Duration = Duration(8_000_000)
     idle_advance: bool = True
+    reload_token: Annotated[str, Meta(min_length=16)] | None = None  # asks for a reload from another machine
     redact: bool = False
 
 
@@ -248,7 +289,7 @@ class SignalRule(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     sensitivity: Sensitivity | None = None
     severity: Severity | None = None
     direction: Direction | None = None
-    min_effect: Quantity | None = None
+    min_effect: Effect | None = None
     min_samples: Annotated[int, Meta(ge=0)] | None = None
     for_: Duration | None = field(name="for", default=None)
     resolve_after: Duration | None = None
@@ -526,15 +567,20 @@ Report = Callable[[str, str, str], None]
 Check = Callable[[Config, Report], None]
 
 
-def load(path: str | Path, *, env: Mapping[str, str], checks: Sequence[Check] = ()) -> Config:
-    """Read, check and return the config at `path`. Raise `ConfigError` with every mistake found."""
+def load(
+    path: str | Path, *, env: Mapping[str, str], checks: Sequence[Check] = (), doubts: list[ConfigIssue] | None = None
+) -> Config:
+    """Read, check and return the config at `path`; what is doubtful and not wrong is added to `doubts`.
+
+    Raise `ConfigError` with every mistake found.
+    """
     try:
         text = Path(path).read_text(encoding="utf-8")
     except OSError as e:
         raise ConfigError([ConfigIssue(str(path), 0, 0, "E001", "", f"cannot be read: {e.strerror or e}")]) from None
     except UnicodeDecodeError as e:
         raise ConfigError([ConfigIssue(str(path), 0, 0, "E001", "", f"is not UTF-8 at byte {e.start}")]) from None
-    return parse(text, name=str(path), env=env, checks=checks)
+    return parse(text, name=str(path), env=env, checks=checks, doubts=doubts)
 
 
 def digest(text: str | bytes) -> str:
@@ -548,42 +594,136 @@ def parse(
     name: str = "<config>",
     env: Mapping[str, str] | None = None,
     checks: Sequence[Check] = (),
+    doubts: list[ConfigIssue] | None = None,
 ) -> Config:
-    """Return the config written in `text`; `name` stands for the file in messages."""
-    tree, places = _compose(text, name)
-    problems: list[ConfigIssue] = []
+    """Return the config written in `text`; `name` stands for the file in messages.
+
+    All mistakes are found at once: what is wrong is taken out and the rest is read on, but for what would be said of it
+    only because that is gone.
+    """
+    tree, places, words, problems = _compose(text, name)
+    left_out: list[str] = []  # paths of what was wrong, and is not there to be checked
 
     def report(path: str, code: str, message: str) -> None:
         key = f"{path}\0key"  # a name that is wrong is pointed at itself, not at what it is given
         line, column = places[key] if code in _OF_NAMES and key in places else _place(places, path)
-        problems.append(ConfigIssue(name, line, column, code, path, message))
+        issue = ConfigIssue(name, line, column, code, path, message)
+        if issue not in problems:
+            problems.append(issue)
 
-    tree = _expand(tree, "", env if env is not None else {}, report)
+    def wrong(path: str, code: str, message: str) -> None:
+        left_out.append(path)
+        report(path, code, message)
+
+    tree = _expand(tree, "", env if env is not None else {}, wrong)
     if not isinstance(tree, dict):
         report("", "E003", "a config is a mapping with `version` and `kafka`; this file is empty or a list")
         raise ConfigError(problems)
-    _find_unknown(tree, Config, "", report)
-    if problems:
-        raise ConfigError(problems)
-    try:
-        config = msgspec.convert(tree, Config, dec_hook=_dec_hook)
-    except msgspec.ValidationError as e:
-        message, path = _split_path(str(e))
-        path = _deepest(places, path)
-        report(path, "E010", _friendly(message, _choices(path)))
-        raise ConfigError(problems) from None
-    for check in (_check_kafka, _check_bridges, *checks):
-        check(config, report)
-    if problems:
-        raise ConfigError(problems)
+    tree = _worded({k: v for k, v in tree.items() if not k.startswith("x-")}, Config, "", words)
+    _find_unknown(tree, Config, "", wrong)
+    config = _convert(tree, wrong, left_out)
+
+    def check_report(path: str, code: str, message: str) -> None:
+        # Of what is wrong already, of what is around it and of what is in it nothing is known.
+        if not any(_within(path, gone) or _within(gone, path) for gone in left_out):
+            report(path, code, message)
+
+    if config is not None:
+        for check in (_check_kafka, _check_bridges, *checks):
+            check(config, check_report)
+    errors = [p for p in problems if not p.is_warning]
+    if errors or config is None:
+        raise ConfigError(errors)
+    if doubts is not None:
+        doubts += [p for p in problems if p.is_warning]
     return config
+
+
+def _within(path: str, outer: str) -> bool:
+    return path == outer or outer == "" or path.startswith((f"{outer}.", f"{outer}["))
+
+
+#: What stands for a required value that is missing or wrong, so that the rest can be checked.
+_STAND_INS: dict[str, Any] = {"version": 1, "brokers": "localhost:9092", "match": {}}
+
+_ANY_KAFKA: dict[str, Any] = {"brokers": "localhost:9092", "predictions": ["predictions"]}
+
+#: No file has so many mistakes in its values that each of them is worth naming.
+_MOST_MISTAKES = 100
+
+
+def _convert(tree: dict[str, Any], wrong: Report, left_out: list[str]) -> Config | None:
+    """Return the config of a tree, leaving out what is wrong with it and reporting that; None where none is left.
+
+    left_out: the paths of what is wrong already, of which nothing more is said.
+    """
+    for _ in range(_MOST_MISTAKES):
+        try:
+            return msgspec.convert(tree, Config, dec_hook=_dec_hook)
+        except msgspec.ValidationError as e:
+            message, path = _split_path(str(e))
+            path = _exact(tree, path)
+            missing = re.search(r"missing required field `(\w+)`", message)
+            said = any(_within(path, gone) for gone in left_out if gone)
+            if missing is not None:  # a name that is somewhat wrong is what is missing
+                own = [gone.rpartition(".")[2] for gone in left_out if gone.rpartition(".")[0] == path]
+                said = said or bool(difflib.get_close_matches(missing[1], own, n=1))
+            if not said:
+                wrong(path, "E010", _friendly(message, _choices(path)))
+            if not _leave_out(tree, path, None if missing is None else missing[1]):
+                return None
+    return None
+
+
+def _leave_out(tree: dict[str, Any], path: str, missing: str | None) -> bool:
+    """Take what is at a path out of a tree, or put a stand-in there; return whether anything was changed.
+
+    missing: a required field that what is at the path has not.
+    """
+    keys = _keys(path)
+    at: Any = tree
+    above: list[tuple[Any, Any]] = []
+    for key in keys:
+        above.append((at, key))
+        try:
+            at = at[key]
+        except (KeyError, IndexError, TypeError):
+            return False
+    if missing in _STAND_INS and isinstance(at, dict):
+        at[missing] = _STAND_INS[missing]
+        return True
+    if missing == "kafka" and not keys:
+        at[missing] = dict(_ANY_KAFKA)
+        return True
+    while above:
+        holder, last = above.pop()
+        if last in _STAND_INS:
+            if holder[last] == _STAND_INS[last]:
+                return False
+            holder[last] = _STAND_INS[last]
+            return True
+        if last == "kafka":
+            holder[last] = dict(_ANY_KAFKA)
+            return True
+        if isinstance(holder, list):
+            # Another in its place would move all that follow: their places in the file go by their number.
+            if keys[:1] == ["models"] and len(above) == 1 and holder[last] != {"match": {}}:
+                holder[last] = {"match": {}}
+                return True
+            continue
+        del holder[last]
+        return True
+    return False
 
 
 # ------------------------------------------------------------------- from text to a tree with places
 
 
-def _compose(text: str, name: str) -> tuple[Any, dict[str, tuple[int, int]]]:
-    """Return the plain tree and, for each path in it, line and column (from 1) of its value."""
+def _compose(text: str, name: str) -> tuple[Any, dict[str, tuple[int, int]], dict[str, str], list[ConfigIssue]]:
+    """Return the plain tree, for each path in it line and column (from 1) of its value, words, and what is wrong.
+
+    Words: of each value that YAML takes for true or false, what is written: `off`, `no`.
+    """
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.YAMLError as e:
@@ -593,10 +733,11 @@ def _compose(text: str, name: str) -> tuple[Any, dict[str, tuple[int, int]]]:
         hint = "; indent with spaces, not tabs" if "\\t" in str(problem) else ""
         raise ConfigError([ConfigIssue(name, line, column, "E002", "", f"is not YAML: {problem}{hint}")]) from None
     places: dict[str, tuple[int, int]] = {"": (1, 1)}
-    if node is None:
-        return None, places
-    constructor = yaml.SafeLoader("")
+    words: dict[str, str] = {}
     problems: list[ConfigIssue] = []
+    if node is None:
+        return None, places, words, problems
+    constructor = yaml.SafeLoader("")
 
     above: set[int] = set()
 
@@ -622,25 +763,78 @@ def _compose(text: str, name: str) -> tuple[Any, dict[str, tuple[int, int]]]:
         places[path] = (node.start_mark.line + 1, node.start_mark.column + 1)
         if isinstance(node, yaml.MappingNode):
             out: dict[str, Any] = {}
+            # What is merged in comes first, the first of several over those after it: what is given here goes over it.
+            for key_node, value_node in reversed(node.value):
+                if key_node.tag == _MERGE:
+                    several = value_node.value if isinstance(value_node, yaml.SequenceNode) else [value_node]
+                    for merged in reversed(several):
+                        found = walk(merged, path)
+                        if not isinstance(found, dict):
+                            line, column = merged.start_mark.line + 1, merged.start_mark.column + 1
+                            problem = ConfigIssue(name, line, column, "E002", path, "`<<` merges mappings only")
+                            raise ConfigError([problem])
+                        out.update(found)
+            places[path] = (node.start_mark.line + 1, node.start_mark.column + 1)
+            given: set[str] = set()
             for key_node, value_node in node.value:
-                key = str(scalar(key_node))
-                if key in out:
+                if key_node.tag == _MERGE:
+                    continue
+                # As it is written: `no` is a name like any other.
+                key = str(key_node.value) if isinstance(key_node, yaml.ScalarNode) else str(scalar(key_node))
+                if key in given:
                     line, column = key_node.start_mark.line + 1, key_node.start_mark.column + 1
                     problems.append(
                         ConfigIssue(name, line, column, "E004", f"{path}.{key}".strip("."), "is given twice")
                     )
+                given.add(key)
                 child = f"{path}.{key}" if path else key
+                for known in [p for p in words if _within(p, child)]:
+                    del words[known]
                 out[key] = walk(value_node, child)
                 places[child + "\0key"] = (key_node.start_mark.line + 1, key_node.start_mark.column + 1)
             return out
         if isinstance(node, yaml.SequenceNode):
             return [walk(child, f"{path}[{i}]") for i, child in enumerate(node.value)]
-        return scalar(node)
+        value = scalar(node)
+        if isinstance(value, bool):
+            words[path] = node.value
+        return value
 
-    tree = walk(node, "")
-    if problems:
-        raise ConfigError(problems)
-    return tree, places
+    return walk(node, ""), places, words, problems
+
+
+#: What YAML takes `<<` for.
+_MERGE = "tag:yaml.org,2002:merge"
+
+
+def _worded(tree: Any, kind: Any, path: str, words: Mapping[str, str]) -> Any:
+    """Return a tree in which what is to be a word is the one that is written: `off` is no false, `no` a team's name."""
+    if isinstance(tree, bool):
+        literals = [a for a in _literals(kind) if isinstance(a, str)]
+        word = words.get(path, "")
+        if literals:
+            return next((a for a in literals if a == word.lower()), word)
+        return word if word and str in _leaves(kind) and bool not in _leaves(kind) else tree
+    for kind_ in _struct_types(kind):
+        if isinstance(tree, dict) and isinstance(kind_, tuple):
+            return {k: _worded(v, kind_[0], f"{path}.{k}" if path else k, words) for k, v in tree.items()}
+        if isinstance(tree, list) and isinstance(kind_, list):
+            return [_worded(v, kind_[0], f"{path}[{i}]", words) for i, v in enumerate(tree)]
+        if isinstance(tree, dict) and isinstance(kind_, type):
+            known = _fields_of(kind_)
+            return {
+                k: _worded(v, known[k], f"{path}.{k}" if path else k, words) if k in known else v
+                for k, v in tree.items()
+            }
+    return tree
+
+
+def _leaves(kind: Any) -> set[Any]:
+    """Return the plain types that an annotation allows."""
+    args = getattr(kind, "__args__", ())
+    if getattr(kind, "__origin__", None) in (list, dict, Literal):
+        return set()
+    return {kind} if not args else {leaf for arg in args for leaf in _leaves(arg)}
 
 
 def _expand(tree: Any, path: str, env: Mapping[str, str], report: Report) -> Any:
@@ -675,13 +869,37 @@ def _split_path(message: str) -> tuple[str, str]:
     return (message[: match.start()], match[1]) if match is not None else (message, "")
 
 
-def _deepest(places: Mapping[str, tuple[int, int]], path: str) -> str:
-    """Return msgspec's path with its `[...]` (any key of a mapping) resolved, where only one fits."""
-    if "[...]" not in path:
-        return path
-    pattern = re.compile(re.escape(path).replace(r"\[\.\.\.\]", r"\.([^.\[]+)") + "$")
-    found = [p for p in places if pattern.match(p)]
-    return found[0] if len(found) == 1 else path.split("[...]")[0]
+def _exact(tree: dict[str, Any], path: str) -> str:
+    """Return msgspec's path with its `[...]`, any key of a mapping, resolved to the key that is at fault."""
+    while "[...]" in path:
+        before, _, after = path.partition("[...]")
+        holder: Any = tree
+        try:
+            for key in _keys(before):
+                holder = holder[key]
+        except (KeyError, IndexError, TypeError):  # a name with a dot or a bracket in it
+            return before
+        for key, value in list(holder.items()):
+            kept = dict(holder)
+            holder.clear()
+            holder[key] = value
+            try:
+                msgspec.convert(tree, Config, dec_hook=_dec_hook)
+            except msgspec.ValidationError as e:
+                # All that comes before it is right: what is wrong is here, or in none of this key.
+                if _split_path(str(e))[1] == path:
+                    path = f"{before}.{key}{after}"
+                    break
+            finally:
+                holder.clear()
+                holder.update(kept)
+        else:
+            return before
+    return path
+
+
+def _keys(path: str) -> list[Any]:
+    return [int(i) if i else k for k, i in re.findall(r"([^.\[\]]+)|\[(\d+)\]", path)]
 
 
 def _choices(path: str) -> list[str]:
@@ -739,6 +957,8 @@ def _find_unknown(tree: Any, kind: Any, path: str, report: Report) -> None:
                     near = difflib.get_close_matches(key, known, n=1)
                     hint = f"did you mean `{near[0]}`?" if near else f"known here: {', '.join(sorted(known))}"
                     report(child, "E011", f"there is no `{key}`; {hint}")
+            for key in tree.keys() - known.keys():
+                del tree[key]
 
 
 def _struct_types(kind: Any) -> list[Any]:
@@ -755,7 +975,7 @@ def _struct_types(kind: Any) -> list[Any]:
 
 
 def _dec_hook(kind: type, value: Any) -> Any:
-    if kind in (Duration, Breaches, Moment, Quantity):
+    if kind in (Duration, Breaches, Moment, Quantity, Effect):
         return kind.parse(value)
     raise NotImplementedError(kind)
 

@@ -80,10 +80,24 @@ class RecordBatch(Struct, frozen=True, gc=False):
         return rest
 
 
+#: Why a record is not read: the words for it in metrics, dead letters and logs, and what each stands for.
+REASONS: dict[str, str] = {
+    "null_value": "the record has no value",
+    "malformed": "not JSON, not UTF-8, or damaged where it is compressed",
+    "schema": "JSON of ours, or of a format that is known, in which a field is missing or of the wrong type",
+    "unknown_format": "no decoder takes it",
+    "unknown_schema": "framed for a schema registry that has no such schema",
+    "too_large": "larger than is read, as it is or decompressed",
+    "too_deep": "nested too deeply",
+    "no_model": "no model is named, and the record has no key",
+    "future_time": "an event further ahead of its record than `max_future`",
+}
+
+
 class Rejected(Struct, frozen=True, gc=False):
     """A record that could not be read: where it stands in its batch, and why.
 
-    error_type is a short stable word for metrics; message says what is wrong, without the payload.
+    error_type is one of `REASONS`; message says what is wrong, without the payload.
     """
 
     row: int
@@ -497,6 +511,13 @@ def time_us(value: dt.datetime | float | int) -> int:
         return max(_FIRST_US, min(_LAST_US, int(value) // 1000))
     us = round(value * 1e6) if size < 1e11 else round(value * 1e3) if size < 1e14 else round(value)
     return max(_FIRST_US, min(_LAST_US, us))
+
+
+def lasted(seconds: float) -> str:
+    """Return a length of time as people say it: `45 s`, `12 min`, `3.5 h`; what is shorter than a second, too."""
+    if seconds < 120:
+        return f"{seconds:.0f} s" if seconds >= 1 or seconds == 0 else "less than 1 s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def rfc3339(us: int) -> str:

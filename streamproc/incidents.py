@@ -35,6 +35,7 @@ from streamproc.events import (
     PostMortem,
     SuggestedAction,
     Symptom,
+    lasted,
     rfc3339,
     time_us,
 )
@@ -112,11 +113,18 @@ class _Member(Struct, gc=False, kw_only=True):
     weak: bool = False  # one that rests on too few events to be more than a symptom
     value: float | None = None
     expected: float | None = None
+    until_us: int = -1  # when it was last over its limit, which is before it was resolved; -1: not told
     events: int | None = None  # in values over the limit
     cost: float | None = None  # of these
     features: list[str] = field(default_factory=list)
     upstreams: list[str] = field(default_factory=list)
     version: list[Any] | None = None  # of a change shortly before: to, before, at
+
+    def over_by(self, now_us: int) -> int:
+        """Return when it was last over its limit, or now while it fires."""
+        if self.end_us < 0:
+            return now_us
+        return self.until_us if self.until_us >= 0 else self.end_us
 
 
 class _Open(Struct, kw_only=True):
@@ -131,6 +139,7 @@ class _Open(Struct, kw_only=True):
     first_us: int  # when its first alert opened
     news_us: int  # when an alert of it last opened or was over
     ended_us: int = -1  # when the last of its alerts was over
+    until_us: int = -1  # until when one of its alerts was over its limit; -1: not told
     published_us: int = -1  # -1: not yet confirmed
     steps: int = 0  # published
     rank: int = 0  # the highest severity that an alert began with
@@ -290,6 +299,7 @@ class IncidentState(ModelState):
             weak=_is_weak(alert, group),
             value=alert.value,
             expected=None if alert.expected is None else alert.expected.value,
+            until_us=_until(alert, _us(alert.startsAt)),
             events=None if alert.impact is None else alert.impact.events,
             cost=None if alert.impact is None else alert.impact.cost,
             features=features[:5],
@@ -331,6 +341,7 @@ class IncidentState(ModelState):
 
     def _fold(self, incident: _Open, member: _Member, now_us: int) -> None:
         incident.count += 1
+        incident.until_us = max(incident.until_us, member.until_us)
         incident.started_us = min(incident.started_us, member.start_us)
         if not member.weak:
             incident.rank = max(incident.rank, self._rank(incident, member, now_us))
@@ -368,6 +379,12 @@ class IncidentState(ModelState):
     def _go_on(self, incident: _Open, alert: Alert, at_us: int, now_us: int) -> None:
         """Take the next step of an alert that is part of an incident."""
         member = incident.members.get(alert.episode_id)
+        until_us = _until(alert, _us(alert.startsAt) if member is None else member.start_us)
+        if alert.action == "resolved" and until_us < 0:
+            until_us = at_us
+        incident.until_us = max(incident.until_us, until_us)
+        if member is not None:
+            member.until_us = max(member.until_us, until_us)
         if member is not None and alert.impact is not None:
             member.events = alert.impact.events
             member.cost = alert.impact.cost if alert.impact.cost is not None else member.cost
@@ -396,6 +413,7 @@ class IncidentState(ModelState):
         older.count += younger.count
         older.started_us = min(older.started_us, younger.started_us)
         older.ended_us = max(older.ended_us, younger.ended_us)
+        older.until_us = max(older.until_us, younger.until_us)
         older.rank = max(older.rank, younger.rank)
         older.escalated |= younger.escalated
         if len({m.model for m in older.members.values() if m.group == "silent" and m.end_us < 0}) > 1:
@@ -564,7 +582,9 @@ class IncidentState(ModelState):
         incident.stale, incident.published_us = False, at_us
         members = list(incident.members.values())
         end_us = (incident.ended_us if not incident.firing else at_us) if over else -1
-        impact = self._impact(incident, end_us if over else at_us)
+        # Alerts wait for some time of quiet before they are over, and incidents for more: no part of the fault.
+        until_us = incident.until_us if over and not incident.firing and incident.until_us >= 0 else at_us
+        impact = self._impact(incident, max(until_us, incident.until_us))
         symptoms = [m for m in members if m.fingerprint != verdict.root]
         symptoms.sort(key=lambda m: (-_RANK[m.severity], m.start_us, m.episode_id))
         models = list(incident.models)
@@ -573,7 +593,7 @@ class IncidentState(ModelState):
         if merged_into:
             summary = f"{who}: part of an older incident"
         elif over:
-            summary = f"{who}: over after {_lasted(impact.duration_s)}; {verdict.evidence[0]}; {likely}"
+            summary = f"{who}: over after {lasted(impact.duration_s)}; {verdict.evidence[0]}; {likely}"
         else:
             summary = f"{who}: {verdict.evidence[0]}; {likely}"
         root = next((m for m in members if m.fingerprint == verdict.root), members[0])
@@ -626,7 +646,7 @@ class IncidentState(ModelState):
                         impact=impact,
                         cause=cause,
                         suggested_action=verdict.action,
-                        kpis=_kpis(members, impact, end_us),
+                        kpis=_kpis(members, impact, at_us),
                     )
                     if over and not merged_into
                     else None
@@ -646,7 +666,7 @@ class IncidentState(ModelState):
         cost = sum(costs.values()) if costs else None
         for m in incident.members.values():
             if m.signal == "cost_per_hour" and not m.segment and m.value is not None and m.expected is not None:
-                hours = max(0, (m.end_us if m.end_us >= 0 else until_us) - m.start_us) / 3.6e9
+                hours = max(0, m.over_by(until_us) - m.start_us) / 3.6e9
                 cost = (cost or 0.0) + (m.value - m.expected) * hours
         return IncidentImpact(
             len(incident.models),
@@ -677,6 +697,11 @@ def _us(stamp: str) -> int:
         return time_us(dt.datetime.fromisoformat(stamp))
     except ValueError:
         return 0
+
+
+def _until(alert: Alert, start_us: int) -> int:
+    """Return until when an alert that began then was over its limit, -1 where it does not tell."""
+    return -1 if alert.impact is None else start_us + round(alert.impact.duration_s * 1e6)
 
 
 def _is_weak(alert: Alert, group: causes.Group) -> bool:
@@ -712,12 +737,6 @@ def _nature(m: _Member) -> str:
 def _near(a: Category, b: Category) -> bool:
     """Whether two causes may be those of one incident."""
     return a == b or "unknown" in (a, b) or frozenset({a, b}) in _NEAR
-
-
-def _lasted(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def _shared(members: Iterable[_Member]) -> list[tuple[str, int]]:
@@ -760,18 +779,18 @@ def _timeline(incident: _Open) -> list[Moment]:
     return [Moment(rfc3339(at), what[:300]) for at, _, what in ordered]
 
 
-def _kpis(members: list[_Member], impact: IncidentImpact, end_us: int) -> Kpis:
+def _kpis(members: list[_Member], impact: IncidentImpact, now_us: int) -> Kpis:
     whole = impact.duration_s * 1e6 * max(1, impact.models)
     down: dict[str, float] = {}
     worst: float | None = None
     for m in members:
-        lasted = max(0, (m.end_us if m.end_us >= 0 else end_us) - m.start_us)
+        lasted_us = max(0, m.over_by(now_us) - m.start_us)
         if m.segment:
             continue
         if m.signal == "silence":
-            down[m.model] = max(down.get(m.model, 0.0), float(lasted))
+            down[m.model] = max(down.get(m.model, 0.0), float(lasted_us))
         elif m.signal == "error_rate" and m.value is not None:
-            down[m.model] = max(down.get(m.model, 0.0), lasted * m.value)
+            down[m.model] = max(down.get(m.model, 0.0), lasted_us * m.value)
         if m.group == "quality" and m.value is not None and m.expected is not None:
             less = m.signal.partition(":")[0] in _LESS_IS_WORSE
             above, below = (m.value, m.expected) if less else (m.expected, m.value)

@@ -14,8 +14,8 @@ import click
 import msgspec
 
 from streamproc.config import Config
-from streamproc.errors import BrokerUnreachable, UsageError
-from streamproc.events import Alert, Incident
+from streamproc.errors import BrokerUnreachable, TopicMissing, UsageError
+from streamproc.events import Alert, Incident, lasted
 
 _config = click.option("--config", "-c", "config_path", metavar="FILE", required=True, help="The workers' YAML file.")
 _model = click.option("--model", default="*", show_default=True, metavar="GLOB", help="Which models.")
@@ -55,7 +55,7 @@ def alerts(config_path: str, model: str, signal: str, every: bool, since: str, a
     """
     found = [
         (alert, raw)
-        for alert, raw in _alerts(_load(config_path), since)
+        for alert, raw in _alerts(load(config_path), since)
         if fnmatch.fnmatchcase(alert.labels.get("model", ""), model)
         and fnmatch.fnmatchcase(alert.signal, signal)
         and (every or alert.status == "firing")
@@ -81,7 +81,7 @@ def incidents(config_path: str, number: str, model: str, every: bool, since: str
       streamproc incidents -c worker.yaml 4be1
       streamproc incidents -c worker.yaml --all --since 7d --json
     """
-    config = _load(config_path)
+    config = load(config_path)
     if not config.kafka.incidents:
         raise UsageError(f"kafka.incidents is empty in {config_path}: alerts are not grouped")
     known = _incidents(config, since)
@@ -153,7 +153,7 @@ def _whole(incident: Incident) -> list[str]:
         f"models   {_some(incident.models, incident.more_models)}",
     ]
     impact = incident.impact
-    hit = [_lasted(impact.duration_s)]
+    hit = [lasted(impact.duration_s)]
     hit += [] if impact.predictions is None else [f"{impact.predictions:,} predictions"]
     hit += [] if impact.cost is None else [f"cost {impact.cost:,.2f}"]
     lines.append(f"impact   {', '.join(hit)}")
@@ -185,10 +185,6 @@ def _clock(stamp: str) -> str:
     return f"{stamp[:10]} {stamp[11:16]}Z"
 
 
-def _lasted(seconds: float) -> str:
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
-
-
 def _some(names: Sequence[str], more: int) -> str:
     shown = ", ".join(names[:20])
     more += max(0, len(names) - 20)
@@ -217,7 +213,8 @@ def _raw(found: Sequence[tuple[Any, bytes]]) -> None:
 # ------------------------------------------------------------------------------------------ from Kafka
 
 
-def _load(config_path: str) -> Config:
+def load(config_path: str) -> Config:
+    """Return the config at a path. Raise `ConfigError`."""
     from streamproc import rules
 
     return rules.load(Path(config_path), env=dict(os.environ))
@@ -238,7 +235,7 @@ def _latest(
     decode = msgspec.json.Decoder(kind).decode
     found: dict[str, tuple[T, bytes]] = {}
     seen: set[str] = set()
-    for value in _values(config, topic, since):
+    for value in (record.value for record in records_of(config, topic, since)):
         try:
             event = decode(value)
         except msgspec.MsgspecError:
@@ -250,8 +247,11 @@ def _latest(
     return list(found.values())
 
 
-def _values(config: Config, topic: str, since: str) -> list[bytes]:
-    """Return the records of a topic, those of the last so long, as there are now."""
+def records_of(config: Config, topic: str, since: str, *, empty: bool = False) -> list[Any]:
+    """Return the records of a topic, those of the last so long, as there are now; empty: also those without a value.
+
+    Raise UsageError, TopicMissing and BrokerUnreachable.
+    """
     from aiokafka.errors import KafkaError
 
     from streamproc.config import Duration
@@ -265,19 +265,19 @@ def _values(config: Config, topic: str, since: str) -> list[bytes]:
     conn = connection(config)
     partitions = topics.describe(conn, [topic], timeout_s=20.0).get(topic, 0)
     if not partitions:
-        raise UsageError(f"there is no topic `{topic}` at {config.kafka.brokers}; has a worker run?")
+        raise TopicMissing(f"there is no topic `{topic}` at {config.kafka.brokers}; has a worker run?")
 
-    async def main() -> list[bytes]:
+    async def main() -> list[Any]:
         async with asyncio.timeout(120.0):
             return await _read(for_aiokafka(conn), topic, partitions, back_us)
 
     try:
-        return asyncio.run(main())
+        return [r for r in asyncio.run(main()) if empty or r.value is not None]
     except (KafkaError, OSError, TimeoutError) as e:
         raise BrokerUnreachable(f"{config.kafka.brokers} cannot be asked: {e!r}") from None
 
 
-async def _read(settings: dict[str, Any], topic: str, partitions: int, back_us: int) -> list[bytes]:
+async def _read(settings: dict[str, Any], topic: str, partitions: int, back_us: int) -> list[Any]:
     import aiokafka
     from aiokafka.errors import KafkaError
 
@@ -296,13 +296,13 @@ async def _read(settings: dict[str, Any], topic: str, partitions: int, back_us: 
         for tp in tps:
             at = found.get(tp)
             consumer.seek(tp, begins[tp] if tp not in found else ends[tp] if at is None else at.offset)
-        values: list[bytes] = []
+        found_records: list[Any] = []
         beyond = False
         while True:
             for records in (await consumer.getmany(timeout_ms=500)).values():
-                values += [r.value for r in records if r.value is not None]
+                found_records += records
             if beyond:
-                return values
+                return found_records
             # Once more: the end that a broker in memory tells is that of its last batch but one.
             beyond = all([await consumer.position(tp) >= ends[tp] for tp in tps])
     finally:

@@ -152,8 +152,11 @@ class ModelState:
         self.watches: dict[tuple[str, str], Watch] = {}
         self.silence = [SilenceWatch(r) for r in self.rules.of("silence")]
         self.started_us: int | None = None
+        self.warm = -1  # watches there were when all of them gave scores; -1: not all did
+        self.behind = -1  # the greatest offset in a window that has closed
         self.origins: dict[int, int] = {}  # greatest offset had from each partition before a re-keying
         self.sent_on = -1  # the last offset whose row was sent on to be joined
+        self._faulty = False  # the window that is closing is of a stretch that nobody takes for normal
         self._outbox: list[bytes] = []
         self._taken = Taken()
         self._left: list[Alert] = []  # ends of alerts that nothing watches any more, to be told of next
@@ -263,6 +266,25 @@ class ModelState:
             due += [d + shift for w in self.watches.values() if (d := w.life.due_us()) is not None]
         return min(due)
 
+    def warming(self) -> dict[str, tuple[int, int, int]]:
+        """Return each signal of which a series gives no scores yet: how many, values they need at most, and how long.
+
+        The last in microseconds, 0 where values come as events do. A family's members count under its own name.
+        """
+        found: dict[str, tuple[int, int, int]] = {}
+        watching = len(self.watches) + len(self.silence)
+        if self.warm == watching:  # what has begun to score goes on
+            return found
+        left = [(w.rule, w.detector.warming()) for w in self.watches.values()]
+        left += [(s.rule, s.detector.warming()) for s in self.silence]
+        for rule, values in left:
+            if values:
+                name = rule.signal.partition(":")[0]
+                n, most, longest_us = found.get(name, (0, 0, 0))
+                found[name] = (n + 1, max(most, values), max(longest_us, values * rule.window_us))
+        self.warm = -1 if found else watching
+        return found
+
     def keeps_us(self, idle_ttl_us: int) -> int:
         """Return how long the model is kept without a record."""
         return idle_ttl_us
@@ -276,6 +298,7 @@ class ModelState:
         if not fresh:
             return []
         self.feedback_seen = fresh[-1][0]
+        self.warm = -1  # a verdict may have a detector begin anew
         now_us = self.windows.progress_us or self.last_arrival_us
         named = {watch.fingerprint(self.subject): watch for watch in self.watches.values()}
         silent = {watch.fingerprint(self.subject): watch for watch in self.silence}
@@ -323,11 +346,18 @@ class ModelState:
         alerts: list[Alert] = []
         for window in self.windows.close():
             end_us = (window.index + 1) * self.windows.size_us
+            self.behind = max(self.behind, window.offset_last)
             # The window in which a model first appeared is not a whole one.
             whole = self.started_us is not None and window.index * self.windows.size_us >= self.started_us
+            self._faulty = self._is_faulty(window)
             for aggregate in self._aggregates(window, whole):
                 alerts += self._observe_window(aggregate, end_us, window)
         return alerts
+
+    def _is_faulty(self, window: Accumulator) -> bool:
+        """Whether a window is of a stretch that nobody takes for normal, and that nothing begins to learn from."""
+        del window
+        return False
 
     def _aggregates(self, window: Accumulator, whole: bool) -> Iterator[Aggregate]:
         raise NotImplementedError
@@ -336,8 +366,13 @@ class ModelState:
         alerts: list[Alert] = []
         n = aggregate.n
         carried = None if aggregate.parts is None else aggregate.carried
-        basis = Basis(n, window.offset_last, carried, self._against if aggregate.measured else None)
-        offset = window.offset_first if window.offset_first >= 0 else window.index
+        offset, opening = window.offset_first, None
+        if offset < 0:
+            # Without an event of its own the window rests on the last record before it. That names no episode: another
+            # empty window may rest on the same.
+            offset, opening = max(window.offset_last, self.behind), window.index
+        against = self._against if aggregate.measured else None
+        basis = Basis(n, max(window.offset_last, offset), opening, self._faulty, carried, against)
         for watch in self._watches(aggregate.signal):
             if n >= watch.rule.min_samples:
                 alerts += watch.observe(
@@ -410,6 +445,7 @@ class ModelState:
                 del self.watches[signal, detector]
             else:
                 watch.adopt(rule)
+        self.warm = -1
         wanted = self.rules.of("silence")
         if len(wanted) == len(self.silence):
             for silence, rule in zip(self.silence, wanted, strict=True):
@@ -425,6 +461,7 @@ class ModelState:
             "budget": [self.allotted, self.allowed_per_day],
             "feedback": self.feedback_seen,
             "sent_on": self.sent_on,
+            "behind": self.behind,
             "origins": [list(o) for o in sorted(self.origins.items())],
             "window_us": self.windows.size_us,
             "windows": self.windows.snapshot(),
@@ -440,6 +477,7 @@ class ModelState:
         self.feedback_seen = tree["feedback"]
         self.origins = {int(p): int(o) for p, o in tree["origins"]}
         self.sent_on = tree.get("sent_on", -1)  # states of before have none
+        self.behind = tree.get("behind", -1)  # likewise
         self._restore_own(tree["own"])
         if tree["window_us"] == self.windows.size_us:
             self.windows.restore(tree["windows"])

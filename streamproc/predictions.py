@@ -206,6 +206,15 @@ class PredictionState(ModelState):
             alerts += part.feedback(verdicts, clock_us)
         return alerts
 
+    def warming(self) -> dict[str, tuple[int, int, int]]:
+        """Return each signal of which a series gives no scores yet, those of segments too."""
+        found = super().warming()
+        for part in self.parts.values():
+            for name, (n, most, longest_us) in part.warming().items():
+                before = found.get(name, (0, 0, 0))
+                found[name] = (before[0] + n, max(before[1], most), max(before[2], longest_us))
+        return found
+
     def _watching(self) -> int:
         return super()._watching() + sum(p._watching() for p in self.parts.values())
 
@@ -559,6 +568,17 @@ class PredictionState(ModelState):
                 window.errors_by = {}
             name = self.errors.note(names[code])
             window.errors_by[name] = window.errors_by.get(name, 0) + count
+
+    def _is_faulty(self, window: Accumulator) -> bool:
+        if not window.errors:
+            return False
+        share = window.errors / window.count
+        for rule in self.rules.of("error_rate"):
+            watch = self.watches.get(("error_rate", rule.detector))
+            never = rule.never if watch is None or watch.absolute else None
+            if window.count >= rule.min_samples and any(b is not None and share >= b for b in (never, rule.upper)):
+                return True
+        return False
 
     def _aggregates(self, window: Accumulator, whole: bool) -> Iterator[Aggregate]:
         n, answered = window.count, window.count - window.errors

@@ -299,7 +299,7 @@ def psi(reference: I64, window: I64) -> F64:
     --------
     >>> import numpy as np
     >>> psi(np.array([[500, 500]]), np.array([[500, 500], [900, 100]])).round(2)
-    array([0.  , 0.88])
+    array([0.  , 0.87])
     """
     p, q, k, n, m = _shares(*np.broadcast_arrays(reference, window))
     found = ((p - q) * np.log(p / q)).sum(axis=1)

@@ -1,7 +1,8 @@
 """The worker's pipeline over history: lines in; alerts, incidents and a report out; pure.
 
-One line is one record, and its number its offset; the order of the lines is the order of the log.
-A line is an event, or a record written out as `{"key": …, "value": {…}, "timestamp": …, "headers": {…}}`.
+One line is one record, and its number its offset; the order of the lines is the order of the log, but for those of
+several partitions, which are put side by side by their times (`lines`). A line is an event, or a record written out as
+`{"key": …, "value": {…}, "timestamp": …, "headers": {…}}` or as `kcat -J` does.
 
 Incidents are made of the alerts as the worker makes them, each alert a record of the time it tells of. In which
 order models' alerts come out of one batch depends on how lines are cut into batches. So they are gathered over a
@@ -20,7 +21,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct, field
 
-from streamproc import coercion
+from streamproc import coercion, lines
 from streamproc.cloudevents import to_json
 from streamproc.events import FLEET_KEY, Alert, Category, Header, Incident, RecordBatch, Time, time_us
 from streamproc.pipeline import Output, Pipeline
@@ -108,7 +109,7 @@ _inner = msgspec.json.Decoder(_Envelope).decode
 
 
 #: A record's number, its time in milliseconds, key, value and headers.
-Record = tuple[int, int, bytes | None, bytes, list[Header]]
+Record = lines.Row
 
 
 class Page(Struct, frozen=True):
@@ -153,9 +154,12 @@ def _made(out: Output) -> list[Incident | Page]:
 
 
 class Replay:
-    """One file's worth of one kind of event, through one pipeline."""
+    """One file's worth of one kind of event, through one pipeline.
 
-    def __init__(self, book: RuleBook, *, kind: SourceKind) -> None:
+    bound: lines kept to put those of several partitions in order; 0: all are taken as they come, at once.
+    """
+
+    def __init__(self, book: RuleBook, *, kind: SourceKind, bound: int = 0) -> None:
         topics: list[str] = getattr(book.config.kafka, kind)
         self.pipeline = Pipeline(book, kind=kind, topic=topics[0] if topics else kind)
         self.report = Report()
@@ -163,8 +167,10 @@ class Replay:
         self._ungrouped: list[Alert] = []
         self._maps_time = "time" in book.config.fields.get(kind, {})
         self._clock_ms = 0
+        self._next = 0  # offset
+        self.order = lines.InOrder(bound=bound)
 
-    def run(self, lines: Iterable[bytes], *, batch_lines: int = BATCH_LINES) -> Iterator[Alert | Incident | Page]:
+    def run(self, text: Iterable[bytes], *, batch_lines: int = BATCH_LINES) -> Iterator[Alert | Incident | Page]:
         """Yield the alerts that lines bring, as they come, the incidents and the pages; blank lines are passed over.
 
         Alerts of rules in shadow mode are counted and not yielded. What is still open at the last
@@ -172,7 +178,7 @@ class Replay:
         """
         rows: list[Record] = []
         left = _STRETCH
-        for row in self.records(lines):
+        for row in self.records(text):
             rows.append(row)
             left -= 1
             if len(rows) >= batch_lines or not left:
@@ -185,20 +191,35 @@ class Replay:
             yield from self._told(self.pipeline, self.process(rows))
         yield from self._grouped(end_us=self.pipeline.clock_us)
 
-    def records(self, lines: Iterable[bytes]) -> Iterator[Record]:
-        """Yield lines as records; blank ones are passed over."""
-        for number, line in enumerate(lines):
-            text = line.strip()
-            if text:
-                yield (number, *self._record(text))
+    def records(self, text: Iterable[bytes]) -> Iterator[Record]:
+        """Yield lines as records, in the order of a log; blank ones are passed over."""
+        return self.order.take(self._placed(text))
+
+    def _placed(self, text: Iterable[bytes]) -> Iterator[tuple[int | None, Record]]:
+        """Yield lines as records, each with its partition where it tells that."""
+        for number, raw in enumerate(text):
+            line = raw.strip()
+            if not line:
+                continue
+            found = lines.of_kcat(line)
+            if found is None:
+                yield None, (number, *self._record(line))
+            else:
+                ms = self._record(found.value or b"")[0] if found.ms is None else self._stamp(found.ms)
+                yield found.partition, (number, ms, found.key, found.value, found.headers)
 
     def process(self, rows: list[Record]) -> Output:
         """Take records, and count what comes of them."""
-        offsets, stamps, keys, values, headers = map(list, zip(*rows, strict=True))
+        numbers, stamps, keys, values, headers = map(list, zip(*rows, strict=True))
+        # A log's offsets rise; a line that was moved has that of where it has come to.
+        offsets = []
+        for number in numbers:
+            offsets.append(max(self._next, number))
+            self._next = offsets[-1] + 1
         out = self.pipeline.process(
             RecordBatch(self.pipeline.topic, 0, offsets, stamps, keys, values, headers)
         )
-        self._count(out, len(rows))
+        self._count(out, numbers)
         return out
 
     def _told(self, pipeline: Pipeline, out: Output) -> Iterator[Alert]:
@@ -229,16 +250,16 @@ class Replay:
                 self.report.pages["digests" if one.alert.signal == "digest" else "alerts"] += 1
             yield one
 
-    def _count(self, out: Output, lines: int) -> None:
+    def _count(self, out: Output, numbers: list[int]) -> None:
         report = self.report
-        report.lines += lines
+        report.lines += len(numbers)
         report.events += out.events
         report.late += out.late
         report.refused += out.refused
         report.models.update(self.pipeline.models)
         for rejected in out.rejected:
             report.rejected[rejected.error_type] += 1
-            report.examples.setdefault(rejected.error_type, (rejected.offset + 1, rejected.message))
+            report.examples.setdefault(rejected.error_type, (numbers[rejected.row] + 1, rejected.message))
 
     def _record(self, text: bytes) -> tuple[int, bytes | None, bytes, list[Header]]:
         """Return record time in milliseconds, key, value and headers of one line."""
@@ -296,9 +317,9 @@ class JoinedReplay(Replay):
     The files are read side by side, by the times of their records.
     """
 
-    def __init__(self, book: RuleBook) -> None:
-        super().__init__(book, kind="predictions")
-        self.labels = Replay(book, kind="labels")
+    def __init__(self, book: RuleBook, *, bound: int = 0) -> None:
+        super().__init__(book, kind="predictions", bound=bound)
+        self.labels = Replay(book, kind="labels", bound=bound)
         self.labels.report, self.labels.grouping = self.report, self.grouping
         self.joins = Pipeline(book, kind="quality", topic=book.config.kafka.joins_topic() or "joins")
         config = book.config
@@ -311,7 +332,7 @@ class JoinedReplay(Replay):
     ) -> Iterator[Alert | Incident | Page]:
         """Yield the alerts that two files of lines bring, as they come, the incidents and the pages."""
         sides = ((self, predictions), (self.labels, labels))
-        merged = heapq.merge(*(_ordered(side, lines) for side, lines in sides), key=itemgetter(0))
+        merged = heapq.merge(*(_ordered(side, text) for side, text in sides), key=itemgetter(0))
         asked: list[Record] = []
         told: list[Record] = []
         last = 0
@@ -349,10 +370,10 @@ class JoinedReplay(Replay):
             self.report.outcomes += out.outcomes
             yield from self._told(self.joins, out)
 
-def _ordered(side: Replay, lines: Iterable[bytes]) -> Iterator[tuple[int, Replay, Record]]:
+def _ordered(side: Replay, text: Iterable[bytes]) -> Iterator[tuple[int, Replay, Record]]:
     """Yield records with the latest time up to each, which never goes back."""
     latest = 0
-    for row in side.records(lines):
+    for row in side.records(text):
         latest = max(latest, row[1])
         yield latest, side, row
 

@@ -18,11 +18,12 @@ from msgspec import Struct
 from detectors import registry
 from detectors.protocol import Detector
 from streamproc import config as config_module
-from streamproc import signals
+from streamproc import sense, signals
 from streamproc.alerts import Policy
 from streamproc.baseline import Table, from_table
-from streamproc.config import Config, ModelBlock, ReferenceRule, Report, Sensitivity, SignalRule
-from streamproc.events import Label, Prediction, Telemetry
+from streamproc.config import Config, Effect, ModelBlock, ReferenceRule, Report, Sensitivity, SignalRule
+from streamproc.errors import ConfigIssue
+from streamproc.events import Label, Prediction, Telemetry, lasted
 from streamproc.field_map import path_parts, target_problem, unit_problem
 from streamproc.signals import Kind, SignalSpec
 from streamproc.silences import Silence, Silences
@@ -56,6 +57,7 @@ class Rule(Struct, frozen=True, kw_only=True):
     severity: Literal["critical", "warning", "info"]
     direction: Literal["up", "down", "both"]
     min_effect: float
+    relative_effect: float  # a part of what is expected
     min_samples: int
     shadow: bool
     policy: Policy
@@ -65,12 +67,34 @@ class Rule(Struct, frozen=True, kw_only=True):
     dashboard: str
     environment: str
     cost_per_affected: float | None
+    window_us: int  # of a value of a window; 0 where a value is an event's own
+    never: float | None  # from where on a value is an anomaly, whatever was learned
+    lower: float | None  # limits that an operator set; what is beyond them no detector begins to learn from
+    upper: float | None
     structure: str  # equal for two rules whose learned state is interchangeable
     params_hash: str
 
     def build(self, *, columns: int, seed: int) -> Detector:
         """Make this rule's detector, knowing nothing yet."""
         return registry.create(self.detector, self.params, columns=columns, sensitivity=self.sensitivity, seed=seed)
+
+
+    def warm_up(self) -> int:
+        """Return how many values of a new series give no score."""
+        return self.build(columns=1, seed=0).warming()
+
+    def first_alert(self, lateness_us: int) -> str:
+        """Return in words when a new series can first alert, counted from its first event."""
+        values = self.warm_up() + self.policy.k
+        waited_us = self.policy.for_us
+        if self.spec.shape == "window":
+            after = lasted((values * self.window_us + lateness_us + waited_us) / 1e6)
+            if self.never is not None:
+                soon = lasted((self.policy.k * self.window_us + lateness_us + waited_us) / 1e6)
+                after += f"; {soon} from {self.never:g} on"
+            return after
+        what = "events" if self.spec.shape in ("arrivals", "vector") else "values"
+        return f"{values} {what}" + (f" and {lasted(waited_us / 1e6)}" if waited_us else "")
 
 
 class Measure(Struct, frozen=True):
@@ -191,23 +215,24 @@ class RuleBook:
                     wanted.setdefault(name.removesuffix(":*"), spec)
         rules: dict[str, list[Rule]] = {}
         for name, spec in wanted.items():
-            merged = _merge(
-                [layer[n] for layer, _ in layers for n in (spec.name, f"{spec.name}:*", name) if n in layer]
-                if name != spec.name
-                else [layer[n] for layer, _ in layers for n in (spec.name, f"{spec.name}:*") if n in layer]
-            )
-            if merged.mode == "off" or (merged.mode is None and merged.detector is None and not spec.on):
-                if _has_limits(merged):
-                    rules[name] = [self._limits(name, spec, merged, last)]
-                continue
-            params = dict(merged.params) or (dict(spec.params) if merged.detector in (None, spec.detector) else {})
-            if spec.name == "silence" and silence_after is not None and "timeout_s" not in params:
-                params["timeout_s"] = silence_after.us / 1e6
-            rules[name] = [self._rule(name, spec, merged, merged.detector or spec.detector, params, last)]
-            if merged.detector is None:
-                rules[name] += [self._rule(name, spec, merged, channel, {}, last) for channel in spec.channels]
-            if _has_limits(merged):
-                rules[name].append(self._limits(name, spec, merged, last))
+            keys = dict.fromkeys((spec.name, f"{spec.name}:*", name))
+            merged, beside = _apart([layer[n] for layer, _ in layers for n in keys if n in layer], spec)
+            watching: list[Rule] = []
+            if merged.mode != "off" and (merged.mode is not None or merged.detector is not None or spec.on):
+                params = dict(merged.params) or (dict(spec.params) if merged.detector in (None, spec.detector) else {})
+                if spec.name == "silence" and silence_after is not None and "timeout_s" not in params:
+                    params["timeout_s"] = silence_after.us / 1e6
+                watching.append(self._rule(name, spec, merged, merged.detector or spec.detector, params, last))
+                if merged.detector is None:
+                    channels = (c for c in spec.channels if c not in beside)
+                    watching += [self._rule(name, spec, merged, channel, {}, last) for channel in channels]
+            watching += [self._rule(name, spec, each, d, dict(each.params), last) for d, each in beside.items()]
+            # One limit for a signal: the live one where there is one, else what a shadow rule says.
+            limited = next((each for each in (merged, *beside.values()) if _has_limits(each)), None)
+            if limited is not None:
+                watching.append(self._limits(name, spec, limited, last))
+            if watching:
+                rules[name] = watching
         labels = [defaults.labels, *(b.labels for b in blocks)]
         delays = [w.max_delay.us for w in labels if w.max_delay is not None]
         limits = [w.max_outstanding for w in labels if w.max_outstanding is not None]
@@ -239,11 +264,7 @@ class RuleBook:
         )
 
     def _limits(self, name: str, spec: SignalSpec, merged: SignalRule, last: Any) -> Rule:
-        params = {
-            side: quantity.to(spec.unit, name=spec.name)
-            for side, quantity in (("upper", merged.upper_limit), ("lower", merged.lower_limit))
-            if quantity is not None
-        }
+        params = {side: bound for side, bound in _bounds(merged, spec).items() if bound is not None}
         merged = msgspec.structs.replace(
             merged, direction="both", min_effect=None, severity=merged.severity or "critical"
         )
@@ -264,6 +285,10 @@ class RuleBook:
             k, n = 1, 1
         checked = {k_: v for k_, v in params.items() if k_ in found.structural}
         severity = merged.severity or spec.severity
+        bounds = _bounds(merged, spec)
+        absolute, relative = None, None
+        if merged.min_effect is not None:
+            absolute, relative = merged.min_effect.to(spec.unit, name=spec.name, share=spec.share)
         return Rule(
             signal=name,
             spec=spec,
@@ -272,11 +297,8 @@ class RuleBook:
             sensitivity=merged.sensitivity or last("sensitivity", defaults.sensitivity),
             severity=severity,
             direction=merged.direction or (spec.direction if detector != "limits" else "both"),
-            min_effect=(
-                merged.min_effect.to(spec.unit, name=spec.name)
-                if merged.min_effect is not None
-                else (spec.min_effect if own else 0.0)
-            ),
+            min_effect=absolute if absolute is not None else (spec.min_effect if own else 0.0),
+            relative_effect=relative if relative is not None else (spec.relative_effect if own else 0.0),
             min_samples=(
                 merged.min_samples
                 if merged.min_samples is not None
@@ -305,6 +327,11 @@ class RuleBook:
             dashboard=last("dashboard", ""),
             environment=last("env", ""),
             cost_per_affected=last("cost_per_affected", None),
+            window_us=window_us if spec.shape == "window" else 0,
+            # Who sets a limit himself means that one.
+            never=None if _has_limits(merged) or detector == "limits" else spec.never,
+            lower=bounds["lower"],
+            upper=bounds["upper"],
             structure=_hash([detector, sorted(checked.items()), window_us if spec.shape == "window" else 0]),
             params_hash=_hash([detector, sorted(params.items())]),
         )
@@ -324,8 +351,42 @@ def _merge(layers: list[SignalRule]) -> SignalRule:
     return merged
 
 
+def _apart(layers: list[SignalRule], spec: SignalSpec) -> tuple[SignalRule, dict[str, SignalRule]]:
+    """Merge what is said of a signal, the later over the earlier; return the rule, and rules to run beside it.
+
+    A detector that is named with `mode: shadow` runs beside those that are live, by name; it replaces none, and only
+    where it is itself the live one does it go into the shadow. What is said without a detector is said of both.
+    """
+    live, beside = SignalRule(), dict[str, SignalRule]()
+    for layer in layers:
+        named = layer.detector
+        if layer.mode == "shadow" and named is not None and named != (live.detector or spec.detector):
+            beside[named] = _merge([beside.get(named) or _without_detector(live), layer])
+        elif named in beside and layer.mode != "on":
+            assert named is not None
+            beside[named] = _merge([beside[named], layer])
+        else:
+            if named is not None and (promoted := beside.pop(named, None)) is not None:
+                live = _merge([live, promoted])
+            live = _merge([live, layer])
+            common = _without_detector(msgspec.structs.replace(layer, mode=None))
+            beside = {d: _merge([each, common]) for d, each in beside.items() if layer.mode != "off"}
+    return live, {d: each for d, each in beside.items() if each.mode != "off"}
+
+
+def _without_detector(rule: SignalRule) -> SignalRule:
+    """Return what a rule says whatever the detector."""
+    return msgspec.structs.replace(rule, detector=None, params={}, upper_limit=None, lower_limit=None)
+
+
 def _has_limits(rule: SignalRule) -> bool:
     return rule.upper_limit is not None or rule.lower_limit is not None
+
+
+def _bounds(rule: SignalRule, spec: SignalSpec) -> dict[str, float | None]:
+    """Return the limits that a rule sets, in the signal's unit."""
+    said = {"lower": rule.lower_limit, "upper": rule.upper_limit}
+    return {side: None if limit is None else limit.to(spec.unit, name=spec.name) for side, limit in said.items()}
 
 
 def _hash(value: Any) -> str:
@@ -355,14 +416,23 @@ def detectors_of(config: Config) -> list[str]:
     return sorted(found)
 
 
-def load(path: str | Path, *, env: Mapping[str, str]) -> Config:
-    """Read a config and check it down to signals and detectors. Raise `ConfigError`."""
-    return config_module.load(path, env=env, checks=[check, _check_fields])
+def load(path: str | Path, *, env: Mapping[str, str], doubts: list[ConfigIssue] | None = None) -> Config:
+    """Read a config and check it down to signals and detectors; add what is doubtful to `doubts`.
+
+    Raise `ConfigError` with every mistake found.
+    """
+    return config_module.load(path, env=env, checks=[check, _check_fields, sense.check], doubts=doubts)
 
 
-def parse(text: str, *, name: str = "<config>", env: Mapping[str, str] | None = None) -> Config:
-    """Read a config from text and check it down to signals and detectors. Raise `ConfigError`."""
-    return config_module.parse(text, name=name, env=env, checks=[check, _check_fields])
+def parse(
+    text: str,
+    *,
+    name: str = "<config>",
+    env: Mapping[str, str] | None = None,
+    doubts: list[ConfigIssue] | None = None,
+) -> Config:
+    """Read a config from text, as `load` does from a file."""
+    return config_module.parse(text, name=name, env=env, checks=[check, _check_fields, sense.check], doubts=doubts)
 
 
 def check(config: Config, report: Report) -> None:
@@ -439,7 +509,10 @@ def _check_rule(path: str, rule: SignalRule, spec: SignalSpec, report: Report) -
         quantity = getattr(rule, name)
         if quantity is not None:
             try:
-                quantity.to(spec.unit, name=spec.name)
+                if isinstance(quantity, Effect):
+                    quantity.to(spec.unit, name=spec.name, share=spec.share)
+                else:
+                    quantity.to(spec.unit, name=spec.name)
             except ValueError as e:
                 report(f"{path}.{name}", "E012", str(e))
     if _has_limits(rule) and spec.shape in ("vector", "arrivals"):

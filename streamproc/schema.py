@@ -16,7 +16,7 @@ import msgspec
 from msgspec import NODEFAULT, Meta, Struct
 
 from streamproc import __version__, cloudevents
-from streamproc.config import Breaches, Config, Duration, Kafka, Moment, Quantity
+from streamproc.config import Breaches, Config, Duration, Effect, Kafka, Moment, Quantity
 from streamproc.events import Alert, Feedback, Incident, Label, Prediction, RetrainRequest, Telemetry
 
 BASE = "https://streamproc.dev/schemas/"
@@ -41,6 +41,14 @@ _WRITTEN: dict[Any, Any] = {
             description="A number with a unit, such as 50ms.",
         ),
     ],
+    Effect: float
+    | Annotated[
+        str,
+        Meta(
+            pattern=r"^\s*\d+(\.\d+)?\s*[a-zA-Z%{}]*(\s+and\s+\d+(\.\d+)?\s*[a-zA-Z%{}]*)?\s*$",
+            description="A change with its unit, a part of what is usual, or both: 50ms, 20%, 50ms and 20%.",
+        ),
+    ],
 }
 
 #: What a reader of alerts may count on, though it equals its default.
@@ -62,8 +70,13 @@ def schemas() -> dict[str, dict[str, Any]]:
         "alert.v1": _of(Alert, "alert.v1", _alert_needs),
         "retrain-request.v1": _of(RetrainRequest, "retrain-request.v1"),
         "incident.v1": _of(Incident, "incident.v1", _incident_needs),
-        "config.v1": _of(_written(Config), "config.v1"),
+        "config.v1": _of(_written(Config), "config.v1", _config_needs),
     }
+
+
+def _config_needs(root: dict[str, Any]) -> None:
+    """Allow what a file keeps for its anchors."""
+    root["patternProperties"] = {"^x-": {"description": "Yours: for anchors, and for other programs."}}
 
 
 def _text(tree: dict[str, Any]) -> str:
@@ -152,7 +165,7 @@ def _written_struct(kind: type[Struct]) -> type[Struct]:
     fields: list[Any] = []
     for f in msgspec.structs.fields(kind):
         default: Any = f.default
-        if isinstance(default, Duration | Breaches | Quantity):
+        if isinstance(default, Duration | Breaches | Effect | Quantity):
             default = repr(default)
         how = {"default": default} if default is not NODEFAULT else {}
         if f.default_factory is not NODEFAULT:

@@ -38,7 +38,8 @@ class SignalSpec(Struct, frozen=True, kw_only=True):
     direction, min_effect and the rest say what is worth waking somebody for; a change of theirs
     never touches what was learned. channels: further detectors, each with its own limit and alert,
     unless a config names one. family: the name is followed by `:` and a label or a metric. samples: how many times
-    `min_samples` events a window's value rests on, that is to count; 0 where it is no estimate from a sample.
+    `min_samples` events a window's value rests on, that is to count; 0 where it is no estimate from a sample. never:
+    from where on a value is an anomaly whatever was learned, while a detector warms up too.
     """
 
     name: str
@@ -62,6 +63,7 @@ class SignalSpec(Struct, frozen=True, kw_only=True):
     channels: tuple[str, ...] = ()
     family: bool = False
     share: bool = False  # never above 1
+    never: float | None = None
 
 
 _ALL: tuple[Kind, ...] = ("predictions", "telemetry", "labels")
@@ -270,6 +272,7 @@ SIGNALS: dict[str, SignalSpec] = {
             severity="critical",
             category="infra",
             share=True,
+            never=0.5,
         ),
         SignalSpec(
             name="error_share",

@@ -144,8 +144,17 @@ def build_alert(
     )
 
 
+def _lasted_s(rule: Rule, step: Step) -> float:
+    """Return how long a fault has lasted, or did: from its first value over the limit to its last, in seconds.
+
+    A value of a window stands for all of it. What an alert waits for after that, lest it flap, is no part of the fault.
+    """
+    until_us = step.at_us if step.until_us < 0 else step.until_us
+    return (max(0, until_us - step.started_us) + rule.window_us) / 1e6
+
+
 def _impact(rule: Rule, step: Step, effect: float | None) -> Impact:
-    lasted_s = max(0, step.at_us - step.started_us) / 1e6
+    lasted_s = _lasted_s(rule, step)
     cost: float | None = None
     if effect is not None and rule.signal == "cost_per_hour":
         cost = effect * lasted_s / 3600.0
@@ -186,14 +195,15 @@ def _what_is(
     what = f"{subject.model} ({subject.segment})" if subject.segment else subject.model
     what += f": {rule.signal}"
     if step.action == "resolved":
-        return f"{what} is back to normal after {amount((step.at_us - step.started_us) / 1e6, 's')}"
+        lasted_s = _lasted_s(rule, step)
+        return f"{what} is back to normal after {amount(lasted_s, 's') if lasted_s else 'a single value'}"
     unit = rule.spec.unit
     if rule.spec.shape == "arrivals":
         return f"{what}: no event for {amount(value or 0.0, 's')}"
     if value is None:
         carried = ", ".join(f"{s.feature} {s.share:.0%}" for s in attribution[:3])
         return f"{what}: {rule.spec.summary}" + (f"; carried by {carried}" if carried else "")
-    lasted = "" if step.action == "opened" else f" after {amount((step.at_us - step.started_us) / 1e6, 's')} still"
+    lasted = "" if step.action == "opened" else f" after {amount(_lasted_s(rule, step), 's')} still"
     text = f"{what}{lasted} is {amount(value, unit)}"
     if evidence.side and evidence.lower is not None and evidence.upper is not None:
         text = f"{what}{lasted}: {evidence.note}; it was {_band(evidence.lower, evidence.upper, unit, of=value)}"

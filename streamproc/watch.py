@@ -36,12 +36,15 @@ _NUMBERS_OVER = 640
 class Basis(Struct, frozen=True):
     """What a window's value rests on; of a single event's value there is no more to say than its offset.
 
-    n and last_offset: how many events, and the last of them. carried: tells which features carry the value, against:
-    what it is measured by; both are asked only for an alert.
+    n and last_offset: how many events, and the last of them. opening: what names an episode that the value opens, where
+    its offset does not. faulty: it is of a stretch in which the model was out of order. carried: tells which features
+    carry the value, against: what it is measured by; both are asked only for an alert.
     """
 
     n: int | None = None
     last_offset: int | None = None
+    opening: int | None = None
+    faulty: bool = False
     carried: Callable[[], list[Share]] | None = None
     against: Callable[[], str] | None = None
 
@@ -63,6 +66,7 @@ class Watch:
         self.version: str | None = None  # of the model when the episode opened: labels are identity
         self.muted = ""  # the silence for which nobody was told of the episode yet
         self.expected = ""  # the operator's word for which nobody is told any more of it
+        self.absolute = True  # what is never normal by itself is not: no operator has said otherwise
         self.tolerance = 1.0  # by how much operators have raised the limit
         self.last_peak = 0.0  # of the episode before
         self.kept: list[tuple[float, int]] = []  # values and times of the episode, the latest
@@ -137,9 +141,11 @@ class Watch:
             self.tolerance = raised(before, peak)
             self.last_peak = peak * before / self.tolerance  # as it would score now: said twice, it is the same
             self._learn_undamped()
+            self.absolute = False
             steps = self.life.end(now_us)
         elif verdict.verdict == "ANOMALY_NEW_TREND":
             self.detector = self.rule.build(columns=max(1, len(self.columns)), seed=0)
+            self.absolute = False
             if self.kept:
                 values, times = zip(*self.kept, strict=True)
                 self.detector.score(np.array(values), np.array(times, np.int64))
@@ -174,29 +180,83 @@ class Watch:
         basis: Basis,
     ) -> list[Alert]:
         """Observe values as if there were no silences."""
-        scores = self.detector.score(values, times)
-        if self.tolerance != 1.0:
-            scores = scores / self.tolerance
+        beyond = self._beyond(values)
+        if beyond is None:
+            return self._show(subject, values, times, offsets, versions, basis)
+        alerts: list[Alert] = []
+        for key, run in itertools.groupby(range(len(values)), beyond.__getitem__):
+            rows = list(run)
+            own = slice(rows[0], rows[-1] + 1)
+            said = versions[own] if versions else ()
+            alerts += self._show(subject, values[own], times[own], offsets[own], said, basis, beyond=bool(key))
+        return alerts
+
+    def _beyond(self, values: F64) -> npt.NDArray[np.bool_] | None:
+        """Return which values are beyond a limit that holds whatever was learned, None where none needs a look."""
+        rule = self.rule
+        never = rule.never if self.absolute else None
+        if values.ndim > 1 or (never is None and rule.lower is None and rule.upper is None):
+            return None
+        if never is None and not self.detector.warming():
+            return None
+        found = np.zeros(len(values), np.bool_)
+        for bound in (never, rule.upper):
+            if bound is not None:
+                found |= values >= bound
+        if rule.lower is not None:
+            found |= values <= rule.lower
+        return found if found.any() else None
+
+    def _show(
+        self,
+        subject: Subject,
+        values: F64,
+        times: I64,
+        offsets: I64,
+        versions: Sequence[str | None],
+        basis: Basis,
+        *,
+        beyond: bool = False,
+    ) -> list[Alert]:
+        """Show the detector values, and see what comes of it; beyond: all are beyond a limit that always holds."""
+        never = self.rule.never if beyond and self.absolute else None
+        # What nobody takes for normal is nothing to begin to learn from.
+        scores = self._scores(values, times, learn=not (beyond or basis.faulty))
         breach = scores >= 1.0  # nan, while warming up, is not
+        own = breach.copy()
         sizes = scores
-        if not breach.any():
-            if self.life.state == "inactive":
-                self.life.seen += len(breach)
-                return []
-        else:
+        if breach.any():
             sizes = scores.copy()
             for row in np.nonzero(breach)[0].tolist():
                 effect = self._effect(values, row)
                 breach[row], sizes[row] = effect >= 1.0, min(sizes[row], effect)
-        steps = self.life.observe(breach, scores, times, offsets, sizes=sizes, weight=basis.n or 1)
+        if never is not None:
+            scores = np.fmax(scores, values / never)
+            sizes = np.fmax(sizes, scores)
+            own &= breach
+            breach[:] = True
+        if not breach.any() and self.life.state == "inactive":
+            self.life.seen += len(breach)
+            return []
+        steps = self.life.observe(
+            breach, scores, times, offsets, sizes=sizes, weight=basis.n or 1, opening=basis.opening
+        )
         self._keep(values, times, breach, steps)
         self._keep_over(values, times, breach)
         alerts = []
         for step in steps:
             if step.action == "opened":
                 self.version = versions[step.row] if versions else None
-            alerts.append(self._alert(subject, step, values, scores, basis))
+            evidence = Evidence(upper=never) if never is not None and step.row >= 0 and not own[step.row] else None
+            alerts.append(self._alert(subject, step, values, scores, basis, evidence))
         return alerts
+
+    def _scores(self, values: F64, times: I64, *, learn: bool) -> F64:
+        """Return the detector's scores; it learns the values, but for those that it is not to begin with."""
+        if not learn and self.detector.warming():
+            return np.full(len(values), np.nan)
+        scores = self.detector.score(values, times)
+        return scores if self.tolerance == 1.0 else scores / self.tolerance
 
     def _keep(self, values: F64, times: I64, breach: npt.NDArray[np.bool_], steps: list[Step]) -> None:
         """Remember the values of the episode, from its first over the limit on."""
@@ -269,7 +329,7 @@ class Watch:
     def _effect(self, values: F64, row: int) -> float:
         """Return how large an excess in the rule's direction is, in effects that just matter; inf where any does."""
         rule = self.rule
-        relative = rule.spec.relative_effect if rule.detector == rule.spec.detector else 0.0
+        relative = rule.relative_effect
         if values.ndim > 1 or (rule.direction == "both" and rule.min_effect == 0.0 and relative == 0.0):
             return math.inf
         evidence = self.detector.explain(row)
@@ -291,11 +351,12 @@ class Watch:
         values: F64 | None = None,
         scores: F64 | None = None,
         basis: Basis = _OF_EVENTS,
+        why: Evidence | None = None,
     ) -> Alert:
         shown = step.action != "resolved"
         evidence, value = Evidence(), None
         if shown and values is not None and step.row >= 0:
-            evidence = self.detector.explain(step.row)
+            evidence = self.detector.explain(step.row) if why is None else why
             value = float(values[step.row]) if values.ndim == 1 else None
         score = float(scores[step.row]) if shown and scores is not None else step.peak
         return build_alert(
@@ -336,6 +397,7 @@ class Watch:
             "budgeted": self.budgeted,
             "told": [self.muted, self.expected, self.tolerance, self.last_peak, [list(k) for k in self.kept]],
             "over": [list(o) for o in self.over],
+            "absolute": self.absolute,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -347,6 +409,7 @@ class Watch:
         self.muted, self.expected, self.tolerance, self.last_peak, kept = state["told"]
         self.kept = [(value, at) for value, at in kept]
         self.over = [(value, at) for value, at in state.get("over", ())]  # states of before have none
+        self.absolute = state.get("absolute", True)  # likewise
         if self.rule.budget is not None:
             self._budget(state["budgeted"])
 

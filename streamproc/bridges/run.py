@@ -23,11 +23,13 @@ from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
 from streamproc.bridges import sinks, steps
 from streamproc.bridges.metrics import Metrics
 from streamproc.config import Bridge, Config
-from streamproc.errors import BrokerUnreachable, StreamprocError, UsageError
+from streamproc.errors import CRASHED, BrokerUnreachable, PortTaken, StreamprocError, UsageError
 from streamproc.events import RecordBatch, Rejected
 from streamproc.worker import topics
+from streamproc.worker import web as web_pages
 from streamproc.worker.connection import connection, for_aiokafka
 from streamproc.worker.deadletters import dead_letter
+from streamproc.worker.logs import named
 from streamproc.worker.reloading import Reloader
 
 log = structlog.get_logger("streamproc.bridge")
@@ -158,8 +160,8 @@ async def _serve(config: Config, settings: Settings, path: Path | None, env: Map
             stopping.cancel()
             reloader.stop()
             if process.failure.done():
-                log.error("bridge failed; it ends rather than lose records", reason=repr(process.failure.result()))
-                return 1
+                log.error("bridge failed; it ends rather than lose records", reason=named(process.failure.result()))
+                return CRASHED
             log.info("stopping", grace_s=settings.grace_s)
             await process.finish()
     except StreamprocError as e:
@@ -565,7 +567,10 @@ class BridgeProcess(aiokafka.ConsumerRebalanceListener):  # type: ignore[misc]
                 return web.Response(text=text, status=503)
             return web.Response(text="ready\n")
 
-        async def reload(_: web.Request) -> web.Response:
+        async def reload(request: web.Request) -> web.Response:
+            token = self.config.worker.reload_token
+            if why := web_pages.refusal(request.remote, request.headers.get("Authorization"), token):
+                return web.Response(text=why + "\n", status=403)
             problem = await self._reload()
             return web.Response(text=(problem or "reloaded") + "\n", status=400 if problem else 200)
 
@@ -581,7 +586,7 @@ class BridgeProcess(aiokafka.ConsumerRebalanceListener):  # type: ignore[misc]
             await web.TCPSite(runner, self.settings.web_host, self.settings.web_port).start()
         except OSError as e:
             address = f"{self.settings.web_host}:{self.settings.web_port}"
-            raise UsageError(f"--web-port: {address} cannot be had: {e.strerror or e}") from e
+            raise PortTaken(f"--web-port: {address} cannot be had ({e.strerror or e}); name another port") from e
         self.port = self.settings.web_port
 
 

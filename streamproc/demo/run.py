@@ -23,7 +23,7 @@ from rich.markup import escape
 
 from streamproc import rules
 from streamproc.demo import feeder
-from streamproc.errors import StreamprocError
+from streamproc.errors import GateFailed, StreamprocError
 from streamproc.worker import child, logs
 from streamproc.worker.embedded import EmbeddedBroker
 
@@ -277,4 +277,4 @@ def _summary(console: Console, tally: Tally, *, scored: float, seconds: int) -> 
         )
     else:
         console.print("[bold red]missed[/]    no alert after the fault")
-    return 0 if caught else 1
+    return 0 if caught else GateFailed.exit_code

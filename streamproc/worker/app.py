@@ -14,7 +14,7 @@ from faust.web import Request, Response, View
 
 from streamproc.baseline import Table
 from streamproc.config import Config
-from streamproc.worker import driver
+from streamproc.worker import driver, web
 from streamproc.worker.connection import connection, for_aiokafka, for_faust
 from streamproc.worker.engine import Engine
 from streamproc.worker.metrics import Metrics
@@ -178,10 +178,13 @@ def _pages(app: WorkerApp, reload: Callable[[], Awaitable[str]]) -> None:
 
     @app.page("/-/ready")
     async def ready(view: View, request: Request) -> Response:  # noqa: ARG001
-        return text(view, "ready") if app.engine.ready else text(view, "restoring", 503)
+        return text(view, f"ready\n{app.engine.warming}") if app.engine.ready else text(view, "restoring", 503)
 
     @app.page("/-/reload")
     class Reload(View):  # type: ignore[misc]
-        async def post(self, request: Request) -> Response:  # noqa: ARG002
+        async def post(self, request: Request) -> Response:
+            token = app.engine.config.worker.reload_token
+            if why := web.refusal(request.remote, request.headers.get("Authorization"), token):
+                return self.text(why + "\n", status=403)
             problem = await reload()
             return self.text((problem or "reloaded") + "\n", status=400 if problem else 200)

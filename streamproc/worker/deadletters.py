@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from streamproc.events import RecordBatch, Rejected
+from collections.abc import Sequence
+
+from streamproc.events import Header, RecordBatch, Rejected
+
+#: Headers that say how a record is written and nothing of what it holds: their values stay where a letter is redacted.
+_OF_FORM = frozenset({"content-type", "content-encoding", "ce_specversion", "ce_type", "ce_datacontenttype"})
 
 
 def dead_letter(
@@ -10,11 +15,13 @@ def dead_letter(
 ) -> tuple[bytes | None, bytes | None, list[tuple[str, bytes]]]:
     """Return key, value and headers of the dead letter for one rejected record.
 
-    Key, value and the original headers are the record's own bytes. With `redact`, the message, which
-    may quote a field's name, is left out.
+    Key, value and the original headers are the record's own bytes. With `redact` none of them goes along: no key, no
+    value, of headers their names, and no message, which may quote what the record holds. Where it was read stays, and
+    so who may read that topic finds it; and its size, in bytes.
     """
     row = rejected.row
-    headers = [(k, v if v is not None else b"") for k, v in batch.headers[row]]
+    key, value = batch.keys[row], batch.values[row]
+    headers = _redacted(batch.headers[row]) if redact else [(k, v or b"") for k, v in batch.headers[row]]
     headers += [
         ("error.type", rejected.error_type.encode()),
         ("__streams.errors.exception", b"streamproc.events.Rejected"),
@@ -23,4 +30,12 @@ def dead_letter(
         ("__streams.errors.partition", str(batch.partition).encode()),
         ("__streams.errors.offset", str(rejected.offset).encode()),
     ]
-    return batch.keys[row], batch.values[row], headers
+    if not redact:
+        return key, value, headers
+    sizes = [(name, part) for name, part in (("key", key), ("value", value)) if part is not None]
+    headers += [(f"streamproc.redacted.{name}.bytes", str(len(part)).encode()) for name, part in sizes]
+    return None, None, headers
+
+
+def _redacted(headers: Sequence[Header]) -> list[tuple[str, bytes]]:
+    return [(k, (v or b"") if k.lower() in _OF_FORM else b"") for k, v in headers]

@@ -28,10 +28,13 @@ from streamproc.rules import RuleBook
 from streamproc.unpack import schema_ids
 from streamproc.worker import driver, snapshots
 from streamproc.worker.deadletters import dead_letter
+from streamproc.worker.logs import named
 from streamproc.worker.metrics import Metrics
+from streamproc.worker.refusals import Refusals
 from streamproc.worker.registry import Registry
 from streamproc.worker.repartition import Pairs, Repartitioner
 from streamproc.worker.said import Said
+from streamproc.worker.warming import Warming
 
 if TYPE_CHECKING:
     # With it comes numba, whose loading a start hides behind the waiting for brokers (`run`).
@@ -50,6 +53,11 @@ _STUCK_S = 60.0
 
 #: A dead letter that large may meet a topic's limit, which by Kafka's default is a million bytes.
 _LARGE = 500_000
+
+#: How often models are looked at for what warms up, and how often the log says so at most.
+_LOOK_S = 5.0
+_TELL_S = 60.0
+_AT_ONCE = 50
 
 #: Nothing read for this long, and nothing left to read: the arrival clock follows the wall clock.
 _IDLE_S = 2.0
@@ -130,6 +138,15 @@ class Engine:
         self._homes: dict[tuple[str, str], int] = {}
         self._lock = asyncio.Lock()
         self._interval_s = config.worker.snapshot_interval.us / 1e6
+        self._show_budget()
+        metrics.begin(t for t, kind in sources.items() if kind in SOURCES)
+        self._refusals = Refusals()
+        self.warming = Warming()
+        self._looked_at = -math.inf
+        self._told_at = -math.inf
+        self._signals_told: set[str] = set()
+        self._mismatched: set[tuple[str, str]] = set()  # kind and model, of those named
+        self._told = (0, 0)  # models that warm up, of how many, as the log has it
         self.compiled: asyncio.Future[None] | None = None  # done once the detectors' loops are ready
         self.restored_once = False
 
@@ -337,7 +354,9 @@ class Engine:
                     again = self._or_without_value(held.unawaited.pop(), key, whole, headers)
                     held.unawaited.append(asyncio.ensure_future(again))
                 m.dead_letters.labels(reason=rejected.error_type).inc()
+            self._refusals.note(batch, out.rejected, redact=self.config.worker.redact)
             if pipeline.kind != "alerts":  # our own alerts once more are no events
+                m.records.labels(topic=batch.topic).inc(len(batch))
                 m.events.labels(topic=batch.topic).inc(out.events)
                 m.bytes.labels(topic=batch.topic).inc(sum(len(v) for v in batch.values if v is not None))
             if out.misplaced:
@@ -484,6 +503,9 @@ class Engine:
                     passing = asyncio.create_task(self._pass_time(idle))
                 for pair in {self._pair(tp) for tp in self._raw}:
                     await self._send_on(pair)
+                self._refusals.tell(time.monotonic())
+                if time.monotonic() - self._looked_at >= _LOOK_S:
+                    await self._look_at_warming()
         finally:
             if passing is not None:
                 passing.cancel()
@@ -503,6 +525,50 @@ class Engine:
         self.metrics.series.set(sum(len(h.pipeline.models) for h in self._owned.values()))
         self.metrics.partitions.set(len(self._owned))
         return idle
+
+    async def _look_at_labels(self) -> None:
+        """Name the models whose labels can agree with no prediction of theirs, once each."""
+        from streamproc.matching import mismatches
+
+        told: dict[str, int] = {"unknown_model": 0, "other_classes": 0}
+        for partition in {tp.partition for tp in self._owned}:
+            sides: dict[str, dict[str, Any]] = {"predictions": {}, "labels": {}}
+            for tp, held in self._owned.items():
+                if tp.partition == partition and held.pipeline.kind in sides:
+                    sides[held.pipeline.kind].update(held.pipeline.models)
+            labels = list(sides["labels"].items())
+            for start in range(0, len(labels), _AT_ONCE):
+                for found in mismatches(sides["predictions"], dict(labels[start : start + _AT_ONCE])):
+                    told[found.kind] += 1
+                    if (found.kind, found.model) not in self._mismatched:
+                        self._mismatched.add((found.kind, found.model))
+                        log.warning("labels do not fit", model=found.model, problem=found.message)
+                await asyncio.sleep(0)
+        for kind, count in told.items():
+            self.metrics.mismatched.labels(kind=kind).set(count)
+
+    def _show_budget(self) -> None:
+        budget = self.config.defaults.budget
+        self.metrics.allowed.set(0.0 if budget is None else budget.false_alerts_per_day)
+
+    async def _look_at_warming(self) -> None:
+        """Find the models that cannot alert on all signals yet, and say so where it has changed."""
+        found = Warming()
+        for _ in found.look([held.pipeline for held in self._owned.values()]):
+            await asyncio.sleep(0)
+        self.warming, self._looked_at = found, time.monotonic()
+        self.metrics.warming.set(found.models)
+        for name in self._signals_told - found.signals.keys():
+            self.metrics.signals_warming.remove(name)
+        for name, (n, _, _) in found.signals.items():
+            self.metrics.signals_warming.labels(signal=name).set(n)
+        self._signals_told = set(found.signals)
+        await self._look_at_labels()
+        said = (found.models, found.of)
+        # Each step of a fleet that comes up is no news; that it is up is.
+        if said != self._told and (not found.models or self._looked_at - self._told_at >= _TELL_S):
+            self._told, self._told_at = said, self._looked_at
+            log.info("warming up" if found.models else "warmed up", models=found.models, of=found.of, what=str(found))
 
     async def _pass_time(self, idle: Sequence[Owned]) -> None:
         """Let the arrival clock of partitions follow the wall clock, up to when the broker said that nothing came.
@@ -568,7 +634,7 @@ class Engine:
             self.restored_once = True
             log.info("partitions restored", partitions=_names(tps), models=models, seconds=round(took, 2))
         except Exception as e:
-            log.error("state could not be restored", partitions=_names(tps), error=repr(e))
+            log.error("state could not be restored", partitions=_names(tps), error=named(e))
             self._on_fatal(e)
             raise
         finally:
@@ -664,6 +730,7 @@ class Engine:
         async with self._lock:
             book = RuleBook(config, tables)
             self.config, self.book = config, book
+            self._show_budget()
             book.silences.add(self._said.silences())
             for held in self._owned.values():
                 held.pipeline.reconfigure(book)

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import logging
 import sys
-from typing import Any, Literal
+import traceback
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, TextIO
 
 import orjson
 import structlog
+
+from streamproc.errors import StreamprocError
 
 Format = Literal["console", "json"]
 
@@ -36,10 +41,81 @@ _NO_NEWS = (
 )
 
 
+#: Frames of a traceback that are shown, the innermost, and causes: with their headings some 20 lines.
+_FRAMES = 12
+_CAUSES = 3
+
+#: Errors of these speak of brokers, files and sockets, and never quote a record.
+_OF_CLIENTS = ("aiokafka.", "kafka.", "aiohttp.")
+
+
 class _StartUpNoise(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         text = record.getMessage()
         return not any(noise in text for noise in _NO_NEWS)
+
+
+class _Unquoted(logging.Filter):
+    """Has libraries name the errors they log of, which they would quote whole."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if isinstance(record.args, tuple):
+            record.args = tuple(_Named(a) if isinstance(a, BaseException) else a for a in record.args)
+        return True
+
+
+class _Named:
+    def __init__(self, error: BaseException) -> None:
+        self._error = error
+
+    def __repr__(self) -> str:
+        return named(self._error)
+
+
+def named(error: BaseException) -> str:
+    """Return an error's name, with what it says only where that cannot quote a record's values."""
+    name = type(error).__name__
+    ours = isinstance(error, StreamprocError | OSError) or type(error).__module__.startswith(_OF_CLIENTS)
+    return f"{name}: {error}" if ours and str(error) else name
+
+
+def trace(error: BaseException, *, quoting: bool = False) -> str:
+    """Return where an error came from in some 20 lines, without the values that its message may quote.
+
+    quoting: with its message all the same.
+    """
+    lines: list[str] = []
+    seen: BaseException | None = error
+    for _ in range(_CAUSES):
+        if seen is None:
+            break
+        frames = traceback.extract_tb(seen.__traceback__)
+        lines.append(f"{type(seen).__name__}: {seen}" if quoting else named(seen))
+        shown = frames[-max(1, _FRAMES - len(lines)) :]
+        if len(shown) < len(frames):
+            lines.append(f"  {len(frames) - len(shown)} frames above")
+        lines += [f"  {Path(*Path(f.filename).parts[-3:])}:{f.lineno} in {f.name}" for f in shown]
+        seen = seen.__cause__ or (None if seen.__suppress_context__ else seen.__context__)
+        if seen is not None:
+            lines.append("caused by")
+    if lines[-1] == "caused by":
+        lines[-1] = "and more causes"
+    return "\n".join(lines[:20])
+
+
+def _traces(level: str) -> Any:
+    """Return what structlog is to show an error by; only where all is logged may it quote values."""
+    quoting = level == "debug"
+
+    def show(sio: TextIO, exc_info: tuple[type[BaseException], BaseException, TracebackType | None]) -> None:
+        sio.write("\n" + trace(exc_info[1], quoting=quoting))
+
+    return show
+
+
+def _as_text(level: str) -> Any:
+    quoting = level == "debug"
+    return structlog.processors.ExceptionRenderer(lambda exc_info: trace(exc_info[1], quoting=quoting))
 
 
 def _dumps(value: Any, **options: Any) -> str:
@@ -49,7 +125,8 @@ def _dumps(value: Any, **options: Any) -> str:
 def configure(*, form: Format, level: str) -> None:
     """Send the logs of structlog and of the standard library to stderr, in one form.
 
-    level: debug, info, warning or error; the libraries below us stay at their own.
+    level: debug, info, warning or error; the libraries below us stay at their own. Of errors the logs say what and
+    where, and only at debug their messages, which may quote what records hold.
     """
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
@@ -57,10 +134,11 @@ def configure(*, form: Format, level: str) -> None:
         structlog.stdlib.add_logger_name,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
+    console = structlog.dev.ConsoleRenderer(
+        colors=sys.stderr.isatty(), pad_event_to=36, exception_formatter=_traces(level)
+    )
     last: list[Any] = (
-        [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(serializer=_dumps)]
-        if form == "json"
-        else [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), pad_event_to=36)]
+        [_as_text(level), structlog.processors.JSONRenderer(serializer=_dumps)] if form == "json" else [console]
     )
     structlog.configure(
         processors=[
@@ -80,6 +158,8 @@ def configure(*, form: Format, level: str) -> None:
         )
     )
     handler.addFilter(_StartUpNoise())
+    if level != "debug":
+        handler.addFilter(_Unquoted())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())

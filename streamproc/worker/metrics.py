@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterable
+from typing import get_args
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from streamproc.config import Severity
+from streamproc.events import REASONS, Category
+
+#: Steps of alerts and of incidents.
+_ACTIONS = ("opened", "updated", "escalated", "resolved")
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 
@@ -23,6 +33,7 @@ class Metrics:
             return Histogram(f"streamproc_{name}", text, buckets=_SECONDS, registry=registry)
 
         self.events = counter("events_total", "Events scored.", ("topic",))
+        self.records = counter("source_records_total", "Records read, whatever came of them.", ("topic",))
         self.bytes = counter("source_bytes_total", "Bytes of records read.", ("topic",))
         self.late = counter("late_events_total", "Events whose window had closed; not in any aggregate.")
         self.fenced = counter("fenced_events_total", "Events skipped after a restore: already in the state.")
@@ -48,6 +59,14 @@ class Metrics:
         self.repartitioned = counter("repartitioned_records_total", "Records sent on under their model's key.")
         self.silences = gauge("silences", "Silences of run time, in force, past or to come.")
         self.series = gauge("series_active", "Models held in memory.")
+        self.warming = gauge("series_warming", "Models of which a signal gives no scores yet.")
+        self.signals_warming = gauge("signals_warming", "Series that give no scores yet, by signal.", ("signal",))
+        self.mismatched = gauge(
+            "label_mismatches", "Models whose labels can agree with no prediction of theirs.", ("kind",)
+        )
+        self.allowed = gauge(
+            "budget_false_alerts_per_day", "False alerts that the config allows all models in a day; 0: no budget."
+        )
         self.partitions = gauge("partitions_owned", "Source partitions held.")
         self.lag = gauge("consumer_lag", "Records still to be read.", ("topic", "partition"))
         self.snapshot_age = gauge(
@@ -59,6 +78,22 @@ class Metrics:
         self.batch_seconds = seconds("batch_seconds", "Time to process a batch.")
         self.snapshot_seconds = seconds("snapshot_seconds", "Time to make state durable.")
         self.restore_seconds = seconds("restore_seconds", "Time to restore assigned partitions.")
+
+    def begin(self, topics: Iterable[str]) -> None:
+        """Have every series there will be at 0: what does not exist yet neither divides nor rises."""
+        for topic in topics:
+            self.events.labels(topic=topic)
+            self.records.labels(topic=topic)
+            self.bytes.labels(topic=topic)
+        for reason in REASONS:
+            self.dead_letters.labels(reason=reason)
+        for kind in ("unknown_model", "other_classes"):
+            self.mismatched.labels(kind=kind)
+        for action, severity in itertools.product(_ACTIONS, get_args(Severity)):
+            self.alerts.labels(action=action, severity=severity)
+            self.pages.labels(action=action, severity=severity)
+            for cause in get_args(Category):
+                self.incidents.labels(action=action, severity=severity, cause=cause)
 
     def text(self) -> bytes:
         """Return all metrics in Prometheus' text format."""

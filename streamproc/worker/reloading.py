@@ -13,7 +13,7 @@ from prometheus_client import Gauge
 from streamproc import config as config_module
 from streamproc import rules
 from streamproc.config import Config
-from streamproc.errors import StreamprocError
+from streamproc.errors import ConfigIssue, StreamprocError
 
 log = structlog.get_logger("streamproc.config")
 
@@ -45,6 +45,8 @@ class Reloader:
         self.digest = "" if path is None else config_module.digest(path.read_bytes())
         self.take: Callable[[Config], Awaitable[None]] | None = None
         self.ok: Gauge | None = None  # 1 where the last reload was taken
+        self.taken: Callable[[str], None] | None = None  # told of the digest that is in force
+        self._refused = ""  # the digest of what was not taken; ""; what runs is the latest
         self._one = asyncio.Lock()
         self._tasks: set[asyncio.Task[str] | asyncio.Task[None]] = set()
 
@@ -53,19 +55,26 @@ class Reloader:
         if self.path is None or self.take is None:
             return "no config file to reload"
         async with self._one:
+            digest = "unreadable"
             try:
                 digest = config_module.digest(self.path.read_bytes())
-                config = self.adjust(rules.load(self.path, env=self.env))
+                doubts: list[ConfigIssue] = []
+                config = self.adjust(rules.load(self.path, env=self.env, doubts=doubts))
                 for block in self.fixed:
                     if getattr(config, block) != getattr(self.config, block):
                         raise StreamprocError(f"{self.path}: `{block}` has changed, which needs a restart")
                 await self.take(config)
             except (StreamprocError, OSError) as e:
+                self._refused = digest
                 self._tell(ok=False)
                 log.error("config not reloaded", problem=str(e), still_running=self.digest)
                 return f"{e}\nrunning config unchanged (sha {self.digest})"
-            self.config, self.digest = config, digest
+            self.config, self.digest, self._refused = config, digest, ""
             self._tell(ok=True)
+            if self.taken is not None:
+                self.taken(digest)
+            for doubt in doubts:
+                log.warning("config", problem=str(doubt))
             log.info("config reloaded", sha=digest)
             return ""
 
@@ -92,12 +101,16 @@ class Reloader:
 
     async def _watch(self) -> None:
         """Look at the content: a ConfigMap swaps a link, which no event tells."""
-        refused = ""
         while self.path is not None:
             await asyncio.sleep(_EVERY_S)
             try:
                 digest = config_module.digest(self.path.read_bytes())
             except OSError:
                 continue
-            if digest not in (self.digest, refused):
-                refused = digest if await self.reload() else ""
+            if digest == self.digest and self._refused:
+                # Somebody took a bad change back: what is in the file is what runs.
+                self._refused = ""
+                self._tell(ok=True)
+                log.info("the config file is what runs again", sha=digest)
+            elif digest not in (self.digest, self._refused):
+                await self.reload()

@@ -22,13 +22,16 @@ from aiokafka.errors import KafkaError
 from streamproc import __version__, tables
 from streamproc.baseline import Table
 from streamproc.config import Config
-from streamproc.errors import BrokerUnreachable, StreamprocError
+from streamproc.errors import CRASHED, BrokerUnreachable, StreamprocError
 from streamproc.worker import app as app_module
-from streamproc.worker import topics
+from streamproc.worker import topics, web
 from streamproc.worker.connection import connection
+from streamproc.worker.logs import named
+from streamproc.worker.metrics import Metrics
 from streamproc.worker.reloading import Reloader
 from streamproc.worker.repartition import internal_topic
 from streamproc.worker.snapshots import MAX_SNAPSHOT_BYTES
+from streamproc.worker.warming import first_alerts
 
 log = structlog.get_logger("streamproc.worker")
 
@@ -121,6 +124,7 @@ def run(
     compiling = _into(kernels, functools.partial(compile_kernels, config))
     threading.Thread(target=compiling, name="kernels", daemon=True).start()
     try:
+        web.free("worker.web_port", config.worker.web_host, config.worker.web_port)
         told = tables.read(config, path=path)
         partitions = prepare_topics(config, timeout_s=connect_timeout_s)
     except StreamprocError as e:
@@ -143,6 +147,16 @@ def run(
         except ImportError:
             return asyncio.run(main)
         return uvloop.run(main)
+
+
+def _show_info(metrics: Metrics, digest: str) -> None:
+    """Have `build_info` name the config in force, and no other."""
+    metrics.info.clear()
+    metrics.info.labels(version=__version__, config=digest).set(1)
+
+
+def _named(reason: object) -> str:
+    return named(reason) if isinstance(reason, BaseException) else str(reason)
 
 
 def _into(future: Future[None], work: Callable[[], None]) -> Callable[[], None]:
@@ -205,7 +219,8 @@ async def _serve(
     reloader.take, reloader.ok = take, app.metrics.reload_ok
     if on_built is not None:
         on_built(app)
-    app.metrics.info.labels(version=__version__, config=reloader.digest).set(1)
+    reloader.taken = functools.partial(_show_info, app.metrics)
+    reloader.taken(reloader.digest)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -227,6 +242,9 @@ async def _serve(
             topics=sorted(config.kafka.sources()),
             web=f"http://{config.worker.web_host}:{config.worker.web_port}",
         )
+        log.info(
+            "a new model warms up: its first alerts come after", first_alert=first_alerts(app.engine.book)
+        )
         stopping = loop.create_task(stop.wait())
         crashed = loop.create_task(app._crashed.wait())
         await asyncio.wait([stopping, crashed, app.failure], return_when=asyncio.FIRST_COMPLETED)
@@ -234,11 +252,14 @@ async def _serve(
             task.cancel()
         if not stop.is_set():
             reason = app.failure.result() if app.failure.done() else app.crash_reason
-            log.error("worker failed; it ends rather than lose records", reason=repr(reason))
-            code = 1
+            log.error("worker failed; it ends rather than lose records", reason=_named(reason))
+            code = reason.exit_code if isinstance(reason, StreamprocError) else CRASHED
+    except StreamprocError as e:
+        log.error("worker failed to start", reason=str(e))
+        code = e.exit_code
     except Exception as e:
-        log.error("worker failed to start", reason=repr(e))
-        code = BrokerUnreachable.exit_code if isinstance(e, ConnectionError | KafkaError) else 1
+        log.error("worker failed to start", reason=named(e))
+        code = BrokerUnreachable.exit_code if isinstance(e, ConnectionError | KafkaError) else CRASHED
     await _stop(app, config, code)
     reloader.stop()
     return code
@@ -265,11 +286,11 @@ async def _stop(app: app_module.WorkerApp, config: Config, code: int) -> None:
             async with asyncio.timeout(grace_s * 0.6):
                 await app.engine.snapshot()
         except Exception as e:
-            log.warning("state was not saved at the end; the next start repeats", error=repr(e))
+            log.warning("state was not saved at the end; the next start repeats", error=named(e))
     try:
         await app.stop()
     except Exception as e:
-        log.warning("did not stop cleanly", error=repr(e))
+        log.warning("did not stop cleanly", error=named(e))
     if app.engine.registry is not None:
         await app.engine.registry.close()
     watchdog.cancel()

@@ -145,8 +145,9 @@ def test_check_shows_what_a_model_gets(tmp_path: Path) -> None:
     run = streamproc("check", "--config", path, "--model", "fraud-eu")
     assert run.returncode == 0
     lines = [" ".join(line.split()) for line in said(run).splitlines()]
-    assert "latency_p95 robust_z high warning up 20% - 2 of 3, for 2m 5m" in lines
-    assert "latency_p95 limits - critical both - > 0.3 s at once, for 2m 5m" in lines
+    assert "latency_p95 robust_z high warning up 20% - 2 of 3, for 2m 5m 34 min" in lines
+    assert "latency_p95 limits - critical both - > 0.3 s at once, for 2m 5m 3 min" in lines
+    assert "error_rate robust_z high critical up 0.02 - at once 5m 31 min; 70 s from 0.5 on" in lines
     assert any(line.startswith("feature_outlier outlier (shadow) high") for line in lines)
 
 
@@ -263,6 +264,29 @@ def test_replay_shows_what_the_cap_passes_on(history: Path, short_yaml: Path, tm
     assert "this config wants no pages" in said(run)
 
 
+@pytest.mark.parametrize("gate", [["--max-alerts", "5"], ["--max-incidents", "5"]], ids=" ".join)
+def test_a_gate_on_a_history_that_could_not_be_read_ends_with_3(
+    gate: list[str], history: Path, short_yaml: Path, tmp_path: Path
+) -> None:
+    good = gzip.decompress(history.read_bytes()).splitlines()[:200]
+    bad = [b'{"what": "else"}'] * 300
+    histories = {"none": ([], 3), "refused": (bad, 3), "mostly": (good + bad, 3), "some": (good + bad[:99], 0)}
+    for name, (lines, code) in histories.items():
+        path = tmp_path / f"{name}.jsonl"
+        path.write_bytes(b"\n".join(lines))
+        run = streamproc("replay", "-f", path, "-c", short_yaml, *gate)
+        assert (name, run.returncode) == (name, code), said(run)
+        without = streamproc("replay", "-f", path, "-c", short_yaml)
+        assert without.returncode == 0
+        assert ("most of" in said(without)) == (name in ("refused", "mostly"))
+
+
+def test_replay_says_what_warms_up_still_at_its_end(history: Path, tmp_path: Path) -> None:
+    config = tmp_path / "w.yaml"
+    config.write_text(MINIMUM)
+    assert "at the end 2 of 2 models warm up: " in said(streamproc("replay", "-f", history, "-c", config))
+
+
 def test_replay_gates_on_incidents_end_with_3(history: Path, short_yaml: Path) -> None:
     base = ("replay", "-f", history, "-c", short_yaml)
     fails = streamproc(*base, "--max-incidents", "0", "--expect-incident", "infra")
@@ -326,6 +350,6 @@ def test_schema_prints_writes_and_checks(tmp_path: Path) -> None:
     assert streamproc("schema", "--check", tmp_path / "s").returncode == 0
     (tmp_path / "s" / "alert.v1.json").write_text("{}")
     stale = streamproc("schema", "--check", tmp_path / "s")
-    assert stale.returncode == 1
+    assert stale.returncode == 3
     assert "out of step: alert.v1.json" in said(stale)
     assert streamproc("schema", "alarm").returncode == 2

@@ -36,10 +36,20 @@ def test_no_header_quotes_the_payload() -> None:
     assert all(b"4111" not in v for v in letter()[2].values())
 
 
-def test_redaction_leaves_the_message_out_and_the_type_in() -> None:
-    headers = letter(redact=True)[2]
-    assert headers["__streams.errors.message"] == b""
-    assert headers["error.type"] == b"malformed"
+def test_redaction_takes_all_that_a_record_holds_and_leaves_where_it_is() -> None:
+    records = batch(
+        [VALUE], first=41, keys=[b"customer-4111"], headers=[[("user", b"4111"), ("content-type", b"application/json")]]
+    )
+    rejected = Rejected(0, 41, "schema", "`card` is no number: 4111")
+    key, value, found = dead_letter(records, rejected, redact=True)
+    assert (key, value) == (None, None)
+    assert not [v for _, v in found if b"4111" in v]
+    headers = dict(found)
+    assert (headers["user"], headers["content-type"]) == (b"", b"application/json")
+    assert (headers["error.type"], headers["__streams.errors.message"]) == (b"schema", b"")
+    assert (headers["__streams.errors.topic"], headers["__streams.errors.offset"]) == (b"predictions", b"41")
+    assert headers["streamproc.redacted.key.bytes"] == b"13"
+    assert headers["streamproc.redacted.value.bytes"] == str(len(VALUE)).encode()
 
 
 def test_a_record_without_value_is_still_a_letter() -> None:

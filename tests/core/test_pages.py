@@ -123,6 +123,12 @@ def test_a_resolution_goes_where_its_opening_went() -> None:
     assert p.process(records([(end, BEGIN_US + 8 * HOUR)], first=100)).alerts == []
 
 
+def test_the_end_of_what_opened_before_the_first_record_is_passed_on() -> None:
+    # Whoever was told of it then, before there was a cap or beyond what the topic keeps, is told of its end.
+    end = alert(1, BEGIN_US, action="resolved")
+    assert said(pager().process(records([(end, BEGIN_US)])).alerts) == [("s1", "resolved")]
+
+
 def test_copies_of_an_alert_take_nothing_and_are_dropped() -> None:
     one = alert(1, BEGIN_US)
     out = pager().process(records([(one, BEGIN_US)] * 8 + burst(1))).alerts
@@ -303,8 +309,12 @@ def test_wherever_the_log_is_cut_or_restored_the_same_is_passed_on_and_never_mor
     data: list[tuple[int, str, str, int, str]], per_fleet: int, cuts: list[int], stop: int
 ) -> None:
     alerts, at = [], BEGIN_US
+    began: set[tuple[str, int]] = set()
     for k, action, severity, wait, model in data:
         at += wait
+        # No episode ends before it has begun: its own watch publishes both, in this order.
+        action = action if (model, k) in began else "opened"
+        began.add((model, k))
         alerts.append((alert(k, at, action=action, severity=severity, model=model), at))
     whole = records(alerts)
     one = pager(per_fleet=per_fleet)

@@ -169,3 +169,49 @@ def test_of_a_tail_so_many_events_are_wanted_that_five_are_beyond_it() -> None:
     assert least() == {"latency_p50": 50, "latency_p95": 100, "latency_p99": 500, "throughput": 0}
     assert least("defaults: {min_samples: 4}\n")["latency_p99"] == 40
     assert least("models: [{match: {}, signals: {latency_p99: {min_samples: 30}}}]\n")["latency_p99"] == 30
+
+
+def modes(extra: str, signal: str) -> dict[str, bool]:
+    return {r.detector: r.shadow for r in rules_of(extra, "m", signal)}
+
+
+def test_a_detector_in_shadow_runs_beside_the_live_one() -> None:
+    extra = "defaults: {signals: {latency_p95: {detector: kswin, mode: shadow}}}"
+    assert modes(extra, "latency_p95") == {"robust_z": False, "kswin": True}
+    # Of a later block too, and whatever both say beside.
+    layered = """
+defaults: {signals: {latency_p95: {params: {window: 50}, min_effect: 10ms, upper_limit: 1s}}}
+models:
+- match: {model: m}
+  signals: {latency_p95: {detector: kswin, mode: shadow, severity: info}}
+"""
+    live, beside, limit = rules_of(layered, "m", "latency_p95")
+    assert (live.detector, live.shadow, live.params, live.severity) == ("robust_z", False, {"window": 50}, "warning")
+    assert (beside.detector, beside.shadow, beside.params, beside.severity) == ("kswin", True, {}, "info")
+    assert (limit.detector, limit.shadow, limit.severity) == ("limits", False, "critical")
+    assert (live.min_effect, beside.min_effect) == (0.01, 0.01)
+
+
+def test_in_shadow_goes_by_the_detector_that_is_named() -> None:
+    named = "defaults: {signals: {prediction_value: {detector: drift, mode: shadow}}}"
+    assert modes(named, "prediction_value") == {"robust_z": False, "drift": True}
+    itself = "defaults: {signals: {latency_p95: {detector: robust_z, mode: shadow}}}"
+    assert modes(itself, "latency_p95") == {"robust_z": True}
+    whole = "defaults: {signals: {prediction_value: {mode: shadow}}}"
+    assert modes(whole, "prediction_value") == {"robust_z": True, "drift": True}
+    alone = "defaults: {signals: {prediction_drift: {detector: adwin, mode: shadow}}}"
+    assert modes(alone, "prediction_drift") == {"adwin": True}
+
+
+def test_a_block_takes_a_detector_out_of_the_shadow_or_away() -> None:
+    text = """
+defaults: {signals: {latency_p95: {detector: kswin, params: {window_size: 60}, mode: shadow}}}
+models:
+- match: {model: m}
+  signals: {latency_p95: %s}
+"""
+    (live,) = rules_of(text % "{detector: kswin, mode: 'on'}", "m", "latency_p95")
+    assert (live.detector, live.shadow, live.params) == ("kswin", False, {"window_size": 60})
+    assert modes(text % "{detector: kswin, mode: 'off'}", "latency_p95") == {"robust_z": False}
+    assert modes(text % "{mode: 'off'}", "latency_p95") == {}
+    assert modes(text % "{sensitivity: high}", "latency_p95") == {"robust_z": False, "kswin": True}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,10 @@ from typing import Any
 import pytest
 import yaml
 
+from streamproc.bridges import metrics as bridge_metrics
+from streamproc.events import REASONS
 from streamproc.worker import child
+from streamproc.worker import metrics as worker_metrics
 from streamproc.worker.connection import Connection
 from streamproc.worker.topics import TopicSpec, describe, ensure
 from tests.bridges.alertmanager import Alertmanager, AlertmanagerUnavailable, debian
@@ -25,21 +29,15 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 COMPOSE: dict[str, Any] = yaml.safe_load((REPOSITORY / "docker-compose.yml").read_text("utf-8"))
 DEPLOY = REPOSITORY / "deploy"
 
-METRICS = {
-    "streamproc_bridge_blocked_seconds",
-    "streamproc_bridge_config_last_reload_successful",
-    "streamproc_bridge_dead_letters_total",
-    "streamproc_alerts_total",
-    "streamproc_budget_used",
-    "streamproc_config_last_reload_successful",
-    "streamproc_consumer_lag",
-    "streamproc_dead_letters_total",
-    "streamproc_events_total",
-    "streamproc_late_events_total",
-    "streamproc_series_active",
-    "streamproc_series_warming",
-    "streamproc_snapshot_age_seconds",
-}
+
+def metrics() -> dict[str, tuple[str, ...]]:
+    """Return the names of all series of workers and bridges, each with its labels, as their registries have them."""
+    found: dict[str, tuple[str, ...]] = {}
+    for registry in (worker_metrics.Metrics().registry, bridge_metrics.Metrics().registry):
+        for collector, names in registry._collector_to_names.items():
+            for name in names:
+                found[name] = tuple(collector._labelnames)  # type: ignore[attr-defined]
+    return found
 
 
 def as_properties(environment: dict[str, str]) -> dict[str, str]:
@@ -146,8 +144,13 @@ def test_rules_and_dashboard_ask_only_for_metrics_there_are() -> None:
     asked = [rule["expr"] for group in rules["groups"] for rule in group["rules"]]
     dashboard = json.loads((DEPLOY / "grafana" / "dashboards" / "streamproc.json").read_text("utf-8"))
     asked += [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
-    names = set(re.findall(r"streamproc_\w+", " ".join(asked)))
-    assert names <= METRICS
+    known = metrics()
+    assert "streamproc_events_total" in known
+    for expression in asked:
+        # A name, and the labels it is selected by; those it is grouped by follow `by`.
+        for name, selected in re.findall(r"(streamproc_\w+)(?:\{([^}]*)\})?", expression):
+            assert name in known, f"{name}: {expression}"
+            assert set(re.findall(r"(\w+)\s*[!=]", selected)) <= {*known[name], "instance", "job"}, expression
 
 
 def test_what_the_image_compiles_is_all_that_a_config_may_name() -> None:
@@ -215,3 +218,35 @@ def test_the_monitors_own_tools_accept_their_files(command: list[str]) -> None:
     command = [str(program), *command[1:]]
     done = subprocess.run(command, cwd=DEPLOY, capture_output=True, text=True, timeout=30, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_rules_fire_when_they_should_and_are_quiet_at_an_empty_start(tmp_path: Path) -> None:
+    try:
+        promtool = debian("prometheus", "promtool")
+    except AlertmanagerUnavailable as reason:
+        pytest.skip(str(reason))
+    for file in (DEPLOY / "alerts.rules.yml", Path(__file__).with_name("rules.test.yml")):
+        shutil.copy(file, tmp_path)
+    command = [str(promtool), "test", "rules", "rules.test.yml"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_every_series_that_a_rule_divides_by_is_there_before_the_first_record() -> None:
+    found = worker_metrics.Metrics()
+    found.begin(["predictions", "labels"])
+    text = found.text().decode()
+    for topic in ("predictions", "labels"):
+        for name in ("events", "source_records", "source_bytes"):
+            assert f'streamproc_{name}_total{{topic="{topic}"}} 0.0' in text
+    for reason in REASONS:
+        assert f'streamproc_dead_letters_total{{reason="{reason}"}} 0.0' in text
+    assert 'streamproc_alerts_total{action="opened",severity="critical"} 0.0' in text
+
+
+def test_every_reason_in_the_code_is_a_known_one() -> None:
+    source = "".join(p.read_text("utf-8") for p in (REPOSITORY / "streamproc").rglob("*.py"))
+    raised = re.findall(r'(?:_UnreadableError|CompressionError)\(\s*"(\w+)"', source)
+    raised += re.findall(r'Rejected\([^"()]*(?:\([^()]*\)[^"()]*)*"(\w+)",', source)
+    assert {"malformed", "too_large", "no_model", "future_time", "unknown_schema"} <= set(raised)
+    assert set(raised) == set(REASONS)

@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 
 import pytest
+import structlog
 from aiokafka.errors import MessageSizeTooLargeError
 from faust.types import TP
 
@@ -13,9 +14,13 @@ from streamproc import rules
 from streamproc.config import Config
 from streamproc.events import RecordBatch
 from streamproc.joins import JoinDecoder
+from streamproc.rules import RuleBook
+from streamproc.signals import SIGNALS
 from streamproc.worker import snapshots
 from streamproc.worker.engine import Engine, Owned
 from streamproc.worker.metrics import Metrics
+from streamproc.worker.warming import first_alerts
+from tests.core.make import MINIMUM
 from tests.worker.harness import prediction
 
 START = 1_790_000_000.0
@@ -477,3 +482,111 @@ def test_time_passes_only_where_the_broker_says_that_nothing_came(
     bench = run(scenario())
     assert bench.held.pipeline.clock_us == int((START + (60.0 if passes else 4.0)) * 1e6)
     assert bench.fatal == []
+
+
+def test_what_warms_up_is_told_by_metric_page_and_log_until_all_of_it_can_alert() -> None:
+    bench = Bench(WARMING)
+    told: list[str] = []
+
+    async def main() -> None:
+        for k in range(2):
+            await bench.engine.take(batch(40 * k, 40))
+            with structlog.testing.capture_logs() as logs:
+                await bench.engine._look_at_warming()
+            told.extend(f"{line['event']}: {line['what']}" for line in logs)
+
+    run(main())
+    assert told == [
+        "warming up: 1 of 1 models warm up: silence in 11 values, where enough events come",
+        "warmed up: all signals of 1 models can alert",
+    ]
+    text = bench.engine.metrics.text().decode()
+    assert "streamproc_series_warming 0.0" in text
+    assert 'streamproc_signals_warming{signal=' not in text
+    assert str(bench.engine.warming) == "all signals of 1 models can alert"
+
+
+def test_the_start_says_when_a_new_model_can_first_alert() -> None:
+    lines = first_alerts(RuleBook(WARMING))
+    assert lines == ["latency by limits: 1 values", "silence: 52 events"]
+    lines = first_alerts(RuleBook(rules.parse(MINIMUM)))
+    assert "error_rate: 31 min; 70 s from 0.5 on" in lines
+    assert "prediction_value by drift: 8.4 h" in lines
+
+
+def unreadable(first: int, values: list[bytes]) -> RecordBatch:
+    n = len(values)
+    offsets = list(range(first, first + n))
+    return RecordBatch("in", 0, offsets, [int(START * 1000)] * n, [b"m"] * n, values, [()] * n, first, first - 1)
+
+
+@pytest.mark.parametrize("redact", [False, True])
+def test_the_first_record_of_each_reason_is_logged_and_then_a_count_a_minute(redact: bool) -> None:
+    text = f"version: 1\nkafka: {{brokers: 'b:1', predictions: [in]}}\nworker: {{redact: {str(redact).lower()}}}\n"
+    bench = Bench(rules.parse(text))
+    refusals = bench.engine._refusals
+
+    async def main() -> list[Any]:
+        with structlog.testing.capture_logs() as logs:
+            refusals.tell(0.0)
+            await bench.engine.take(unreadable(0, [b"{", b'{"prediction": "x"', b'{"model": 7}', b"{"]))
+            refusals.tell(59.0)
+            await bench.engine.take(unreadable(4, [b"{"] * 296))
+            refusals.tell(60.0)
+            refusals.tell(120.0)
+        return [line for line in logs if line["log_level"] == "warning"]
+
+    first, second, count = run(main())
+    assert (first["reason"], first["offset"], second["reason"], second["offset"]) == ("malformed", 0, "schema", 2)
+    assert ("why" in first) is not redact
+    assert (count["topic"], count["malformed"], count["schema"], count["of"]) == ("in", 299, 1, 300)
+    text = bench.engine.metrics.text().decode()
+    assert 'streamproc_dead_letters_total{reason="malformed"} 299.0' in text
+    assert 'streamproc_source_records_total{topic="in"} 300.0' in text
+    assert 'streamproc_events_total{topic="in"} 0.0' in text
+
+
+WARMING = rules.parse(
+    """
+version: 1
+kafka: {brokers: "nowhere:9092", predictions: [in]}
+defaults:
+  signals:
+    latency: {detector: limits, params: {upper: 1.0}}
+    silence: {params: {warm_up: 50}}
+"""
+    + "".join(f'    {name}: {{mode: "off"}}\n' for name in SIGNALS if name not in ("latency", "silence"))
+)
+
+
+def test_labels_that_can_agree_with_no_answer_are_named_once_and_counted() -> None:
+    bench = Bench(WITH_LABELS)
+    tp = TP("labels", 0)
+    bench.engine._kinds["labels"] = "labels"
+    writer = snapshots.Writer(
+        bench.engine._send_snapshot, topic="labels", partition=0, stored=snapshots.Stored(7), snapshot_partition=0
+    )
+    bench.engine._owned[tp] = Owned(tp, bench.engine._pipeline(tp), writer, 0, generation=1)
+
+    def records(topic: str, values: list[bytes]) -> RecordBatch:
+        n = len(values)
+        return RecordBatch(topic, 0, list(range(n)), [int(START * 1000)] * n, [b"m"] * n, values, [()] * n, 0, -1)
+
+    async def main() -> list[Any]:
+        answers = [prediction("m", START + i, prediction={"label": "no" if i % 2 else "yes"}) for i in range(4)]
+        truths = [b'{"prediction_id": "%d", "label": %d, "model": "m"}' % (i, i % 2) for i in range(4)]
+        stray = b'{"prediction_id": "9", "label": 1, "model": "n"}'
+        await bench.engine.take(records("in", answers))
+        await bench.engine.take(records("labels", [*truths, stray]))
+        with structlog.testing.capture_logs() as logs:
+            await bench.engine._look_at_warming()
+            await bench.engine._look_at_warming()
+        return [(line["model"], line["problem"]) for line in logs if line["log_level"] == "warning"]
+
+    (m, of_classes), (n, of_model) = sorted(run(main()))
+    assert (m, n) == ("m", "n")
+    assert "labels of m are `0`, `1`, and its answers" in of_classes
+    assert "labels are of model n, which makes no predictions" in of_model
+    text = bench.engine.metrics.text().decode()
+    assert 'streamproc_label_mismatches{kind="unknown_model"} 1.0' in text
+    assert 'streamproc_label_mismatches{kind="other_classes"} 1.0' in text

@@ -110,6 +110,6 @@ def test_a_verdict_goes_by_the_beginning_of_a_fingerprint(worker_yaml: Path, bro
 
 def test_without_a_topic_it_says_so(worker_yaml: Path) -> None:
     worker_yaml.write_text(worker_yaml.read_text().replace("-a,", "-none,"))
-    assert "has a worker run?" in said(worker_yaml, "alerts", code=2)
+    assert "has a worker run?" in said(worker_yaml, "alerts", code=5)
     worker_yaml.write_text(worker_yaml.read_text().partition("incidents:")[0] + 'incidents: ""}\n')
     assert "alerts are not grouped" in said(worker_yaml, "incidents", code=2)

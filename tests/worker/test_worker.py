@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import signal
+import socket
 import time
+import urllib.error
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +15,7 @@ import orjson
 import pytest
 from confluent_kafka import Producer
 
+from streamproc.config import digest
 from tests.brokers.kafka import KafkaCluster
 from tests.worker.harness import prediction, publish, read, topic, worker
 
@@ -99,7 +104,8 @@ def test_a_restart_goes_on_where_the_state_was_saved(kafka: KafkaCluster, tmp_pa
     publish(kafka.bootstrap, "again-in", [(b"m", prediction("m", START + 101, duration_s=0.1))])
     with worker(tmp_path, text, name="second") as running:
         running.until(lambda: running.metric("streamproc_events_total") == 1, "the one new event")
-        assert running.get("/-/ready") == (200, "ready\n")
+        status, text = running.get("/-/ready")
+        assert (status, text.splitlines()[0]) == (200, "ready")
         assert running.get("/-/healthy") == (200, "ok\n")
         time.sleep(0.5)
         assert running.metric("streamproc_events_total") == 1
@@ -157,13 +163,47 @@ def test_a_reload_takes_a_good_config_and_refuses_a_bad_one(kafka: KafkaCluster,
         status, answer = running.get("/-/reload", method="POST")
         assert status == 400
         assert "restart" in answer
+        # Taken back, the file is what runs: nothing is to be reloaded, and nothing wrong any more.
+        running.config.write_text(before.replace("upper: 1.0", "upper: 0.05"))
+        running.until(lambda: running.metric("streamproc_config_last_reload_successful") == 1, "the file is well again")
+        sha = digest(running.config.read_bytes())
+        assert re.findall(r'streamproc_build_info{config="(\w+)"', running.get("/metrics")[1]) == [sha]
+        running.stop()
+
+
+@pytest.mark.kafka
+def test_a_reload_from_another_machine_takes_a_token(kafka: KafkaCluster, tmp_path: Path) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # nothing is sent: it tells the address by which others would be reached
+        except OSError:
+            pytest.skip("this machine has no address but loopback")
+        own = probe.getsockname()[0]
+    topic(kafka.bootstrap, "token-in")
+    text = config(kafka.bootstrap, "token").replace("worker: {", "worker: {reload_token: a-token-of-sixteen, ")
+    text = text.replace("web_host: 127.0.0.1", "web_host: 0.0.0.0")
+    with worker(tmp_path, text) as running:
+        running.until(lambda: running.get("/-/ready")[0] == 200, "ready")
+
+        def ask(**headers: str) -> int:
+            url = f"http://{own}:{running.port}/-/reload"
+            try:
+                with urllib.request.urlopen(urllib.request.Request(url, method="POST", headers=headers)) as answer:
+                    return int(answer.status)
+            except urllib.error.HTTPError as e:
+                return e.code
+
+        assert ask() == 403
+        assert ask(Authorization="Bearer another") == 403
+        assert ask(Authorization="Bearer a-token-of-sixteen") == 200
+        assert running.get("/-/reload", method="POST")[0] == 200
         running.stop()
 
 
 @pytest.mark.kafka
 def test_a_missing_topic_is_named_where_it_may_not_be_created(kafka: KafkaCluster, tmp_path: Path) -> None:
     with worker(tmp_path, config(kafka.bootstrap, "none", create_topics=False)) as running:
-        assert running.process.wait(60) == 1
+        assert running.process.wait(60) == 5
         log = running.log.read_text()
     assert "none-in" in log
     assert "streamproc topics create" in log
