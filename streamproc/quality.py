@@ -103,7 +103,8 @@ class Judged(Accumulator):
     def snapshot(self) -> dict[str, Any]:
         """Return the state as a tree."""
         scalars = [self.answered, self.right, self.sure, self.log_loss, self.brier, self.numbers, self.off]
-        pairs = {"scalars": [*scalars, self.unjudged, self.from_us, self.to_us], "bins": self.bins, "delays": sparse(self.delays)}
+        scalars += [self.unjudged, self.from_us, self.to_us]
+        pairs = {"scalars": scalars, "bins": self.bins, "delays": sparse(self.delays)}
         pairs["wrong_by"] = [list(w) for w in sorted(self.wrong_by.items())]
         return {**super().snapshot(), "pairs": pairs}
 
@@ -176,7 +177,7 @@ class QualityState(ModelState):
         idle = max(2 * size, 1_000_000)
         self.windows = Windows(size_us=size, lateness_us=lateness, idle_us=idle, of=Judged, slack_us=ANY_STEP)
         self.asked = Windows(size_us=size, lateness_us=lateness, idle_us=idle, of=Asked, slack_us=ANY_STEP)
-        self.told = Windows(size_us=size, lateness_us=lateness, idle_us=idle, slack_us=ANY_STEP)  # a clock, and no windows
+        self.told = Windows(size_us=size, lateness_us=lateness, idle_us=idle, slack_us=ANY_STEP)  # a clock alone
 
     # -- records in
 
@@ -320,7 +321,7 @@ class QualityState(ModelState):
         return self.rules.task if self.rules.task != "auto" else self.evidence.task()
 
     def _judge(self, asked: dict[str, Any], told: dict[str, Any]) -> tuple[Bools, F64, Bools, F64]:
-        """Return of (n,) pairs whether each answer was right, how sure it was, whether it could be judged, its error."""
+        """Return of (n,) pairs whether an answer was right, how sure it was, whether it can be judged, and its error."""
         task, values, numbers = self.task, asked["values"], told["values"]
         named = self.evidence.named_classes(asked["classes"], self.rules.classes)
         classes = np.where(named != NO_CLASS, named, whole_classes(values))

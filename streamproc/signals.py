@@ -353,6 +353,7 @@ SIGNALS: dict[str, SignalSpec] = {
                 params=_SHORT,
                 direction="up",
                 min_effect=0.02,
+                never=0.5,
                 breaches=_TWICE,
                 category="infra",
                 share=True,
@@ -384,11 +385,12 @@ SIGNALS: dict[str, SignalSpec] = {
                 params=_SHORT,
                 direction="up",
                 min_effect=0.02,
+                never=never,
                 breaches=_TWICE,
                 category="data",
                 share=True,
             )
-            for name, summary, _ in _UNTOLD
+            for name, summary, never in _UNTOLD
         ),
         SignalSpec(
             name="cost_per_day",
@@ -569,6 +571,7 @@ SIGNALS: dict[str, SignalSpec] = {
                 direction=direction,
                 min_effect=least,
                 relative_effect=effect,
+                never=0.2 if name == "unjudged" else None,
                 breaches=_TWICE,
                 category="model",
                 share=share,
@@ -853,7 +856,9 @@ def answered(event: Prediction) -> int:
     if answer is UNSET or error_type(event) or (type(event) is Half and event.side == "request"):
         return NOT_TOLD
     if type(answer) is Outcome:
-        if answer.value is not None or answer.score is not None or answer.label not in (None, "") or answer.scores or answer.rows > 1:
+        if answer.value is not None or answer.score is not None or answer.label not in (None, ""):
+            return READ
+        if answer.scores or answer.rows > 1:
             return READ
         if answer.unreadable:
             return UNREADABLE
