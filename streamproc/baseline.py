@@ -15,8 +15,8 @@ from msgspec import Struct
 
 from detectors.protocol import F64, I64
 from streamproc.events import rfc3339
+from streamproc.feature_schema import FeatureSchema, Matrix
 from streamproc.reference import Moments, Period, Reference, Vocabulary
-from streamproc.signals import FeatureSchema, Matrix
 
 Bools = npt.NDArray[np.bool_]
 
@@ -81,6 +81,12 @@ class Baseline:
             self.began_us = first_us if self.began_us is None else min(self.began_us, first_us)
             self.ended_us = last_us if self.ended_us is None else max(self.ended_us, last_us)
         return taken
+
+    def relearn_features(self) -> None:
+        """Forget what features were like, and learn it again: their names have changed."""
+        self.numbers = self.words = self.moments = None
+        old = self.features_period
+        self.features_period = Period(old.least, endless=old.endless)
 
     def learn_features(self, matrix: Matrix, answers: F64, rows: I64, wanted: Wanted) -> None:
         """Learn some rows of features, with (n,) answers, nan for none."""

@@ -17,9 +17,10 @@ from detectors.protocol import F64, I64
 from streamproc import kernels
 from streamproc.cells import IS_NULL, IS_TEXT
 from streamproc.events import Half, LlmUsage, ModelRef, Outcome, Prediction, Usage, error_type, model_version, time_us
+from streamproc.feature_schema import FeatureSchema, Matrix
 from streamproc.kernels import I32, NO_LABEL, NO_TIME, U8, U64
 from streamproc.segments import VERSION
-from streamproc.signals import EMPTY, READ, FeatureSchema, Matrix, certainty, outcome
+from streamproc.signals import EMPTY, READ, certainty, outcome
 from streamproc.signals import answered as answered_by
 from streamproc.span_kinds import EMBEDDING
 from streamproc.templates import MAX_ERROR, Templates, Walked
@@ -87,8 +88,17 @@ class Features(Struct, gc=False):
             return True
         return self.dicts is not None and any(self.dicts.tolist())
 
+    def named(self, usual: set[tuple[str, ...]]) -> Iterator[tuple[str, ...] | dict[str, Any] | None]:
+        """Yield what `rows` does, but of a row of cells whose names are among the usual ones only these."""
+        if (layout := self._one_layout()) is not None and layout >= 0 and self.names[layout] in usual:
+            yield from [self.names[layout]] * len(self)
+            return
+        known = {layout: self.names[layout] for layout in np.unique(self.layouts).tolist() if layout >= 0}
+        for layout, row in zip(self.layouts.tolist(), self.rows(), strict=True):
+            yield known[layout] if layout >= 0 and known[layout] in usual else row
+
     def rows(self) -> Iterator[dict[str, Any] | None]:
-        """Yield each row as a dict; numbers, nulls and texts are told apart, a text's own is lost."""
+        """Yield each row as a dict; numbers, nulls and texts are told apart, of a text only its length is kept."""
         for i, layout in enumerate(self.layouts.tolist()):
             if layout == AS_DICT:
                 yield None if self.dicts is None else self.dicts[i]
@@ -99,7 +109,7 @@ class Features(Struct, gc=False):
                 values = self.cells[i].tolist()
                 kinds = self.kinds[i].tolist()
                 yield {
-                    name: None if kind == IS_NULL else "" if kind == IS_TEXT else value
+                    name: None if kind == IS_NULL else "x" * (kind - IS_TEXT) if kind >= IS_TEXT else value
                     for name, value, kind in zip(names, values, kinds, strict=False)
                 }
 

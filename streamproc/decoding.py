@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 import msgspec
 from msgspec import Struct, field
 
-from streamproc import coercion, compression, genai, serving, tensors
+from streamproc import coercion, compression, feature_values, genai, serving, tensors
 from streamproc.events import (
     TOPIC_HEADER,
     Feedback,
@@ -339,6 +339,8 @@ def _settle(event: Any) -> None:
             coercion.plausible_us(value)
     if type(event) is Prediction and type(event.prediction) is list:
         event.prediction = tensors.list_answer(event.prediction)
+    if isinstance(event, Prediction) and event.features:
+        event.features = feature_values.flat(event.features)
 
 
 _TIMES: dict[type, tuple[str, ...]] = {

@@ -301,7 +301,7 @@ def key_of(exchange: str) -> int:
 
 def _weight(half: Waiting) -> int:
     names = half.features or {}
-    return sum(len(n) + (len(v) if isinstance(v, str) else 9) for n, v in names.items()) + len(half.label or "")
+    return sum(len(n) + (len(v) if isinstance(v, str | bytes) else 9) for n, v in names.items()) + len(half.label or "")
 
 
 def _waiting(what: PredictionColumns, row: int, half: Any, arrival_us: int) -> Waiting:

@@ -18,7 +18,7 @@ from numba.extending import intrinsic
 
 from detectors.kernels import kernel
 from detectors.protocol import F64, I64
-from streamproc.cells import IS_NULL, IS_NUMBER, IS_TEXT
+from streamproc.cells import IS_NULL, IS_NUMBER, IS_TEXT, LONG_TEXT
 
 U8: TypeAlias = npt.NDArray[np.uint8]
 U64: TypeAlias = npt.NDArray[np.uint64]
@@ -660,8 +660,11 @@ def _walk(
             elif target == SOURCE:
                 source = hash_text(data, head + 1, at - 1)
             elif target == FEATURE:
+                # What may be long text, or a number written as text, is told apart elsewhere.
+                if at - head - 2 > LONG_TEXT or _has_point(data, head + 1, at - 1):
+                    return False
                 cells[row, index] = _as_cell(hash_text(data, head + 1, at - 1))
-                kinds[row, index] = IS_TEXT
+                kinds[row, index] = IS_TEXT + (at - head - 2)
             elif target == ERROR:
                 has_error = answered = True
                 has_failed = at - head > 2

@@ -123,6 +123,7 @@ class Taken(Struct):
     paired: int = 0
     late: int = 0
     ignored: Counter[str] = field(default_factory=Counter)
+    notes: list[str] = field(default_factory=list)  # what an operator should know of it once
 
 
 class ModelState:

@@ -120,6 +120,7 @@ class Output(Struct):
     scored: int = 0  # in a window, or shown to a detector
     paired: int = 0  # halves: requests and responses, to be put together
     ignored: Counter[str] = field(default_factory=Counter)  # understood and not watched, by reason
+    notes: list[tuple[str, str]] = field(default_factory=list)  # of a model, what to know of it once
     evicted: list[str] = field(default_factory=list)
     forwarded: list[tuple[str, bytes]] = field(default_factory=list)  # model and record, to be joined
     outcomes: Counter[str] = field(default_factory=Counter)  # of predictions and labels that were joined, or not
@@ -133,6 +134,7 @@ class Output(Struct):
         self.forwarded += part.forwarded
         self.outcomes += part.outcomes
         self.ignored += part.ignored
+        self.notes += part.notes
         for name in _SUMS:
             setattr(self, name, getattr(self, name) + getattr(part, name))
 
@@ -154,6 +156,7 @@ class Output(Struct):
         self.paired += taken.paired
         self.late += taken.late
         self.ignored += taken.ignored
+        self.notes += [(model.name, note) for note in taken.notes]
         for name, earlier, now in zip(("unanswered", "outnumbered", "repeated"), before, model.losses(), strict=True):
             setattr(self, name, getattr(self, name) + now - earlier)
 

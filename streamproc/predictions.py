@@ -17,12 +17,13 @@ from streamproc.budget import Fleet
 from streamproc.columns import Features, PredictionColumns, Versions, hashed_ids
 from streamproc.events import Alert, Feedback
 from streamproc.exchanges import Exchanges, Joined, key_of
+from streamproc.feature_schema import FeatureSchema, Matrix
 from streamproc.kernels import I32
 from streamproc.models import DAY_US, Aggregate, Classes, Group, ModelState, Placed, Shared
 from streamproc.reference import Bins, Lately, jsd, psi
 from streamproc.rules import RuleBook
 from streamproc.segments import VERSION, HeavyHitters
-from streamproc.signals import EMPTY, READ, UNREADABLE, FeatureSchema, Kind, Matrix
+from streamproc.signals import EMPTY, READ, UNREADABLE, Kind
 from streamproc.span_kinds import CALL, EMBEDDING
 from streamproc.watch import Watch
 from streamproc.windows import Accumulator, PartTally, Sums, quantile
@@ -469,14 +470,45 @@ class PredictionState(ModelState):
     def _take_features(
         self, features: Features, answers: F64, progress: I64, offsets: I64, placed: Placed, versions: Versions
     ) -> list[Alert]:
+        if features.dicts is not None:
+            self.features.measure(features.dicts.tolist())
         start = 0 if self.features.ready else self.features.learn(features.rows())
-        if start == len(features):
-            return []
-        if start:
+        size_us, alerts = self.windows.size_us, list[Alert]()
+        while start < len(features):
             rest = slice(start, None)
-            features, answers, progress, offsets = features.at(rest), answers[rest], progress[rest], offsets[rest]
-            placed, versions = placed.at(rest), versions[rest]
-        if not features.any():
+            # Names from training data are the norm, whatever else comes.
+            fixed = self.rules.reference is not None and self.rules.reference.table is not None
+            named = features.at(rest).named(self.features.usual)
+            change = None if fixed else self.features.follow(named, progress[rest], size_us)
+            own = rest if change is None else slice(start, start + change)
+            alerts += self._take_rows(
+                features.at(own), answers[own], progress[own], offsets[own], placed.at(own), versions[own]
+            )
+            if change is None:
+                return alerts
+            start += change
+            self._change_features(int(progress[start]))
+        return alerts
+
+    def _change_features(self, now_us: int) -> None:
+        """Take in features that came and forget those that went; what features are like is learned again."""
+        came, gone = self.features.change(now_us, self.windows.size_us)
+        for learning in self._learning():
+            learning.relearn_features()
+        for signal in _OF_FEATURES:
+            self.usual.pop(signal, None)
+        for window in self.windows.open.values():  # what they have was counted by other columns
+            window.feature_rows = 0
+            window.missing = window.invalid = window.features = window.words = window.unseen = window.moments = None
+        for names, what in ((came, "came"), (gone, "no longer come")):
+            if names:
+                more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+                self._taken.notes.append(f"features that {what}: {', '.join(names[:5])}{more}")
+
+    def _take_rows(
+        self, features: Features, answers: F64, progress: I64, offsets: I64, placed: Placed, versions: Versions
+    ) -> list[Alert]:
+        if not len(features) or not features.any():
             return []
         matrix = features.matrix(self.features)
         flawless, given = matrix.flawless, matrix.given
@@ -776,6 +808,12 @@ def _span_key(span: int) -> int:
     """Return what a span's id is remembered by, which leaves the last bit free."""
     return span & ~1
 
+
+#: Signals whose usual parts are those of features.
+_OF_FEATURES = (
+    "missing_features", "invalid_features", "feature_range", "constant_features", "feature_drift",
+    "prediction_correlation", "unseen_category",
+)  # fmt: skip
 
 #: Signals of features that are measured against the baseline.
 _MEASURED = frozenset(

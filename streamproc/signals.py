@@ -7,19 +7,14 @@ the coming of events itself.
 
 from __future__ import annotations
 
-from array import array
-from collections.abc import Iterable, Sequence
-from itertools import chain
-from operator import itemgetter
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 from msgspec import UNSET, Struct
 
 from detectors.protocol import F64
 from streamproc import kernels
-from streamproc.cells import IS_NULL, IS_TEXT
 from streamproc.coercion import decimal, is_fraction
 from streamproc.events import Half, Outcome, Prediction, error_type
 
@@ -27,9 +22,6 @@ SourceKind = Literal["predictions", "telemetry", "labels"]
 #: Also what we publish, read again, and predictions joined with their labels.
 Kind = Literal["predictions", "telemetry", "labels", "alerts", "quality"]
 Shape = Literal["window", "event", "vector", "arrivals"]
-
-#: Events from which a model's feature names and types are learned before any is called missing.
-LEARN_FEATURES_FROM = 50
 
 
 class SignalSpec(Struct, frozen=True, kw_only=True):
@@ -626,200 +618,6 @@ def find(name: str) -> SignalSpec | None:
     if spec is None or (bool(colon and member) and not spec.family):
         return None
     return spec
-
-
-#: A feature beyond this is no number: JSON's integers have no end, and floats have.
-_LARGEST = int(np.finfo(np.float64).max)
-
-
-class Matrix(Struct, gc=False):
-    """The features of n rows, by a schema of d numeric ones and c categorical.
-
-    values (n, d) with nan where there is no number; missing and invalid (n, d + c) as 0 and 1, numeric
-    features first; given (n,), False where an event carried no features at all; words (n, c), a number or
-    the hash of a text, nan for none.
-    """
-
-    values: F64
-    missing: npt.NDArray[np.int64]
-    invalid: npt.NDArray[np.int64]
-    given: npt.NDArray[np.bool_]
-    words: F64
-
-    @property
-    def flawless(self) -> bool:
-        """Whether every number is known to be there."""
-        return not self.missing.flags.writeable
-
-
-class FeatureSchema:
-    """The feature names of one model, learned from its first events and then kept.
-
-    Numbers and booleans are numeric; anything else is categorical.
-    """
-
-    def __init__(self, *, max_features: int) -> None:
-        self.max_features = max_features
-        self.left = LEARN_FEATURES_FROM
-        self.numeric: tuple[str, ...] = ()
-        self.categorical: tuple[str, ...] = ()
-        self._votes: dict[str, int] = {}
-        self._bind()
-
-    def _bind(self) -> None:
-        self._numeric = frozenset(self.numeric)
-        self._in_order = self.numeric if not self.categorical else ()
-        self._get = itemgetter(*self.numeric) if len(self.numeric) > 1 else None
-
-    @property
-    def ready(self) -> bool:
-        """Whether names are settled."""
-        return self.left == 0
-
-    def learn(self, rows: Iterable[dict[str, Any] | None]) -> int:
-        """Learn from rows until names are settled; return how many rows that took."""
-        used = 0
-        for features in rows:
-            if self.left == 0:
-                break
-            used += 1
-            if not features:
-                continue
-            self.left -= 1
-            for name, value in features.items():
-                if name in self._votes or len(self._votes) < self.max_features:
-                    vote = 0 if value is None else 1 if isinstance(value, int | float) else -1
-                    self._votes[name] = self._votes.get(name, 0) + vote
-        self._settle()
-        return used
-
-    def learn_all(self, rows: Iterable[dict[str, Any] | None]) -> None:
-        """Learn from rows that are known to be all there is; names are settled if any has one."""
-        self.learn(rows)
-        if self._votes:
-            self.left = 0
-            self._settle()
-
-    def _settle(self) -> None:
-        if self.left == 0 and self._votes:
-            self.numeric = tuple(n for n, v in self._votes.items() if v > 0)
-            self.categorical = tuple(n for n, v in self._votes.items() if v <= 0)
-            self._votes = {}
-            self._bind()
-
-    def empty(self, n: int) -> Matrix:
-        """Return n rows that carry nothing."""
-        d, c = len(self.numeric), len(self.categorical)
-        missing, invalid = np.zeros((2, n, d + c), np.int64)
-        return Matrix(np.full((n, d), np.nan), missing, invalid, np.zeros(n, bool), np.full((n, c), np.nan))
-
-    def matrix(self, rows: Sequence[dict[str, Any] | None]) -> Matrix:
-        """Return rows as numbers, with what is wrong with them."""
-        d, width = len(self.numeric), len(self.numeric) + len(self.categorical)
-        order = self._in_order
-        if order:
-            try:
-                if all([tuple(f) == order for f in rows]):  # type: ignore[arg-type]  # noqa: C419 - twice as fast
-                    flat = array("d", chain.from_iterable([f.values() for f in rows]))  # type: ignore[union-attr]
-                    values = np.frombuffer(flat, np.float64).reshape(len(rows), d)
-                    return _flawless(values, width)
-            except (TypeError, OverflowError):
-                pass  # a null, a text or an integer beyond all doubles among the numbers: find out where
-        found = self.empty(len(rows))
-        values, missing, invalid, given, words = (
-            found.values, found.missing, found.invalid, found.given, found.words
-        )  # fmt: skip
-        texts: list[bytes] = []
-        cells: list[tuple[int, int]] = []
-        for i, features in enumerate(rows):
-            if not features:
-                continue
-            given[i] = True
-            for j, name in enumerate(self.numeric):
-                value = features.get(name)
-                if value is None:
-                    missing[i, j] = 1
-                elif isinstance(value, float | int) and abs(value) <= _LARGEST:
-                    values[i, j] = value
-                else:
-                    invalid[i, j] = 1
-            for j, name in enumerate(self.categorical):
-                value = features.get(name)
-                if value is None:
-                    missing[i, d + j] = 1
-                elif isinstance(value, dict | list):
-                    invalid[i, d + j] = 1
-                elif isinstance(value, str):
-                    texts.append(value.encode("utf-8", "surrogatepass"))
-                    cells.append((i, j))
-                elif abs(value) <= _LARGEST:
-                    words[i, j] = value
-        if texts:
-            ends = np.fromiter(map(len, texts), np.int64, len(texts)).cumsum()
-            hashes = np.empty(len(texts))
-            kernels.hash_cells(np.frombuffer(bytearray(b"".join(texts) + bytes(8)), np.uint8), ends, hashes)
-            words[tuple(np.array(cells).T)] = hashes
-        return found
-
-    def arrange(self, names: tuple[str, ...], cells: F64, kinds: npt.NDArray[np.uint8]) -> Matrix:
-        """Return what `matrix` returns, for n rows that all have features of these names.
-
-        cells and kinds (n, at least as many as names): the values, and whether each is a number, a null
-        or a text, as `cells.IS_NUMBER` and its siblings say. Of a text the cell has a hash.
-        """
-        n, d, width = len(cells), len(self.numeric), len(self.numeric) + len(self.categorical)
-        if names == self._in_order and not kinds[:, :d].any():
-            # A copy, contiguous and our own: a detector may keep what it is shown.
-            return _flawless(np.array(cells[:, :d]), width)
-        found = self.empty(n)
-        found.given[:] = True
-        for j, name in enumerate((*self.numeric, *self.categorical)):
-            if name not in names:
-                found.missing[:, j] = 1
-                continue
-            at = names.index(name)
-            found.missing[:, j] = kinds[:, at] == IS_NULL
-            if j < d:
-                texts = kinds[:, at] == IS_TEXT
-                found.values[:, j] = cells[:, at]
-                found.values[texts, j] = np.nan
-                found.invalid[:, j] = texts
-            else:
-                found.words[:, j - d] = cells[:, at]
-        return found
-
-    def snapshot(self) -> dict[str, Any]:
-        """Return the state as a tree."""
-        return {
-            "left": self.left,
-            "numeric": list(self.numeric),
-            "categorical": list(self.categorical),
-            "votes": dict(self._votes),
-        }
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Take up what `snapshot` gave."""
-        self.left = state["left"]
-        self.numeric, self.categorical = tuple(state["numeric"]), tuple(state["categorical"])
-        self._votes = dict(state["votes"])
-        self._bind()
-
-
-_NONE: dict[int, npt.NDArray[np.int64]] = {}
-
-
-def _none(n: int, width: int) -> npt.NDArray[np.int64]:
-    """Return a read-only (n, width) of zeros without allocating it each time."""
-    zeros = _NONE.get(width)
-    if zeros is None or len(zeros) < n:
-        zeros = _NONE[width] = np.zeros((max(n, 1024), width), np.int64)
-        zeros.flags.writeable = False
-    return zeros[:n]
-
-
-def _flawless(values: F64, width: int) -> Matrix:
-    n = len(values)
-    return Matrix(values, _none(n, width), _none(n, width), np.ones(n, bool), np.empty((n, 0)))
 
 
 def certainty(events: Sequence[Prediction]) -> F64:
