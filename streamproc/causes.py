@@ -26,7 +26,7 @@ Group = Literal[
 _GROUPS: Final[dict[Group, tuple[str, ...]]] = {
     "broken": (
         "missing_features", "invalid_features", "constant_features", "unseen_category", "feature_age",
-        "empty_predictions", "unreadable",
+        "empty_predictions", "unreadable", "insufficient_samples",
     ),
     "range": ("feature_range",),
     "drifted": ("feature_drift", "feature_outlier", "retrieval_score"),

@@ -669,6 +669,17 @@ def _summarise(report: Report, seconds: float, config: Config, pipelines: list[P
     for reason, count in report.rejected.most_common():
         line, message = report.examples[reason]
         say(f"rejected: {count:,} {reason}; the first in line {line}: {message}")
+    if report.came != report.events:
+        say("of all: " + ", ".join(f"{n:,} {what}" for what, n in report.accounts.items() if n))
+    for reason, count in report.ignored.most_common(10):
+        say(f"ignored: {count:,} {reason}")
+    if report.halves.total():
+        gave_up = ", ".join(f"{n:,} {what.replace('_', ' ')}" for what, n in report.halves.items() if n)
+        say(f"requests and responses: {gave_up}")
+    for (model, note), _ in report.notes.most_common(10):
+        say(f"{model}: {note}")
+    for model, task in sorted(report.tasks.items())[:10]:
+        say(f"{model}: answers with {task}, by its first labels; `task:` in the config says otherwise")
     if report.late:
         say(f"late: {report.late:,}, after their window had closed; see `lateness`")
     if report.refused:

@@ -253,6 +253,8 @@ class Decoder:
         tree = self._any(value)
         if not isinstance(tree, dict):
             raise self._unknown("json: no object", headers)
+        if self.field_map is None and isinstance(inner := coercion.connect_payload(tree), dict):
+            return self._bare(msgspec.json.encode(inner), headers)
         if self.kind is Label and b"gen_ai" in value:
             judged = _halves(genai.evaluation, tree)
             if judged is not None:

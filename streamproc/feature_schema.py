@@ -33,6 +33,8 @@ _JOINS_SHARE: Final = 0.05
 #: A name that is known leaves once so many rows in a row came without it, over so many windows of time.
 _LEAVES_AFTER: Final = 1000
 _LEAVES_WINDOWS: Final = 30
+#: Or so many rows in a row, where that is more than ever had it.
+_PASSING_AFTER: Final = 200
 #: Names not known that are counted at once.
 _MAX_STRANGERS: Final = 1000
 
@@ -115,6 +117,8 @@ class FeatureSchema:
         self.categorical: tuple[str, ...] = ()
         self.texts: tuple[str, ...] = ()  # names whose columns are `.length` and `.empty`, among the numeric ones
         self.left_out = 0  # names beyond max_features
+        self.rows = LEARN_FEATURES_FROM  # with features, so far
+        self._joined: dict[str, int] = {}  # how many there were when a name joined later
         self._votes: dict[str, Vote] = {}
         self._strangers: dict[str, tuple[int, Vote]] = {}  # rows since the first that had it
         self._absent: dict[str, list[int]] = {}  # rows in a row without it, and the time of the first, microseconds
@@ -177,7 +181,8 @@ class FeatureSchema:
     def follow(self, rows: Iterator[tuple[str, ...] | dict[str, Any] | None], times: I64, window_us: int) -> int | None:
         """Look at the names of rows, in order; return the row with which the schema is to change, None for none.
 
-        rows: each as a dict, or only its names where these are among the `usual`; None for one without features. times (n,): the progress at each, microseconds.
+        rows: each as a dict, or only its names where these are among the `usual`; None for one without features.
+        times (n,): the progress at each, microseconds.
         `change` then changes it.
         """
         usual, known, absent = self.usual, self._known, self._absent
@@ -185,10 +190,11 @@ class FeatureSchema:
             if not row:
                 continue
             names = row if type(row) is tuple else tuple(row)
-            if names in usual and not absent and not self._strangers:
-                continue
-            if self._look(row, names, known, int(times[i]), window_us):
+            if not (names in usual and not absent and not self._strangers) and self._look(
+                row, names, known, int(times[i]), window_us
+            ):
                 return i
+            self.rows += 1
         return None
 
     def _look(
@@ -207,7 +213,7 @@ class FeatureSchema:
         for name in gone:
             since = self._absent.setdefault(name, [0, now_us])
             since[0] += 1
-            due = due or self._is_gone(since, now_us, window_us)
+            due = due or self._is_gone(name, since, now_us, window_us)
         for name in [*self._strangers]:
             rows, vote = self._strangers[name]
             if rows >= 100 * _JOINS_AFTER:
@@ -225,16 +231,18 @@ class FeatureSchema:
             due = due or (came >= _JOINS_AFTER and came >= _JOINS_SHARE * rows and self._room() > 0)
         return due
 
-    @staticmethod
-    def _is_gone(since: list[int], now_us: int, window_us: int) -> bool:
-        return since[0] >= _LEAVES_AFTER and now_us - since[1] >= _LEAVES_WINDOWS * window_us
+    def _is_gone(self, name: str, since: list[int], now_us: int, window_us: int) -> bool:
+        rows, first_us = since
+        # What came less often than it has been missed, as in a test before the first real request, was never there.
+        passing = rows >= _PASSING_AFTER and rows > self.rows - self._joined.get(name, 0) - rows
+        return passing or (rows >= _LEAVES_AFTER and now_us - first_us >= _LEAVES_WINDOWS * window_us)
 
     def _room(self) -> int:
         return self.max_features - len(self._known)
 
     def change(self, now_us: int, window_us: int) -> tuple[list[str], list[str]]:
         """Take in the names that are due and forget those that are gone; return both."""
-        gone = [n for n, since in self._absent.items() if self._is_gone(since, now_us, window_us)]
+        gone = [n for n, since in self._absent.items() if self._is_gone(n, since, now_us, window_us)]
         came = {}
         for name, (rows, vote) in self._strangers.items():
             n = vote.numbers + vote.decimals + vote.words + vote.texts
@@ -250,11 +258,13 @@ class FeatureSchema:
         self.left_out += max(len(came) - room, 0)
         came = dict([*came.items()][:room])
         self._join(came)
+        self._joined = {n: at for n, at in self._joined.items() if n not in lost}
+        self._joined.update(dict.fromkeys(came, self.rows - _JOINS_AFTER))
         self._strangers, self._absent = {}, {}
         return [*came], gone
 
     def measure(self, dicts: Iterable[dict[str, Any] | None]) -> None:
-        """Put into rows, in order, how far each vector is from the usual direction: 0 for the same, 1 across, 2 against.
+        """Put into rows, in order, how far each vector is from the usual direction: 0 the same, 1 across, 2 against.
 
         The usual direction is the mean of a feature's first vectors. What has none, or another length, is missing.
         """
@@ -408,6 +418,8 @@ class FeatureSchema:
             "categorical": list(self.categorical),
             "texts": list(self.texts),
             "left_out": self.left_out,
+            "rows": self.rows,
+            "joined": [[n, at] for n, at in sorted(self._joined.items())],
             "votes": [[n, v.plain()] for n, v in self._votes.items()],
             "strangers": [[n, rows, v.plain()] for n, (rows, v) in self._strangers.items()],
             "absent": [[n, *since] for n, since in sorted(self._absent.items())],
@@ -419,6 +431,7 @@ class FeatureSchema:
         self.left, self.left_out = state["left"], state["left_out"]
         self.numeric, self.categorical = tuple(state["numeric"]), tuple(state["categorical"])
         self.texts = tuple(state["texts"])
+        self.rows, self._joined = state["rows"], dict(state["joined"])
         self._votes = {n: Vote(*v) for n, v in state["votes"]}
         self._strangers = {n: (rows, Vote(*v)) for n, rows, v in state["strangers"]}
         self._absent = {n: since for n, *since in state["absent"]}

@@ -41,19 +41,23 @@ DAY_US = 86_400_000_000
 
 
 class Shared(Struct, gc=False):
-    """What every kind of record has: offsets, Kafka's record time, the arrival clock at it and before it.
+    """What every kind of record has: offsets, Kafka's record time, when it arrived, and the arrival clock.
 
-    All (n,), the last three in microseconds.
+    All (n,), the last four in microseconds: arrivals by the clock or, where a record is ahead of that, by the record;
+    before, the clock just before each; settled, the clock at each.
     """
 
     offsets: I64
     stamps: I64
     arrivals: I64
     before: I64
+    settled: I64
 
     def at(self, rows: Any) -> Shared:
         """Return some of the records."""
-        return Shared(self.offsets[rows], self.stamps[rows], self.arrivals[rows], self.before[rows])
+        return Shared(
+            self.offsets[rows], self.stamps[rows], self.arrivals[rows], self.before[rows], self.settled[rows]
+        )
 
 
 class Placed(Struct, gc=False):
@@ -172,8 +176,12 @@ class ModelState:
         """Take this model's events of a batch."""
         alerts = self._leave()
         arrivals, offsets = group.shared.arrivals, group.shared.offsets
-        for silence in self.silence:
-            alerts += silence.observe(self.subject, arrivals, offsets)
+        # What is ahead of the clock may be of a host that is: whether there was a gap the clock tells, once it is there.
+        sure = group.shared.settled >= arrivals
+        if sure.any():
+            own = slice(None) if sure.all() else sure
+            for silence in self.silence:
+                alerts += silence.observe(self.subject, arrivals[own], offsets[own])
         if self.started_us is None:
             self.started_us = int(group.times[0])
             self.first_stamp_us = int(group.shared.stamps[0])

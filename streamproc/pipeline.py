@@ -66,7 +66,7 @@ from streamproc.rules import RuleBook, detectors_of
 from streamproc.signals import Kind
 from streamproc.templates import Templates
 from streamproc.unpack import Unpacked, unpack
-from streamproc.windows import ANY_STEP, SLACK_US, new_clock
+from streamproc.windows import ANY_STEP, new_clock
 
 _KINDS: dict[Kind, type[Prediction] | type[Telemetry] | type[Label]] = {
     "predictions": Prediction,
@@ -100,6 +100,10 @@ _SUMS = (
     "came", "scored", "paired", "events", "late", "fenced", "refused", "misplaced", "unanswered", "outnumbered",
     "repeated",
 )  # fmt: skip
+
+
+#: By so much the arrival clock goes on with one record: less is no silence of anybody's.
+_CLOCK_SLACK_US = 60_000_000
 
 
 class Output(Struct):
@@ -199,7 +203,7 @@ class Pipeline:
         self.clock_us = 0  # the arrival clock: the greatest record time that a quorum of records has come to
         self.clock = new_clock()
         # Our own records come seldom, and have the times of our own clocks.
-        self._slack_us = ANY_STEP if kind in _OURS else SLACK_US
+        self._slack_us = ANY_STEP if kind in _OURS else _CLOCK_SLACK_US
         self.next_offset = 0
         self._due: list[tuple[int, str]] = []
         self._parts: dict[str, dict[str, bytes]] = {}  # by model, until all are restored
@@ -313,7 +317,7 @@ class Pipeline:
         stamps = np.asarray(batch.timestamps_ms, np.int64) * 1000
         # A record that is ahead of the others counts as arrived at its own time, and moves nothing else.
         arrivals = np.maximum(settled, stamps)
-        shared = Shared(np.asarray(batch.offsets, np.int64), stamps, arrivals, before)
+        shared = Shared(np.asarray(batch.offsets, np.int64), stamps, arrivals, before, settled)
         if self._templates is None:
             decoded = self._decoder.decode(batch)
             out.rejected = decoded.rejected

@@ -34,6 +34,9 @@ MAX_ERRORS = 20
 #: Calls of language models that are remembered by the id of their response: the two spans of one end seconds apart.
 _CALLS_SEEN = 2048
 
+#: Windows with enough samples after which a signal is missed, and the most that are counted: so long is it missed.
+_ENOUGH, _ENOUGH_OF = 10, 40
+
 #: Windows that a feature's usual part is the mean of.
 _USUAL_OF = 30
 #: Windows remembered to have been without an error that comes for the first time.
@@ -63,6 +66,7 @@ class PredictionState(ModelState):
         self.arrived: dict[int, list[int]] = {}  # by window of the progress: events, and those out of order
         self.usual: dict[str, tuple[int, F64]] = {}  # by signal: windows, and each feature's mean part
         self.calls_seen: dict[int, int] = {}  # by hash of a call's response id, of late: the span that told of it
+        self.enough: dict[str, int] = {}  # by signal: windows of late in which it had enough samples
         self.requested = False  # whether any record was a request; spans of agents and tools are none
         self._bind()
 
@@ -90,7 +94,7 @@ class PredictionState(ModelState):
         return self._put_together(self.exchanges.join(group.what, shared.arrivals, shared.before, shared.offsets))
 
     def _put_together(self, joined: Joined) -> Group:
-        shared = Shared(joined.offsets, joined.arrivals, joined.arrivals, joined.before)
+        shared = Shared(joined.offsets, joined.arrivals, joined.arrivals, joined.before, joined.arrivals)
         return Group(self.name, np.arange(len(joined.what)), joined.what.times, shared, joined.what, joined.made)
 
     def _once(self, group: Group) -> Group:
@@ -497,6 +501,7 @@ class PredictionState(ModelState):
             learning.relearn_features()
         for signal in _OF_FEATURES:
             self.usual.pop(signal, None)
+            self.enough.pop(signal, None)  # while it is learned there is no value
         for window in self.windows.open.values():  # what they have was counted by other columns
             window.feature_rows = 0
             window.missing = window.invalid = window.features = window.words = window.unseen = window.moments = None
@@ -613,6 +618,38 @@ class PredictionState(ModelState):
         return False
 
     def _aggregates(self, window: Accumulator, whole: bool) -> Iterator[Aggregate]:
+        found = [*self._values_of(window, whole)]
+        yield from found
+        if not self.segment and window.count and (thin := self._thin(window, found)) is not None:
+            yield thin
+
+    def _thin(self, window: Accumulator, found: Sequence[Aggregate]) -> Aggregate | None:
+        """Return how many signals used to have enough samples in a window and have not, though events still come.
+
+        A signal below `min_samples` is not scored, and would so fall silent without a word.
+        """
+        samples: dict[str, int] = {}
+        for aggregate in found:
+            base = aggregate.signal.partition(":")[0]
+            samples[base] = max(samples.get(base, 0), aggregate.n)
+        thin = []
+        for signal in {**self.enough, **samples}:
+            least = max((r.min_samples for r in self.rules.of(signal)), default=0)
+            if not 0 < least <= window.count - window.errors:  # what failed has told nothing
+                continue
+            windows = self.enough.get(signal, 0)
+            if samples.get(signal, 0) >= least:
+                self.enough[signal] = min(windows + 1, _ENOUGH_OF)
+            elif windows >= _ENOUGH:
+                thin.append(signal)
+                self.enough[signal] = windows - 1
+        if not self.enough:
+            return None
+        parts = np.ones(len(thin)) if thin else None
+        share = len(thin) / len(self.enough)
+        return Aggregate("insufficient_samples", share, window.count, tuple(sorted(thin)), parts)
+
+    def _values_of(self, window: Accumulator, whole: bool) -> Iterator[Aggregate]:
         n, answered = window.count, window.count - window.errors
         if whole and self.requested:
             yield Aggregate("throughput", n / (self.windows.size_us / 1e6), n)
@@ -760,6 +797,7 @@ class PredictionState(ModelState):
             "arrived": [[index, *found] for index, found in sorted(self.arrived.items())],
             "calls_seen": [[key, span] for key, span in self.calls_seen.items()],
             "requested": self.requested,
+            "enough": dict(sorted(self.enough.items())),
             "usual": [[signal, windows, parts.copy()] for signal, (windows, parts) in sorted(self.usual.items())],
         }
 
@@ -787,7 +825,7 @@ class PredictionState(ModelState):
         self.lately.restore(own["lately"])
         self.arrived = {index: [n, older] for index, n, older in own["arrived"]}
         self.calls_seen = dict(own["calls_seen"])
-        self.requested = own["requested"]
+        self.requested, self.enough = own["requested"], dict(own["enough"])
         self.usual = {signal: (windows, parts) for signal, windows, parts in own["usual"]}
 
 

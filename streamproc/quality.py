@@ -321,7 +321,7 @@ class QualityState(ModelState):
         return self.rules.task if self.rules.task != "auto" else self.evidence.task()
 
     def _judge(self, asked: dict[str, Any], told: dict[str, Any]) -> tuple[Bools, F64, Bools, F64]:
-        """Return of (n,) pairs whether an answer was right, how sure it was, whether it can be judged, and its error."""
+        """Return of (n,) pairs whether the answer is right, how sure it was, whether it can be judged, its error."""
         task, values, numbers = self.task, asked["values"], told["values"]
         named = self.evidence.named_classes(asked["classes"], self.rules.classes)
         classes = np.where(named != NO_CLASS, named, whole_classes(values))

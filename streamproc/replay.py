@@ -25,6 +25,7 @@ from streamproc import coercion, lines
 from streamproc.cloudevents import to_json
 from streamproc.events import FLEET_KEY, Alert, Category, Header, Incident, RecordBatch, Time, time_us
 from streamproc.pipeline import Output, Pipeline
+from streamproc.quality import QualityState
 from streamproc.rules import RuleBook
 from streamproc.signals import SourceKind
 
@@ -47,6 +48,12 @@ class Report(Struct):
     """
 
     lines: int = 0
+    came: int = 0  # events, of which a record may hold many; `accounts` says what became of each
+    accounts: Counter[str] = field(default_factory=Counter)
+    ignored: Counter[str] = field(default_factory=Counter)  # understood and not watched, by reason
+    halves: Counter[str] = field(default_factory=Counter)  # what pairing of requests and responses gave up on
+    notes: Counter[tuple[str, str]] = field(default_factory=Counter)  # by model
+    tasks: dict[str, str] = field(default_factory=dict)  # what models do, by their labels
     events: int = 0
     late: int = 0
     refused: int = 0
@@ -253,6 +260,11 @@ class Replay:
     def _count(self, out: Output, numbers: list[int]) -> None:
         report = self.report
         report.lines += len(numbers)
+        report.came += out.came
+        report.accounts.update(out.accounts())
+        report.ignored += out.ignored
+        report.halves.update(unanswered=out.unanswered, crowded_out=out.outnumbered, repeated=out.repeated)
+        report.notes.update(out.notes)
         report.events += out.events
         report.late += out.late
         report.refused += out.refused
@@ -273,7 +285,9 @@ class Replay:
                     raise
                 line, value = _line(plain), text
             wrapped = bytes(line.value)
-            if wrapped[:1] == b"{" and (line.key is not None or line.timestamp is not None or line.headers):
+            if wrapped[:1] == b'"':  # a body that is no JSON
+                wrapped = msgspec.json.decode(wrapped, type=str).encode("utf-8", "surrogatepass")
+            if wrapped[:1] not in (b"", b"n") and (line.key is not None or line.timestamp is not None or line.headers):
                 value, when = wrapped, line.timestamp
                 key = None if line.key is None else line.key.encode()
                 headers = [(k, None if v is None else v.encode()) for k, v in (line.headers or {}).items()]
@@ -368,6 +382,7 @@ class JoinedReplay(Replay):
                 RecordBatch(self.joins.topic, 0, offsets, [stamp] * len(sent), keys, values, [()] * len(sent))
             )
             self.report.outcomes += out.outcomes
+            self.report.tasks = {n: m.task for n, m in self.joins.models.items() if isinstance(m, QualityState)}
             yield from self._told(self.joins, out)
 
 def _ordered(side: Replay, text: Iterable[bytes]) -> Iterator[tuple[int, Replay, Record]]:

@@ -385,6 +385,18 @@ SIGNALS: dict[str, SignalSpec] = {
             for name, summary, never in _UNTOLD
         ),
         SignalSpec(
+            name="insufficient_samples",
+            summary="share of signals that used to have enough samples in a window and have not, though events come",
+            sources=("predictions",),
+            shape="window",
+            params=_SHORT,
+            direction="up",
+            min_effect=0.01,
+            breaches=_TWICE,
+            category="data",
+            share=True,
+        ),
+        SignalSpec(
             name="cost_per_day",
             summary="cost since midnight UTC, in the producer's currency; give it an `upper_limit`",
             sources=("predictions",),

@@ -365,7 +365,7 @@ def test_after_a_word_on_a_silence_no_cut_decides_how_the_next_is_told() -> None
         feed(p, [story((0, 0), n=600)])
         (alert,) = silent(p, 80)
         p.feedback([(0, verdict(alert, "NOT_ANOMALY"))])
-        stamps = [BEGIN_US + s * SECOND for s in (81, 900)]  # a gap of 21 s has made the timeout minutes
+        stamps = [BEGIN_US + s * SECOND for s in (81, 900, 900, 900)]  # a gap of 21 s has made the timeout minutes
         two = batch([prediction(at, id=f"t{at}") for at in stamps], stamps_us=stamps, first=5000)
         ids.append([a.id for a in of(feed(p, cut(two, edges)), "silence", "silence")])
     assert ids[0] == ids[1]
