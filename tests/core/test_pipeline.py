@@ -210,7 +210,7 @@ def test_a_model_that_falls_silent_has_its_last_window_closed_by_the_clock() -> 
 def test_the_clock_of_another_model_closes_an_idle_models_windows() -> None:
     p = pipeline(config(QUICK))
     p.process(steady(100))
-    at = p.clock_us + 60 * SECOND
+    at = p.clock_us + 61 * SECOND
     p.process(batch([prediction(at, "other")], first=100, stamps_us=[at]))
     assert p.models["fraud"].windows.open  # one record may be of a host whose clock is ahead
     p.process(batch([prediction(at, "other")] * 2, first=101, stamps_us=[at, at]))
