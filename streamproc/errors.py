@@ -12,6 +12,8 @@
     │   └── BrokerAuthFailed        a broker answers and turns us away: credentials or certificates
     ├── EmbeddedBrokerError    1    the demo's own broker is not installed, or did not start
     └── SnapshotError          1    a stored state cannot be taken up
+        ├── OffsetsReset            somebody set the group's offsets back to what is in the state already
+        └── ForeignState            the snapshot topic holds the state of another deployment
 
 A message says where, what, and what to do; it is all a user of the command line sees.
 """
@@ -99,3 +101,11 @@ class EmbeddedBrokerError(StreamprocError):
 
 class SnapshotError(StreamprocError):
     """A stored state cannot be taken up."""
+
+
+class OffsetsReset(SnapshotError):
+    """Somebody set the group's offsets back to what is in the state already."""
+
+
+class ForeignState(SnapshotError):
+    """The snapshot topic holds the state of another deployment."""

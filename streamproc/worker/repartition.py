@@ -15,6 +15,7 @@ greatest offset says all.
 from __future__ import annotations
 
 import asyncio
+import zlib
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -47,6 +48,16 @@ def internal_topic(app_id: str, topic: str) -> str:
     """Return the name of the topic that holds a source's records keyed by model."""
     seldon = seldon_topic(topic)
     return f"{app_id}-{topic if seldon is None else seldon.pair}-by-model"
+
+
+def _origin(partition: int, topic_id: str, *, apart: bool) -> int:
+    """Return the number of a partition that records come from, as no other partition of the same target has it.
+
+    A topic that is deleted and created anew gives its offsets out once more, and the two topics of a pair have
+    partitions of the same numbers.
+    """
+    number = partition + (zlib.crc32(topic_id.encode()) << 24)
+    return ~number if apart else number
 
 
 class Pairs:
@@ -100,8 +111,8 @@ class Repartitioner:
         self._seldon = seldon_topic(topic)
         self._decoder = Decoder(_KINDS[kind], field_map=config.fields.get(kind))
 
-    async def forward(self, batch: RecordBatch) -> int:
-        """Send a batch on and await the broker; return how many records.
+    async def forward(self, batch: RecordBatch, *, topic_id: str = "") -> int:
+        """Send a batch on and await the broker; return how many records. topic_id: of the topic they are from.
 
         What cannot be read goes on under its old key: the pipeline behind names the reason and sends
         it to the dead letters.
@@ -114,10 +125,9 @@ class Repartitioner:
             if name:  # of the first event, where a record holds several
                 keys[row if unpacked is None else unpacked.rows[row]] = name.encode()
         sent = []
+        number = _origin(batch.partition, topic_id, apart=self._seldon is not None and not self._seldon.request)
         for row in range(len(batch)):
-            # The two topics of a pair have partitions of the same numbers, and offsets of their own.
-            apart = self._seldon is not None and not self._seldon.request
-            origin = f"{~batch.partition if apart else batch.partition}:{batch.offsets[row]}".encode()
+            origin = f"{number}:{batch.offsets[row]}".encode()
             headers = [*batch.headers[row], (ORIGIN_HEADER, origin)]
             if self._seldon is not None:
                 headers += [(TOPIC_HEADER, batch.topic.encode()), (KEY_HEADER, batch.keys[row] or b"")]

@@ -11,7 +11,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 
@@ -99,6 +99,25 @@ def prepare_topics(config: Config, *, timeout_s: float, create: bool | None = No
     for mismatch in report.mismatched:
         log.warning("a topic is not as wanted", problem=str(mismatch))
     return dict(report.partitions)
+
+
+class _Topics:
+    """Topic administration for the engine, in threads: its client blocks."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._connection = connection(config)
+
+    async def identify(self, names: Sequence[str]) -> dict[str, topics.Identity]:
+        return await asyncio.to_thread(topics.identify, self._connection, names)
+
+    async def restore(self) -> None:
+        if self._config.kafka.create_topics:
+            sources = self._config.kafka.sources()  # of these we do not know how they were
+            ours = [spec for spec in topic_specs(self._config) if spec.name not in sources]
+            report = await asyncio.to_thread(topics.ensure, self._connection, ours, create=True, timeout_s=10.0)
+            for name in report.created:
+                log.warning("a topic of ours was created again", topic=name)
 
 
 def run(
@@ -193,6 +212,7 @@ async def _serve(
         reload=reloader.reload,
         data_dir=data_dir,
         tables=told,
+        cluster=_Topics(config),
     )
     app.engine.compiled = asyncio.wrap_future(kernels)
     app.engine.compiled.add_done_callback(lambda f: None if f.cancelled() else app.fail(f.exception()))

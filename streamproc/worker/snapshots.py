@@ -39,6 +39,14 @@ class Stored(Struct):
     models: dict[str, bytes] = field(default_factory=dict)
     tokens: dict[str, list[int]] = field(default_factory=dict)  # older ones, by model, to be deleted
     manifest_tokens: list[int] = field(default_factory=list)
+    claims: dict[int, str] = field(default_factory=dict)  # app_id of who claimed it, by token
+
+    def others(self, app_id: str) -> set[str]:
+        """Return whose state it is, where not of this deployment: the app_ids."""
+        if self.manifest is not None:
+            told = self.manifest.get("app_id") or self.claims.get(max(self.manifest_tokens, default=-1), app_id)
+            return {told} - {app_id}
+        return set(self.claims.values()) - {app_id}
 
 
 def claim_key(topic: str, partition: int) -> bytes:
@@ -122,7 +130,11 @@ def _take(
     kind, topic, partition, *rest = orjson.loads(record.key)
     source = (topic, partition)
     into = stored.get(source)
-    if into is None or kind == "claim":
+    if into is None:
+        return
+    if kind == "claim":
+        if record.value is not None:
+            into.claims[record.offset] = orjson.loads(record.value).get("claimed_by", "")
         return
     token = rest[-1]
     if kind == "manifest":

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import orjson
 import pytest
-from confluent_kafka import Producer
+from confluent_kafka import Producer, TopicPartition
+from confluent_kafka.admin import AdminClient, NewPartitions
 
 from tests.brokers.kafka import KafkaCluster
-from tests.worker.harness import read, topic, worker
+from tests.worker.harness import delete, publish, read, topic, worker
 from tests.worker.test_worker import config, stream
 
 
@@ -29,4 +31,126 @@ def test_a_topic_compressed_by_any_of_kafkas_codecs_is_read_whole(
         found = [orjson.loads(m.value()) for m in read(kafka.bootstrap, f"{app}-alerts", at_least=1)]
         assert running.metric("streamproc_dead_letters_total") == 0
         assert running.stop() == 0
-    assert [(a["action"], a["evidence"]["offset_first"]) for a in found if a["signal"] == "latency"] == [("opened", 490)]
+    shown = [(a["action"], a["evidence"]["offset_first"]) for a in found if a["signal"] == "latency"]
+    assert shown == [("opened", 490)]
+
+
+def more(model: str, first: int, n: int, *, slow_from: int | None = None) -> list[tuple[bytes, bytes, int]]:
+    """Return records of a model that come after `first` seconds."""
+    return stream(model, first + n, slow_from=slow_from)[first:]
+
+
+def opened(kafka: KafkaCluster, name: str, at_least: int, partitions: int = 2) -> list[dict[str, Any]]:
+    found = [orjson.loads(m.value()) for m in read(kafka.bootstrap, name, partitions, at_least=at_least)]
+    return [a for a in found if (a["signal"], a["action"]) == ("latency", "opened")]
+
+
+@pytest.mark.kafka
+def test_a_source_made_anew_under_a_worker_is_read_from_its_beginning_and_said(
+    kafka: KafkaCluster, tmp_path: Path
+) -> None:
+    topic(kafka.bootstrap, "anew-in", partitions=1)
+    publish(kafka.bootstrap, "anew-in", stream("m", 200, slow_from=199))
+    text = config(kafka.bootstrap, "anew")
+    with worker(tmp_path, text) as running:
+        running.until(lambda: running.metric("streamproc_events_total") == 200, "200 events")
+        delete(kafka.bootstrap, "anew-in")
+        topic(kafka.bootstrap, "anew-in", partitions=1)
+        # At offsets that were had: 0 to 99, of which the sixtieth alone is slow.
+        anew = [*more("m", 3000, 60), *more("m", 3060, 1, slow_from=3060), *more("m", 3061, 39)]
+        publish(kafka.bootstrap, "anew-in", anew)
+        running.until(lambda: running.metric("streamproc_events_total") == 300, "the new events")
+        assert running.metric("streamproc_logs_renewed_total") == 1
+        assert "deleted and created anew" in running.log.read_text()
+        found = opened(kafka, "anew-alerts", 2)
+        assert [a["evidence"]["offset_first"] for a in found] == [199, 60]
+        assert len({a["id"] for a in found}) == 2
+        assert running.stop() == 0
+    publish(kafka.bootstrap, "anew-in", more("m", 3100, 10))
+    with worker(tmp_path, text, name="second") as running:
+        running.until(lambda: running.metric("streamproc_events_total") == 10, "what came since")
+        assert running.metric("streamproc_logs_renewed_total") == 0
+        assert running.stop() == 0
+
+
+@pytest.mark.kafka
+@pytest.mark.parametrize("repartition", [False, True])
+def test_a_source_made_anew_while_no_worker_ran_is_read_from_its_beginning_though_it_is_longer(
+    kafka: KafkaCluster, tmp_path: Path, repartition: bool
+) -> None:
+    app = "since" if not repartition else "since-sent-on"
+    topic(kafka.bootstrap, f"{app}-in", partitions=1)
+    publish(kafka.bootstrap, f"{app}-in", stream("m", 50))
+    text = config(kafka.bootstrap, app, repartition=repartition)
+    with worker(tmp_path, text) as running:
+        running.until(lambda: running.metric("streamproc_events_total") == 50, "50 events")
+        running.until(lambda: running.metric("streamproc_snapshot_bytes_total") > 0, "a snapshot")
+        assert running.stop() == 0
+    delete(kafka.bootstrap, f"{app}-in")
+    topic(kafka.bootstrap, f"{app}-in", partitions=1)
+    publish(kafka.bootstrap, f"{app}-in", more("m", 100, 80))
+    with worker(tmp_path, text, name="second") as running:
+        running.until(lambda: running.metric("streamproc_events_total") == 80, "all the new events")
+        assert running.metric("streamproc_fenced_events_total") == 0
+        running.until(lambda: running.metric("streamproc_series_active") == 1, "one series")
+        # Of a topic that is only sent on nothing is kept to compare it with; nothing of it is lost either.
+        assert running.metric("streamproc_logs_renewed_total") == (0 if repartition else 1)
+        assert running.stop() == 0
+
+
+@pytest.mark.kafka
+def test_what_retention_took_before_it_was_read_is_counted_and_what_is_left_is_read(
+    kafka: KafkaCluster, tmp_path: Path
+) -> None:
+    topic(kafka.bootstrap, "late-in", partitions=1)
+    text = config(kafka.bootstrap, "late", auto_offset_reset="latest")
+    with worker(tmp_path, text) as running:
+        running.until(lambda: running.metric("streamproc_partitions_owned") == 1, "the partition")
+        running.until(lambda: "partitions restored" in running.log.read_text(), "its beginning")
+        publish(kafka.bootstrap, "late-in", stream("m", 20))
+        running.until(lambda: running.metric("streamproc_events_total") == 20, "20 events")
+        assert running.stop() == 0
+    publish(kafka.bootstrap, "late-in", more("m", 20, 100))
+    admin = AdminClient({"bootstrap.servers": kafka.bootstrap})
+    for future in admin.delete_records([TopicPartition("late-in", 0, 50)]).values():
+        future.result(30)
+    with worker(tmp_path, text, name="second") as running:
+        running.until(lambda: running.metric("streamproc_events_total") == 70, "what is left")
+        assert running.metric("streamproc_records_gone_total") == 30
+        assert "records were deleted before they were read" in running.log.read_text()
+        assert running.stop() == 0
+
+
+@pytest.mark.kafka
+def test_with_latest_what_comes_while_no_worker_runs_is_read_though_none_ever_read_a_record(
+    kafka: KafkaCluster, tmp_path: Path
+) -> None:
+    topic(kafka.bootstrap, "begun-in", partitions=2)
+    text = config(kafka.bootstrap, "begun", auto_offset_reset="latest")
+    publish(kafka.bootstrap, "begun-in", stream("before", 10))
+    with worker(tmp_path, text) as running:
+        running.until(lambda: running.metric("streamproc_partitions_owned") == 2, "the partitions")
+        running.until(lambda: running.metric("streamproc_snapshot_bytes_total") >= 0, "a snapshot")
+        assert running.stop() == 0
+    publish(kafka.bootstrap, "begun-in", [r for m in "abcd" for r in stream(m, 10)])
+    with worker(tmp_path, text, name="second") as running:
+        running.until(lambda: running.metric("streamproc_events_total") == 40, "all that came since")
+        assert running.stop() == 0
+
+
+@pytest.mark.kafka
+def test_partitions_that_are_added_are_read_from_their_beginning_with_latest_too(
+    kafka: KafkaCluster, tmp_path: Path
+) -> None:
+    topic(kafka.bootstrap, "grown-in", partitions=1)
+    text = config(kafka.bootstrap, "grown", auto_offset_reset="latest")
+    with worker(tmp_path, text) as running:
+        running.until(lambda: running.metric("streamproc_partitions_owned") == 1, "the partition")
+        running.until(lambda: running.metric("streamproc_snapshot_seconds_count") >= 1, "a snapshot")
+        admin = AdminClient({"bootstrap.servers": kafka.bootstrap})
+        for future in admin.create_partitions([NewPartitions("grown-in", 4)]).values():
+            future.result(30)
+        publish(kafka.bootstrap, "grown-in", [r for m in "abcdefgh" for r in stream(m, 25)])
+        running.until(lambda: running.metric("streamproc_partitions_owned") == 4, "all partitions", timeout_s=30)
+        running.until(lambda: running.metric("streamproc_events_total") == 200, "all events")
+        assert running.stop() == 0

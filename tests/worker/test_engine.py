@@ -14,6 +14,7 @@ from streamproc.config import Config
 from streamproc.events import RecordBatch
 from streamproc.joins import JoinDecoder
 from streamproc.worker import snapshots
+from streamproc.worker.driver import Committed
 from streamproc.worker.engine import Engine, Owned
 from streamproc.worker.metrics import Metrics
 from tests.worker.harness import prediction
@@ -63,12 +64,23 @@ class FakeConsumer:
         self.end = 0
         self.asked: int | None = 0
         self.stable: int | None = None
+        self.begin = 0
+        self.group: dict[TP, Committed] = {}
 
     async def seek_to(self, positions: dict[TP, int]) -> None:
         self.sought.append(dict(positions))
 
     async def commit(self) -> None:
         self.commits += 1
+
+    def own_commit(self, tp: TP) -> int | None:
+        return 0 if self.commits else None
+
+    async def committed(self, tps: list[TP]) -> dict[TP, Committed]:
+        return {tp: at for tp, at in self.group.items() if tp in tps}
+
+    async def earliest_offsets(self, *tps: TP) -> dict[TP, int]:
+        return dict.fromkeys(tps, self.begin)
 
     def highwater(self, tp: TP) -> int:
         return self.end
@@ -290,7 +302,7 @@ def test_a_restore_that_ends_after_the_revocation_installs_nothing(monkeypatch: 
 
         async def read(tps: list[TP]) -> dict[Any, snapshots.Stored]:
             await reading.wait()
-            return {(tp.topic, tp.partition): snapshots.Stored(1, {"next_offset": 3, "clock_us": 0}) for tp in tps}
+            return {(tp.topic, tp.partition): snapshots.Stored(1, {"next_offset": 0, "clock_us": 0}) for tp in tps}
 
         monkeypatch.setattr(bench.engine, "_read", read)
         waiting = asyncio.ensure_future(bench.engine.positions({SOURCE}))
