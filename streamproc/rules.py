@@ -18,7 +18,7 @@ from msgspec import Struct
 from detectors import registry
 from detectors.protocol import Detector
 from streamproc import config as config_module
-from streamproc import signals
+from streamproc import signals, topology
 from streamproc.alerts import Policy
 from streamproc.baseline import Table, from_table
 from streamproc.config import Config, ModelBlock, ReferenceRule, Report, Sensitivity, SignalRule
@@ -351,12 +351,12 @@ def detectors_of(config: Config) -> list[str]:
 
 def load(path: str | Path, *, env: Mapping[str, str]) -> Config:
     """Read a config and check it down to signals and detectors. Raise `ConfigError`."""
-    return config_module.load(path, env=env, checks=[check])
+    return config_module.load(path, env=env, checks=[topology.check, check])
 
 
 def parse(text: str, *, name: str = "<config>", env: Mapping[str, str] | None = None) -> Config:
     """Read a config from text and check it down to signals and detectors. Raise `ConfigError`."""
-    return config_module.parse(text, name=name, env=env, checks=[check])
+    return config_module.parse(text, name=name, env=env, checks=[topology.check, check])
 
 
 def check(config: Config, report: Report) -> None:

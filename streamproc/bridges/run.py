@@ -25,6 +25,7 @@ from streamproc.bridges.metrics import Metrics
 from streamproc.config import Bridge, Config
 from streamproc.errors import BrokerUnreachable, StreamprocError, UsageError
 from streamproc.events import RecordBatch, Rejected
+from streamproc.topology import bridge_dead_letters
 from streamproc.worker import topics
 from streamproc.worker.connection import connection, for_aiokafka
 from streamproc.worker.deadletters import dead_letter
@@ -85,16 +86,11 @@ def choose(config: Config, kind: str, *, name: str | None = None, topic: str | N
     return Settings(kind=kind, name=name, bridge=blocks[name], topic=known or wanted, **more)
 
 
-def dead_letter_topic(config: Config) -> str:
-    """Return the topic that takes what no receiver will."""
-    return f"{config.kafka.app_id}-bridge-dead-letters"
-
-
 def topic_specs(config: Config, settings: Settings) -> list[topics.TopicSpec]:
     """Return every topic a bridge reads or writes, as it should be."""
     k = config.kafka
-    names = [settings.topic, dead_letter_topic(config), *sinks.output_topics(settings.bridge)]
-    sized = {dead_letter_topic(config): {"max.message.bytes": str(_MAX_BYTES)}}
+    names = [settings.topic, bridge_dead_letters(config.kafka), *sinks.output_topics(settings.bridge)]
+    sized = {bridge_dead_letters(config.kafka): {"max.message.bytes": str(_MAX_BYTES)}}
     return [
         topics.TopicSpec(
             name=name, partitions=k.partitions, replication_factor=k.replication_factor, config=sized.get(name, {})
@@ -508,7 +504,7 @@ class BridgeProcess(aiokafka.ConsumerRebalanceListener):  # type: ignore[misc]
         rejected = Rejected(0, record.offset, error_type, message)
         key, value, headers = dead_letter(batch, rejected, redact=self.config.worker.redact)
         headers.append(("streamproc.bridge", f"{self.settings.kind}/{self.settings.name}".encode()))
-        await self._publish(dead_letter_topic(self.config), key, value, headers)
+        await self._publish(bridge_dead_letters(self.config.kafka), key, value, headers)
         self.metrics.dead_letters.labels(reason=error_type).inc()
         log.error("set aside as a dead letter", partition=record.partition, offset=record.offset, reason=message)
 

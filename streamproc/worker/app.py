@@ -14,11 +14,12 @@ from faust.web import Request, Response, View
 
 from streamproc.baseline import Table
 from streamproc.config import Config
+from streamproc.topology import internal_topic
 from streamproc.worker import driver
 from streamproc.worker.connection import METADATA_MAX_AGE_MS, connection, for_aiokafka, for_faust
 from streamproc.worker.engine import Cluster, Engine
 from streamproc.worker.metrics import Metrics
-from streamproc.worker.repartition import Repartitioner, internal_topic
+from streamproc.worker.repartition import Repartitioner
 from streamproc.worker.snapshots import MAX_SNAPSHOT_BYTES
 
 log = structlog.get_logger("streamproc.app")

@@ -30,6 +30,7 @@ from streamproc.unpack import schema_ids
 from streamproc.worker import driver, snapshots
 from streamproc.worker.beginnings import Beginning, Log, begin, inside, outside
 from streamproc.worker.deadletters import dead_letter
+from streamproc.worker.logs import named
 from streamproc.worker.metrics import Metrics
 from streamproc.worker.registry import Registry
 from streamproc.worker.repartition import Pairs, Repartitioner
@@ -111,8 +112,8 @@ class Cluster(Protocol):
     async def identify(self, names: Sequence[str]) -> dict[str, Identity]:
         """Return what each topic that exists is, by name."""
 
-    async def restore(self) -> None:
-        """Create those of our own topics that are missing, if we may."""
+    async def restore(self) -> bool:
+        """Create those of our own topics that are missing, if we may; return whether there were any."""
 
 
 class Engine:
@@ -589,7 +590,8 @@ class Engine:
         self.metrics.absent.set(len(gone))
         if gone and self._cluster is not None:
             try:
-                await self._cluster.restore()
+                if await self._cluster.restore():
+                    self._look_now.set()
             except StreamprocError as e:
                 log.warning("our own topics could not be created again yet", reason=str(e))
         for name, identity in found.items():
@@ -747,8 +749,7 @@ class Engine:
             self.restored_once = True
             log.info("partitions restored", partitions=_names(tps), models=models, seconds=round(took, 2))
         except Exception as e:
-            said = str(e) if isinstance(e, StreamprocError) else repr(e)
-            log.error("state could not be restored", partitions=_names(tps), error=said)
+            log.error("state could not be restored", partitions=_names(tps), error=named(e))
             self._on_fatal(e)
             raise
         finally:

@@ -37,18 +37,13 @@ from streamproc.events import (
 from streamproc.framed import Codec
 from streamproc.serving import seldon_topic
 from streamproc.signals import SourceKind
+from streamproc.topology import internal_topic
 from streamproc.unpack import unpack
 
 #: Records of a pair that wait at most before what is ahead goes on all the same.
 _MOST_HELD = 50_000
 
 _KINDS: dict[SourceKind, Any] = {"predictions": Prediction, "telemetry": Telemetry, "labels": Label}
-
-def internal_topic(app_id: str, topic: str) -> str:
-    """Return the name of the topic that holds a source's records keyed by model."""
-    seldon = seldon_topic(topic)
-    return f"{app_id}-{topic if seldon is None else seldon.pair}-by-model"
-
 
 def _origin(partition: int, topic_id: str, *, apart: bool) -> int:
     """Return the number of a partition that records come from, as no other partition of the same target has it.

@@ -100,7 +100,9 @@ class Said:
         while True:
             try:
                 async with _reading(self._settings, self.topics) as consumer:
-                    self._renewed = False
+                    if self._renewed:
+                        self._renewed = False
+                        yield []  # what was said before is over
                     while not self._renewed:
                         found = await consumer.getmany(timeout_ms=1000)
                         if found:

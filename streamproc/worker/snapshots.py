@@ -24,11 +24,13 @@ import orjson
 from aiokafka import TopicPartition
 from msgspec import Struct, field
 
+from streamproc.topology import MAX_RECORD_BYTES
+
 #: Sends key and value to a partition of the snapshot topic; awaits the broker; returns the offset.
 Send = Callable[[int, bytes, bytes | None], Awaitable["asyncio.Future[Any]"]]
 
-#: Largest snapshot a broker is asked to keep; the topic is created with it.
-MAX_SNAPSHOT_BYTES = 16_000_000
+#: Largest record of a snapshot; the topic is created for it.
+MAX_SNAPSHOT_BYTES = MAX_RECORD_BYTES
 
 
 class Stored(Struct):

@@ -7,12 +7,19 @@ from typing import Any
 
 import orjson
 import pytest
+from click.testing import CliRunner
 from confluent_kafka import Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewPartitions
 
+from streamproc.cli import cli
 from tests.brokers.kafka import KafkaCluster
-from tests.worker.harness import delete, publish, read, topic, worker
-from tests.worker.test_worker import config, stream
+from tests.worker.harness import WorkerProcess, delete, prediction, publish, read, topic, worker
+from tests.worker.test_incidents import config as of_incidents
+from tests.worker.test_incidents import rows
+from tests.worker.test_worker import START, config, stream
+
+#: These events are old: by the wall clock their models would be forgotten.
+KEPT = "defaults:\n  discover: {idle_ttl: 3650d}\n"
 
 
 @pytest.mark.kafka
@@ -37,7 +44,14 @@ def test_a_topic_compressed_by_any_of_kafkas_codecs_is_read_whole(
 
 def more(model: str, first: int, n: int, *, slow_from: int | None = None) -> list[tuple[bytes, bytes, int]]:
     """Return records of a model that come after `first` seconds."""
-    return stream(model, first + n, slow_from=slow_from)[first:]
+    return [
+        (
+            model.encode(),
+            prediction(model, START + i, duration_s=5.0 if slow_from is not None and i >= slow_from else 0.1),
+            int((START + i) * 1000),
+        )
+        for i in range(first, first + n)
+    ]
 
 
 def opened(kafka: KafkaCluster, name: str, at_least: int, partitions: int = 2) -> list[dict[str, Any]]:
@@ -153,4 +167,111 @@ def test_partitions_that_are_added_are_read_from_their_beginning_with_latest_too
         publish(kafka.bootstrap, "grown-in", [r for m in "abcdefgh" for r in stream(m, 25)])
         running.until(lambda: running.metric("streamproc_partitions_owned") == 4, "all partitions", timeout_s=30)
         running.until(lambda: running.metric("streamproc_events_total") == 200, "all events")
+        assert running.stop() == 0
+
+
+@pytest.mark.kafka
+def test_a_second_deployment_is_refused_the_state_of_the_first_by_name(kafka: KafkaCluster, tmp_path: Path) -> None:
+    topic(kafka.bootstrap, "own-in")
+    text = config(kafka.bootstrap, "own")
+    with worker(tmp_path, text) as running:
+        publish(kafka.bootstrap, "own-in", stream("m", 20))
+        running.until(lambda: running.metric("streamproc_events_total") == 20, "20 events")
+        running.until(lambda: running.metric("streamproc_snapshot_bytes_total") > 0, "a snapshot")
+        with worker(tmp_path, text.replace("app_id: own", "app_id: other"), name="other") as other:
+            assert other.process.wait(60) == 1
+            said = other.log.read_text()
+        assert "of another deployment, app_id own; ours is other" in said
+        assert len(said.splitlines()) <= 20
+        assert "kafka.snapshots" in said
+        # With the names left to their defaults each has its own, and reads all.
+        default = text.replace("app_id: own", "app_id: other").replace("  snapshots: own-snapshots\n", "")
+        with worker(tmp_path, default, name="third") as third:
+            third.until(lambda: third.metric("streamproc_events_total") == 20, "all 20 events")
+            assert third.stop() == 0
+        assert running.stop() == 0
+
+
+@pytest.mark.kafka
+def test_state_is_written_again_where_the_snapshot_topic_is_deleted_under_a_worker(
+    kafka: KafkaCluster, tmp_path: Path
+) -> None:
+    topic(kafka.bootstrap, "kept-in", partitions=2)
+    text = config(kafka.bootstrap, "kept").replace("defaults:\n", KEPT)
+    with worker(tmp_path, text) as running:
+        publish(kafka.bootstrap, "kept-in", [r for m in "abcd" for r in stream(m, 20)])
+        running.until(lambda: running.metric("streamproc_events_total") == 80, "80 events")
+        running.until(lambda: running.metric("streamproc_snapshot_bytes_total") > 0, "a snapshot")
+        delete(kafka.bootstrap, "kept-snapshots")
+        running.until(lambda: "all state was written again" in running.log.read_text(), "the state to be saved")
+        publish(kafka.bootstrap, "kept-in", more("a", 20, 5))
+        running.until(lambda: running.metric("streamproc_events_total") == 85, "85 events")
+        assert running.stop() == 0
+    with worker(tmp_path, text, name="second") as running:
+        running.until(lambda: running.metric("streamproc_series_active") == 4, "all models")
+        publish(kafka.bootstrap, "kept-in", more("b", 20, 5))
+        running.until(lambda: running.metric("streamproc_events_total") == 5, "what came since, and no more")
+        assert running.stop() == 0
+
+
+@pytest.mark.kafka
+def test_operators_words_are_taken_where_their_topics_are_made_anew(
+    kafka: KafkaCluster, tmp_path: Path
+) -> None:
+    topic(kafka.bootstrap, "words-in", partitions=1)
+    text = config(kafka.bootstrap, "words", silences="words-silences", feedback="words-feedback")
+    text = text.replace("defaults:\n", KEPT)
+
+    def say(running: WorkerProcess, fingerprint: str, comment: str) -> None:
+        said = ["feedback", "-c", str(running.config), fingerprint, "ANOMALY", "--comment", comment]
+        assert CliRunner().invoke(cli, said).exit_code == 0
+
+    def hide(running: WorkerProcess, model: str) -> None:
+        said = ["silence", "add", "-c", str(running.config), "--model", model, "--for", "1h"]
+        assert CliRunner().invoke(cli, said).exit_code == 0
+
+    def comments() -> set[str]:
+        found = [orjson.loads(m.value()) for m in read(kafka.bootstrap, "words-alerts", at_least=1)]
+        return {a["annotations"]["feedback_comment"] for a in found if "feedback_comment" in a["annotations"]}
+
+    with worker(tmp_path, text) as running:
+        publish(kafka.bootstrap, "words-in", stream("m", 50, slow_from=49))
+        running.until(lambda: running.metric("streamproc_events_total") == 50, "50 events")
+        (alert,) = opened(kafka, "words-alerts", 1)
+        for comment in ("first", "second"):
+            say(running, alert["fingerprint"], comment)
+        hide(running, "x*")
+        running.until(lambda: comments() == {"first", "second"}, "the verdicts")
+        running.until(lambda: running.metric("streamproc_silences") == 1, "the silence")
+        for name in ("words-silences", "words-feedback"):
+            delete(kafka.bootstrap, name)
+        running.until(lambda: running.metric("streamproc_silences") == 0, "that the silence is gone to be known")
+        log = running.log
+        running.until(lambda: log.read_text().count("deleted and created anew") >= 2, "that all are to be known")
+        hide(running, "y*")
+        say(running, alert["fingerprint"], "third")  # at an offset that was had
+        running.until(lambda: "third" in comments(), "the verdict on the new topic")
+        running.until(lambda: running.metric("streamproc_silences") == 1, "the silence on the new topic")
+        assert running.stop() == 0
+
+
+@pytest.mark.kafka
+def test_incidents_go_on_where_the_feed_they_are_made_of_is_deleted_under_a_worker(
+    kafka: KafkaCluster, tmp_path: Path
+) -> None:
+    topic(kafka.bootstrap, "fed-in")
+
+    def told() -> set[str]:
+        found = [orjson.loads(m.value()) for m in read(kafka.bootstrap, "fed-incidents")]
+        return {i["incident_id"] for i in found if i["action"] == "resolved"}
+
+    with worker(tmp_path, of_incidents(kafka.bootstrap, "fed", saved_every="300ms")) as running:
+        publish(kafka.bootstrap, "fed-in", [*rows(0, 20, slow=False), *rows(20, 25, slow=True)])
+        publish(kafka.bootstrap, "fed-in", rows(25, 60, slow=False))
+        running.until(lambda: len(told()) == 1, "the first incident")
+        delete(kafka.bootstrap, "fed-alert-feed")
+        log = running.log
+        running.until(lambda: "the topic was deleted and created anew" in log.read_text(), "the feed to be there again")
+        publish(kafka.bootstrap, "fed-in", [*rows(1000, 1005, slow=True), *rows(1005, 1060, slow=False)])
+        running.until(lambda: len(told()) == 2, "the second incident")
         assert running.stop() == 0
