@@ -15,6 +15,7 @@ import click
 from streamproc import __version__
 from streamproc.errors import ConfigError, ReplayGateFailed, StreamprocError, UsageError
 from streamproc.looking import alerts, incidents
+from streamproc.rewinding import offsets
 from streamproc.saying import feedback, silence
 
 if TYPE_CHECKING:
@@ -893,6 +894,7 @@ cli.add_command(alerts)
 cli.add_command(incidents)
 cli.add_command(silence)
 cli.add_command(feedback)
+cli.add_command(offsets)
 
 
 def main(args: list[str] | None = None) -> Any:

@@ -236,7 +236,9 @@ class BridgeProcess(aiokafka.ConsumerRebalanceListener):  # type: ignore[misc]
 
     def _make(self, bridge: Bridge) -> sinks.Sink:
         source = f"streamproc/{self.config.kafka.app_id}/bridge/{self.settings.kind}/{self.settings.name}"
-        return sinks.make(bridge, sinks.Http(bridge), source=source, publish=self._publish)
+        sink = sinks.make(bridge, sinks.Http(bridge), source=source, publish=self._publish)
+        sink.set_aside = self._set_episode_aside
+        return sink
 
     async def _close(self) -> None:
         tasks = [*self._leaving, *([] if self._resending is None else [self._resending])]
@@ -342,9 +344,16 @@ class BridgeProcess(aiokafka.ConsumerRebalanceListener):  # type: ignore[misc]
                     return
             await self._commit(partition, until)
         again = True  # what comes first may have been on its way when we last ended
+        reached = await self._consumer.position(partition)
         while not self._stopping.is_set():
             done = None
             for record in await self._read(partition, None):
+                if record.offset < reached:
+                    log.error("the topic was deleted and created anew, or lost records; told from its beginning on",
+                              partition=partition.partition, reached=reached, offset=record.offset)  # fmt: skip
+                    self.metrics.renewed.inc()
+                    until = 0
+                reached = record.offset + 1
                 if record.offset < until:
                     continue
                 step = await self._take(track, record)
@@ -376,6 +385,11 @@ class BridgeProcess(aiokafka.ConsumerRebalanceListener):  # type: ignore[misc]
         else:
             until = committed
             fresh = await self._note(partition) == _BEGINNING
+            if committed > end:
+                log.error("the topic was deleted and created anew, or lost records; told from its beginning on",
+                          partition=partition.partition, reached=committed, end=end)  # fmt: skip
+                self.metrics.renewed.inc()
+                until = begin
             if committed < begin:
                 log.error("records were deleted before they were told", partition=partition.partition,
                           lost=begin - committed)  # fmt: skip
@@ -507,6 +521,10 @@ class BridgeProcess(aiokafka.ConsumerRebalanceListener):  # type: ignore[misc]
         await self._publish(bridge_dead_letters(self.config.kafka), key, value, headers)
         self.metrics.dead_letters.labels(reason=error_type).inc()
         log.error("set aside as a dead letter", partition=record.partition, offset=record.offset, reason=message)
+
+    async def _set_episode_aside(self, partition: TopicPartition, episode: steps.Episode, why: sinks.Refused) -> None:
+        told = _Told(partition.topic, partition.partition, episode.latest_ms, episode.raw, episode.headers)
+        await self._set_aside(told, why.error_type, str(why))
 
     async def _publish(
         self, topic: str, key: bytes | None, value: bytes | None, headers: list[tuple[str, bytes]]

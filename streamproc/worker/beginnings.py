@@ -82,12 +82,13 @@ def begin(
         if committed is not None:
             return _within(committed.offset, log, life=0, why="group", start=start)
         return Beginning(offset=log.begin, life=0, why="new") if known else Beginning(offset=start, life=0, why="policy")
-    life = int(manifest.get("life", 0))
+    noted = manifest.get("log", {})  # none in manifests of before
+    life = int(noted.get("life", 0))
     saved = outside(int(manifest["next_offset"]))
-    was = manifest.get("topic_id", "")
+    was = noted.get("topic_id", "")
     if was and log.topic_id and was != log.topic_id:
         return Beginning(offset=start, life=life + 1, why="recreated", gone=None)
-    if committed is not None and not committed.ours and manifest.get("marked", False):
+    if committed is not None and not committed.ours and noted.get("marked", False):
         if committed.offset < saved:
             raise OffsetsReset(
                 f"{name}: another program has set the group's offset back to {committed.offset}, and the state covers "

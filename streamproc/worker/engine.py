@@ -158,6 +158,7 @@ class Engine:
         self.registry = None if config.schema_registry is None else Registry(config.schema_registry)
         self._partitions = dict(partitions)
         self._snapshot_partitions = snapshot_partitions
+        self._snapshot_limit = snapshots.Limit()
         self._source = source
         self._on_fatal = on_fatal
         self._wall = wall
@@ -240,7 +241,7 @@ class Engine:
                 await self.snapshot(own)
             kept = True
         except Exception as e:
-            log.warning("state was not saved at revocation; the next owner repeats", error=str(e))
+            log.warning("state was not saved at revocation; the next owner repeats", error=named(e))
             kept = False
         for tp in tps:
             held = self._owned.pop(tp, None)
@@ -514,11 +515,13 @@ class Engine:
         """Return what belongs to a partition: of its pipeline, and of the log and the topics it was read from."""
         return {
             **held.pipeline.manifest(),
-            "app_id": self.config.kafka.app_id,
-            "topic_id": held.topic_id,
-            "life": held.life,
-            "marked": held.marked,
-            "feedback": [held.said_id, held.said_life],
+            "log": {
+                "app_id": self.config.kafka.app_id,
+                "topic_id": held.topic_id,
+                "life": held.life,
+                "marked": held.marked,
+                "feedback": [held.said_id, held.said_life],
+            },
         }
 
     async def run_snapshots(self) -> None:
@@ -648,7 +651,7 @@ class Engine:
     async def _send_on_anew(self, tp: TP) -> None:
         """Begin a partition that is only sent on, whose topic was deleted and created anew under us."""
         async with self._sending:
-            was = {"next_offset": self._taken[tp], "topic_id": self._raw_ids[tp]}
+            was = {"next_offset": self._taken[tp], "log": {"topic_id": self._raw_ids[tp]}}
             at = (await self._begin([tp], {tp: was}))[tp]
             self._pairs.forget(tp)
             self._raw[tp] = self._taken[tp] = at.offset
@@ -861,7 +864,7 @@ class Engine:
             marked=tp not in self._foreign_marks,
             fresh=manifest is None or at.why != "manifest",
         )
-        told = (manifest or {}).get("feedback") or ["", 0]
+        told = (manifest or {}).get("log", {}).get("feedback") or ["", 0]
         held.said_id, held.said_life = self._ids.get(self.config.kafka.feedback, "") or told[0], int(told[1])
         if told[0] and held.said_id != told[0]:
             held.said_life += 1  # its offsets are those of another topic
@@ -890,6 +893,7 @@ class Engine:
             partition=tp.partition,
             stored=stored,
             snapshot_partition=self._snapshot_partition(tp),
+            limit=self._snapshot_limit,
         )
 
     def _snapshot_partition(self, tp: TP) -> int:

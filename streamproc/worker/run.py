@@ -73,8 +73,8 @@ def prepare_topics(config: Config, *, timeout_s: float, create: bool | None = No
     if config.kafka.snapshots in report.created and config.kafka.snapshots != _SNAPSHOTS_ONCE:
         if topics.describe(connection(config), [_SNAPSHOTS_ONCE], timeout_s=timeout_s):
             log.warning(
-                "state begins anew in a topic of this app_id; what was learned before may be in the one all shared once, "
-                "which `kafka.snapshots` can name",
+                "state begins anew in a topic of this app_id; what was learned before may be in the one that all "
+                "shared once, which `kafka.snapshots` can name",
                 topic=config.kafka.snapshots,
                 once=_SNAPSHOTS_ONCE,
             )

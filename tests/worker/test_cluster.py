@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
 import orjson
 import pytest
 from click.testing import CliRunner
-from confluent_kafka import Producer, TopicPartition
+from confluent_kafka import ConsumerGroupTopicPartitions, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewPartitions
 
 from streamproc.cli import cli
@@ -274,4 +275,96 @@ def test_incidents_go_on_where_the_feed_they_are_made_of_is_deleted_under_a_work
         running.until(lambda: "the topic was deleted and created anew" in log.read_text(), "the feed to be there again")
         publish(kafka.bootstrap, "fed-in", [*rows(1000, 1005, slow=True), *rows(1005, 1060, slow=False)])
         running.until(lambda: len(told()) == 2, "the second incident")
+        assert running.stop() == 0
+
+
+def set_offset(kafka: KafkaCluster, group: str, name: str, offset: int) -> None:
+    """Set a group's offset of partition 0 as kafka-consumer-groups.sh does."""
+    admin = AdminClient({"bootstrap.servers": kafka.bootstrap})
+    wanted = ConsumerGroupTopicPartitions(group, [TopicPartition(name, 0, offset)])
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            for future in admin.alter_consumer_group_offsets([wanted]).values():
+                future.result(30)
+            return
+        except KafkaException:  # the worker that has just ended is a member until its session is
+            assert time.monotonic() < deadline
+            time.sleep(0.3)
+
+
+def offsets(running: WorkerProcess, *arguments: str) -> str:
+    found = CliRunner().invoke(cli, ["offsets", arguments[0], "-c", str(running.config), *arguments[1:]])
+    assert found.exception is None, f"{found.output}{found.exception}"
+    return found.output
+
+
+@pytest.mark.kafka
+def test_an_offset_set_forward_by_kafkas_tools_is_taken_and_what_it_skips_is_counted(
+    kafka: KafkaCluster, tmp_path: Path
+) -> None:
+    topic(kafka.bootstrap, "ahead-in", partitions=1)
+    text = config(kafka.bootstrap, "ahead").replace("defaults:\n", KEPT)
+    publish(kafka.bootstrap, "ahead-in", stream("m", 20))
+    with worker(tmp_path, text) as running:
+        running.until(lambda: running.metric("streamproc_events_total") == 20, "20 events")
+        running.until(lambda: "saved 20  group 20  log" in offsets(running, "show"), "them to be saved")
+        assert running.stop() == 0
+    publish(kafka.bootstrap, "ahead-in", more("m", 20, 30))
+    set_offset(kafka, "ahead", "ahead-in", 40)
+    assert "group 40 (set by another program)" in offsets(running, "show")
+    with worker(tmp_path, text, name="second") as running:
+        running.until(lambda: running.metric("streamproc_events_total") == 10, "what is after it")
+        assert running.metric("streamproc_records_gone_total") == 20
+        running.until(lambda: running.metric("streamproc_series_active") == 1, "the model")
+        assert "set forward by another program" in running.log.read_text()
+        assert running.stop() == 0
+
+
+@pytest.mark.kafka
+@pytest.mark.parametrize("to", ["group", "saved", "5"])
+def test_an_offset_set_back_by_kafkas_tools_is_refused_with_the_command_that_does_it(
+    kafka: KafkaCluster, tmp_path: Path, to: str
+) -> None:
+    app = f"back-{to}"
+    topic(kafka.bootstrap, f"{app}-in", partitions=1)
+    text = config(kafka.bootstrap, app).replace("defaults:\n", KEPT)
+    publish(kafka.bootstrap, f"{app}-in", stream("m", 20, slow_from=15))
+    with worker(tmp_path, text) as running:
+        running.until(lambda: running.metric("streamproc_events_total") == 20, "20 events")
+        running.until(lambda: "saved 20  group 20  log" in offsets(running, "show"), "them to be saved")
+        refused = CliRunner().invoke(cli, ["offsets", "reset", "-c", str(running.config), "--to", "earliest"])
+        assert "stop all of them first" in str(refused.exception)
+        assert running.stop() == 0
+    set_offset(kafka, app, f"{app}-in", 10)
+    with worker(tmp_path, text, name="second") as running:
+        assert running.process.wait(60) == 1
+        log = running.log.read_text()
+        assert "set the group's offset back to 10, and the state covers all before 20" in log
+        assert "streamproc offsets reset --to saved" in log
+    begins = {"group": 10, "saved": 20, "5": 5}[to]
+    before = offsets(running, "show")
+    shown = offsets(running, "reset", "--to", to, "--dry-run")
+    assert "nothing was changed" in shown
+    assert offsets(running, "show") == before
+    assert offsets(running, "reset", "--to", to) == shown.replace("nothing was changed\n", "")
+    with worker(tmp_path, text, name="third") as running:
+        publish(kafka.bootstrap, f"{app}-in", more("m", 20, 3))
+        running.until(lambda: running.metric("streamproc_events_total") == 23 - begins, "all from there on")
+        assert running.metric("streamproc_fenced_events_total") == 0
+        assert running.metric("streamproc_late_events_total") == 0
+        # The alert at offset 15 has the id it had, so that whoever reads it knows the copy.
+        found = opened(kafka, f"{app}-alerts", 1)
+        assert {a["evidence"]["offset_first"] for a in found} == {15}
+        assert len({a["id"] for a in found}) == 1
+        assert running.stop() == 0
+
+
+@pytest.mark.kafka
+def test_an_offset_set_before_the_first_start_is_where_a_worker_begins(kafka: KafkaCluster, tmp_path: Path) -> None:
+    topic(kafka.bootstrap, "first-in", partitions=1)
+    publish(kafka.bootstrap, "first-in", stream("m", 20))
+    set_offset(kafka, "first", "first-in", 12)
+    with worker(tmp_path, config(kafka.bootstrap, "first")) as running:
+        running.until(lambda: running.metric("streamproc_events_total") == 8, "what is after it")
         assert running.stop() == 0
