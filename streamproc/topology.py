@@ -169,4 +169,5 @@ def check(config: Config, report: Report) -> None:
         alike[name.replace(".", "_")].append(name)
     for pair in alike.values():
         if len(pair) > 1:
-            report(uses[pair[-1]][0].where, "E028", f"Kafka takes `{pair[0]}` and `{pair[-1]}` for one; name it otherwise")
+            problem = f"Kafka takes `{pair[0]}` and `{pair[-1]}` for one; name it otherwise"
+            report(uses[pair[-1]][0].where, "E028", problem)

@@ -182,6 +182,7 @@ class BridgeProcess(aiokafka.ConsumerRebalanceListener):  # type: ignore[misc]
         self._partitions: dict[Any, asyncio.Task[None]] = {}
         self._tracks: dict[TopicPartition, steps.Track] = {}  # those being restored too
         self._ready: set[TopicPartition] = set()
+        self._reached: dict[TopicPartition, int] = {}  # kept while others have them
         self._assigned = False
         self._blocked_since: dict[TopicPartition, float] = {}
         self._stack = contextlib.AsyncExitStack()
@@ -349,11 +350,9 @@ class BridgeProcess(aiokafka.ConsumerRebalanceListener):  # type: ignore[misc]
             done = None
             for record in await self._read(partition, None):
                 if record.offset < reached:
-                    log.error("the topic was deleted and created anew, or lost records; told from its beginning on",
-                              partition=partition.partition, reached=reached, offset=record.offset)  # fmt: skip
-                    self.metrics.renewed.inc()
+                    self._say_renewed(partition, reached=reached, goes_on=record.offset)
                     until = 0
-                reached = record.offset + 1
+                reached = self._reached[partition] = record.offset + 1
                 if record.offset < until:
                     continue
                 step = await self._take(track, record)
@@ -378,7 +377,10 @@ class BridgeProcess(aiokafka.ConsumerRebalanceListener):  # type: ignore[misc]
         begin = (await consumer.beginning_offsets([partition]))[partition]
         end = (await consumer.end_offsets([partition]))[partition]
         if committed is None:
-            until = end if self.settings.bridge.start == "firing" else begin
+            had = self._reached.get(partition, 0)
+            if had:  # with a topic go the offsets of all groups
+                self._say_renewed(partition, reached=had, goes_on=begin)
+            until = end if self.settings.bridge.start == "firing" and not had else begin
             fresh = True
             # Before anything is told: a crash must not lead to another beginning, past what has come since.
             await self._commit(partition, until, _BEGINNING)
@@ -386,9 +388,7 @@ class BridgeProcess(aiokafka.ConsumerRebalanceListener):  # type: ignore[misc]
             until = committed
             fresh = await self._note(partition) == _BEGINNING
             if committed > end:
-                log.error("the topic was deleted and created anew, or lost records; told from its beginning on",
-                          partition=partition.partition, reached=committed, end=end)  # fmt: skip
-                self.metrics.renewed.inc()
+                self._say_renewed(partition, reached=committed, goes_on=begin)
                 until = begin
             if committed < begin:
                 log.error("records were deleted before they were told", partition=partition.partition,
@@ -402,6 +402,15 @@ class BridgeProcess(aiokafka.ConsumerRebalanceListener):  # type: ignore[misc]
             past = begin
         consumer.seek(partition, max(begin, min(past, until)))
         return until, fresh
+
+    def _say_renewed(self, partition: TopicPartition, *, reached: int, goes_on: int) -> None:
+        self.metrics.renewed.inc()
+        log.error(
+            "the topic was deleted and created anew, or lost records; it is told from its beginning on",
+            partition=partition.partition,
+            reached=reached,
+            goes_on_at=goes_on,
+        )
 
     async def _read(self, partition: TopicPartition, until: int | None) -> list[Any]:
         try:

@@ -81,7 +81,7 @@ def begin(
     if manifest is None:
         if committed is not None:
             return _within(committed.offset, log, life=0, why="group", start=start)
-        return Beginning(offset=log.begin, life=0, why="new") if known else Beginning(offset=start, life=0, why="policy")
+        return Beginning(offset=log.begin if known else start, life=0, why="new" if known else "policy")
     noted = manifest.get("log", {})  # none in manifests of before
     life = int(noted.get("life", 0))
     saved = outside(int(manifest["next_offset"]))
@@ -92,7 +92,7 @@ def begin(
         if committed.offset < saved:
             raise OffsetsReset(
                 f"{name}: another program has set the group's offset back to {committed.offset}, and the state covers "
-                f"all before {saved}. Nothing was changed. To go on from {saved}: `streamproc offsets reset --to saved`. "
+                f"all before {saved}. Nothing was changed. To go on there: `streamproc offsets reset --to saved`. "
                 f"To read again from {committed.offset}, and forget what was learned since: "
                 f"`streamproc offsets reset --to group`"
             )

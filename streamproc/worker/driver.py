@@ -20,7 +20,14 @@ from typing import Any, ClassVar, NamedTuple
 import aiokafka.consumer.fetcher as fetcher
 import faust
 from aiokafka.coordinator.assignors.range import RangePartitionAssignor
-from aiokafka.errors import CorruptRecordException
+from aiokafka.errors import (
+    BrokerResponseError,
+    CorruptRecordException,
+    InvalidTimestampError,
+    MessageSizeTooLargeError,
+    RecordListTooLargeError,
+    kafka_errors,
+)
 from faust.transport.consumer import ensure_TP
 from faust.transport.drivers import TRANSPORTS
 from faust.transport.drivers import aiokafka as stock
@@ -135,6 +142,18 @@ def reached(tp: TP, taken: int) -> int:
     """
     own = stock.ensure_aiokafka_TP(tp)
     return max(taken, _passed.get(own, 0)) if _last_read.get(own, -1) < taken else taken
+
+
+class InvalidRecordError(BrokerResponseError):  # type: ignore[misc]
+    """A record its topic does not take: without a key, where the topic is compacted. aiokafka has no name for it."""
+
+    errno = 87
+    message = "INVALID_RECORD"
+    description = "This record has failed the validation on the broker and hence has been rejected."
+
+
+#: What a broker says of a record that it will never take, whoever sends it.
+REFUSALS = (MessageSizeTooLargeError, RecordListTooLargeError, InvalidTimestampError, InvalidRecordError)
 
 
 class Committed(NamedTuple):
@@ -318,4 +337,5 @@ def install(topics: Iterable[str]) -> None:
     _batched.clear()
     _batched.update(topics)
     fetcher.PartitionRecords = BatchRecords
+    kafka_errors[InvalidRecordError.errno] = InvalidRecordError
     TRANSPORTS.aliases[SCHEME] = f"{__name__}:Transport"

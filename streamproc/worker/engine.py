@@ -24,7 +24,7 @@ from streamproc.baseline import Table
 from streamproc.cloudevents import encode_alert, encode_incident
 from streamproc.config import Config
 from streamproc.errors import ForeignState, SnapshotError, StreamprocError
-from streamproc.events import FLEET_KEY, Alert, Feedback, RecordBatch, Span
+from streamproc.events import FLEET_KEY, Alert, Feedback, RecordBatch, Rejected, Span
 from streamproc.rules import RuleBook
 from streamproc.unpack import schema_ids
 from streamproc.worker import driver, snapshots
@@ -312,7 +312,13 @@ class Engine:
         fresh = batch.since(expected)
         self._taken[tp] = batch.offsets[-1] + 1
         self._pairs.add(self._pair(tp), tp, fresh)
-        await self._send_on(self._pair(tp))
+        try:
+            await self._send_on(self._pair(tp))
+        except Exception as e:
+            # What came after it would move the offset past what was not sent.
+            log.exception("cannot go on", topic=tp.topic, partition=tp.partition, offset=fresh.offsets[0])
+            self._on_fatal(e)
+            raise
 
     def _pair(self, tp: TP) -> tuple[str, int]:
         """Return what a partition that is sent on is sent on together with: its target, and its number."""
@@ -324,8 +330,9 @@ class Engine:
         async with self._sending:
             behind = [tp for tp in others if tp in self._raw and self._lags(tp)]
             for tp, part in self._pairs.due(pair, behind):
-                count = await self.forwarders[tp.topic].forward(part, topic_id=self._raw_ids.get(tp, ""))
-                self.metrics.repartitioned.inc(count)
+                refused = await self.forwarders[tp.topic].forward(part, topic_id=self._raw_ids.get(tp, ""))
+                await asyncio.gather(*[await self._set_aside(part, each) for each in refused])
+                self.metrics.repartitioned.inc(len(part) - len(refused))
                 if tp in self._raw:  # else whoever has it now repeats what came after its commit
                     self._raw[tp] = part.offsets[-1] + 1
 
@@ -400,12 +407,7 @@ class Engine:
         if batch is not None:
             for rejected in out.rejected:
                 rejected = msgspec.structs.replace(rejected, offset=outside(rejected.offset))
-                key, whole, headers = dead_letter(batch, rejected, redact=self.config.worker.redact)
-                await self._send(held, kafka.dead_letters, key, whole, headers)
-                if whole is not None and len(whole) > _LARGE:
-                    again = self._or_without_value(held.unawaited.pop(), key, whole, headers)
-                    held.unawaited.append(asyncio.ensure_future(again))
-                m.dead_letters.labels(reason=rejected.error_type).inc()
+                held.unawaited.append(await self._set_aside(batch, rejected))
             if pipeline.kind != "alerts":  # our own alerts once more are no events
                 m.events.labels(topic=batch.topic).inc(out.events)
                 m.bytes.labels(topic=batch.topic).inc(sum(len(v) for v in batch.values if v is not None))
@@ -431,6 +433,18 @@ class Engine:
             topic, key=key, value=value, partition=None, timestamp=None, headers=headers
         )
         held.unawaited.append(future)
+
+    async def _set_aside(self, batch: RecordBatch, rejected: Rejected) -> asyncio.Future[Any]:
+        """Send a record to the dead letters; return what is to be awaited."""
+        topic = self.config.kafka.dead_letters
+        key, whole, headers = dead_letter(batch, rejected, redact=self.config.worker.redact)
+        self.metrics.dead_letters.labels(reason=rejected.error_type).inc()
+        sent: asyncio.Future[Any] = await self.app.producer.send(
+            topic, key=key, value=whole, partition=None, timestamp=None, headers=headers
+        )
+        if whole is None or len(whole) <= _LARGE:
+            return sent
+        return asyncio.ensure_future(self._or_without_value(sent, key, whole, headers))
 
     async def _or_without_value(
         self, sent: asyncio.Future[Any], key: bytes | None, value: bytes, headers: list[tuple[str, bytes]]
@@ -781,9 +795,9 @@ class Engine:
         for (source, partition), stored in found.items():
             if others := sorted(stored.others(app_id)):
                 raise ForeignState(
-                    f"{topic} holds the state of {source}-{partition} of another deployment, app_id {', '.join(others)}; "
-                    f"ours is {app_id}. Give each its own topic in `kafka.snapshots` (the default carries the app_id), "
-                    f"or delete {topic} where the other is no more"
+                    f"{topic} holds the state of {source}-{partition} of another deployment, app_id "
+                    f"{', '.join(others)}; ours is {app_id}. Give each its own topic in `kafka.snapshots` (the "
+                    f"default carries the app_id), or delete {topic} where the other is no more"
                 )
         return found
 
@@ -809,19 +823,18 @@ class Engine:
                 policy=policy,
                 known=any(other.topic == tp.topic for other in committed),
             )
-            self._tell_of(tp, at, renewed=manifests.get(tp) is not None)
+            self._tell_of(tp, at)
             held = committed.get(tp)
             if tp.topic in self._raw_topics and held is not None and not held.ours:
                 log.warning(
-                    "the group's offset was set by another program; of records that were sent on before, copies are not "
-                    "scored again",
+                    "the group's offset was set by another program; what was sent on before is not scored again",
                     topic=tp.topic,
                     partition=tp.partition,
                     offset=at.offset,
                 )
         return found
 
-    def _tell_of(self, tp: TP, at: Beginning, *, renewed: bool) -> None:
+    def _tell_of(self, tp: TP, at: Beginning) -> None:
         """Say what is out of the ordinary in where a partition begins."""
         where = {"topic": tp.topic, "partition": tp.partition, "goes_on_at": at.offset}
         if at.why in ("recreated", "truncated"):
@@ -834,7 +847,7 @@ class Engine:
                     **where,
                 )
             else:
-                log.error("the log is shorter than what was read of it; how many records are lost is not known", **where)
+                log.error("the log is shorter than what was read of it; what is lost is not known", **where)
         elif at.gone:
             self._gone(tp, at.gone, "reset" if at.why == "reset" else "retention", at=at.offset)
         elif at.why == "new":

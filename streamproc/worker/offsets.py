@@ -205,7 +205,8 @@ async def _positions(
     tps = [TopicPartition(t, p) for t, found in identities.items() if t != state for p in range(found.partitions)]
     if claims is None:  # only to look: up to the end, under no token
         ends = await consumer.end_offsets([TopicPartition(state, p) for p in range(count)])
-        claims = {(tp.topic, tp.partition): (p := tp.partition % count, ends[TopicPartition(state, p)] - 1) for tp in tps}
+        last = {p: ends[TopicPartition(state, p)] - 1 for p in range(count)}
+        claims = {(tp.topic, tp.partition): (tp.partition % count, last[tp.partition % count]) for tp in tps}
     consumer.assign(tps)
     stored = await snapshots.read(for_aiokafka(connection(config)), topic=state, claims=claims)
     begins, logs = await consumer.beginning_offsets(tps), await consumer.end_offsets(tps)

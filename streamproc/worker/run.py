@@ -70,14 +70,15 @@ def prepare_topics(config: Config, *, timeout_s: float, create: bool | None = No
         log.info("topic created", topic=name, partitions=report.partitions[name])
     for mismatch in report.mismatched:
         log.warning("a topic is not as wanted", problem=str(mismatch))
-    if config.kafka.snapshots in report.created and config.kafka.snapshots != _SNAPSHOTS_ONCE:
-        if topics.describe(connection(config), [_SNAPSHOTS_ONCE], timeout_s=timeout_s):
-            log.warning(
-                "state begins anew in a topic of this app_id; what was learned before may be in the one that all "
-                "shared once, which `kafka.snapshots` can name",
-                topic=config.kafka.snapshots,
-                once=_SNAPSHOTS_ONCE,
-            )
+    ours = config.kafka.snapshots
+    began = ours in report.created and ours != _SNAPSHOTS_ONCE
+    if began and topics.describe(connection(config), [_SNAPSHOTS_ONCE], timeout_s=timeout_s):
+        log.warning(
+            "state begins anew in a topic of this app_id; what was learned before may be in the one that all "
+            "shared once, which `kafka.snapshots` can name",
+            topic=ours,
+            once=_SNAPSHOTS_ONCE,
+        )
     return dict(report.partitions)
 
 

@@ -67,8 +67,8 @@ class Stored(Struct):
     def others(self, app_id: str) -> set[str]:
         """Return whose state it is, where not of this deployment: the app_ids."""
         if self.manifest is not None:
-            told = self.manifest.get("log", {}).get("app_id") or self.claims.get(max(self.manifest_tokens, default=-1), app_id)
-            return {told} - {app_id}
+            by_claim = self.claims.get(max(self.manifest_tokens, default=-1), app_id)  # for manifests of before
+            return {self.manifest.get("log", {}).get("app_id") or by_claim} - {app_id}
         return set(self.claims.values()) - {app_id}
 
 
@@ -277,7 +277,8 @@ class Writer:
                 await asyncio.sleep(0)  # encoding a state is work; let the rest of the loop live
         # All are awaited, whatever becomes of some of them: what is on its way must not be written to after us.
         answers = await asyncio.gather(*(f for *_, f in sent if f is not None), return_exceptions=True)
-        refused = [e for e in answers if isinstance(e, BaseException) and not isinstance(e, MessageSizeTooLargeError)]
+        errors = [e for e in answers if isinstance(e, BaseException)]
+        refused = [e for e in errors if not isinstance(e, MessageSizeTooLargeError)]
         if refused:
             raise refused[0]
         for model, data, future in sent:
@@ -294,7 +295,7 @@ class Writer:
                 deletions.append(model_key(self.topic, self.partition, model, self.token))
             deletions += self._replaced(model) + self._parts_gone(model)
         if len(told) > self._limit.bytes:
-            # Too many for one record. Deleted before it, they are gone as well: whoever dies between has forgotten them.
+            # Too many for one record. Deleted before it, they are gone as well.
             await self._delete(deletions)
             deletions, told = [], orjson.dumps({**manifest, "gone": []})
         await (await self._send(self._at, manifest_key(self.topic, self.partition, self.token), told))

@@ -23,7 +23,7 @@ def test_what_comes_on_a_topic_made_anew_is_told_though_its_offsets_were_had(
             return [r.json()["data"]["labels"]["model"] for r in people.requests]
 
         topic(kafka.bootstrap, f"{app}-alerts", 1)
-        text = config(kafka.bootstrap, app, "webhook", {"url": people.url, "start": "earliest"})
+        text = config(kafka.bootstrap, app, "webhook", {"url": people.url})
         with bridge(tmp_path, "webhook", text) as running:
             tell(kafka.bootstrap, app, *(alert(f"old{i}") for i in range(5)))
             eventually(lambda: len(told()) == 5, "five are told")
@@ -35,6 +35,7 @@ def test_what_comes_on_a_topic_made_anew_is_told_though_its_offsets_were_had(
             if not running_then:
                 running.start()
             eventually(lambda: set(told()) >= {"new0", "new1"}, "the new ones are told")
+            running.ready()
             tell(kafka.bootstrap, app, *(alert(f"later{i}") for i in range(2)))
             eventually(lambda: set(told()) >= {"later0", "later1"}, "those that follow too")
             assert len(told()) == 9

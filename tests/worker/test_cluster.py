@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from confluent_kafka import ConsumerGroupTopicPartitions, KafkaException, Produc
 from confluent_kafka.admin import AdminClient, NewPartitions
 
 from streamproc.cli import cli
+from streamproc.worker.child import free_port
 from tests.brokers.kafka import KafkaCluster
 from tests.worker.harness import WorkerProcess, delete, prediction, publish, read, topic, worker
 from tests.worker.test_incidents import config as of_incidents
@@ -368,3 +371,68 @@ def test_an_offset_set_before_the_first_start_is_where_a_worker_begins(kafka: Ka
     with worker(tmp_path, config(kafka.bootstrap, "first")) as running:
         running.until(lambda: running.metric("streamproc_events_total") == 8, "what is after it")
         assert running.stop() == 0
+
+
+@pytest.mark.kafka
+@pytest.mark.parametrize("settings", [{"max.message.bytes": "3000"}, {"cleanup.policy": "compact"}], ids=str)
+def test_what_the_internal_topic_never_takes_goes_to_the_dead_letters_alone(
+    kafka: KafkaCluster, tmp_path: Path, settings: dict[str, str]
+) -> None:
+    compacted = "cleanup.policy" in settings
+    app = "keyless" if compacted else "narrow"
+    topic(kafka.bootstrap, f"{app}-in", partitions=1)
+    topic(kafka.bootstrap, f"{app}-{app}-in-by-model", **settings)
+    records: list[tuple[Any, ...]] = [*stream("m", 30), *stream("n", 30)]
+    at = int(START * 1000)
+    for place in (7, 40):
+        wide = prediction("m", START, duration_s=0.1, comment="x" * 5000)
+        # Without a key, and unreadable, so that no model gives it one.
+        records.insert(place, (None, b"no json", at) if compacted else (b"m", wide, at))
+    publish(kafka.bootstrap, f"{app}-in", records)
+    with worker(tmp_path, config(kafka.bootstrap, app, repartition=True)) as running:
+        running.until(lambda: running.metric("streamproc_events_total") == 60, "all the others")
+        running.until(lambda: running.metric("streamproc_dead_letters_total") == 2, "the two")
+        assert running.metric("streamproc_repartitioned_records_total") == 60
+        assert running.metric("streamproc_fenced_events_total") == 0
+        letters = [dict(m.headers()) for m in read(kafka.bootstrap, f"{app}-dead", at_least=2)]
+        assert {h["error.type"] for h in letters} == {b"refused"}
+        assert {h["__streams.errors.offset"] for h in letters} == {b"7", b"40"}
+        assert {h["__streams.errors.topic"] for h in letters} == {f"{app}-in".encode()}
+        assert running.stop() == 0
+
+
+#: A worker whose own code is broken: it raises with what a record holds in its text and in its variables.
+BROKEN = """
+import sys
+from streamproc import cli, pipeline
+
+def broken(self, batch):
+    quoted = batch.values[0]
+    raise ValueError(f"cannot take {quoted!r}") from KeyError(quoted)
+
+pipeline.Pipeline.process = broken
+cli.main(sys.argv[1:])
+"""
+
+
+@pytest.mark.kafka
+@pytest.mark.parametrize("form", ["console", "json"])
+def test_a_fatal_error_is_told_in_twenty_lines_without_a_records_values_and_ends_the_worker(
+    kafka: KafkaCluster, tmp_path: Path, form: str
+) -> None:
+    app = f"broken-{form}"
+    topic(kafka.bootstrap, f"{app}-in", partitions=1)
+    publish(kafka.bootstrap, f"{app}-in", [(b"m", prediction("m", START, note="s3cr3t" * 9)) for _ in range(30)])
+    path = tmp_path / "worker.yaml"
+    path.write_text(config(kafka.bootstrap, app).replace("PORT", str(free_port())))
+    ended = subprocess.run(
+        [sys.executable, "-c", BROKEN, "worker", "--config", str(path), "--log-format", form],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    said = ended.stdout + ended.stderr
+    assert ended.returncode == 1, said
+    assert "s3cr3t" not in said
+    assert "ValueError" in said
+    fatal = said[said.index("cannot go on") :].splitlines()
+    assert len(fatal) <= 20, said
+    assert "end of the grace period" not in said

@@ -6,7 +6,7 @@ import asyncio
 from typing import Any
 
 import pytest
-from aiokafka.errors import MessageSizeTooLargeError
+from aiokafka.errors import InvalidTimestampError, MessageSizeTooLargeError
 from faust.types import TP
 
 from streamproc import rules
@@ -17,6 +17,7 @@ from streamproc.worker import snapshots
 from streamproc.worker.driver import Committed
 from streamproc.worker.engine import Engine, Owned
 from streamproc.worker.metrics import Metrics
+from streamproc.worker.repartition import Repartitioner
 from tests.worker.harness import prediction
 
 START = 1_790_000_000.0
@@ -110,6 +111,14 @@ kafka: {brokers: "nowhere:9092", predictions: [in], labels: [labels]}
 )
 
 
+SENT_ON = rules.parse(
+    """
+version: 1
+kafka: {brokers: "nowhere:9092", predictions: [in], repartition: true}
+"""
+)
+
+
 class Bench:
     """An engine with one partition in hand, and everything around it in view."""
 
@@ -121,6 +130,7 @@ class Bench:
             config,
             settings={},
             sources={"in": "predictions"},
+            raw=["in"] if config.kafka.repartition else [],
             partitions={"in": 1},
             snapshot_partitions=1,
             metrics=Metrics(),
@@ -489,3 +499,51 @@ def test_time_passes_only_where_the_broker_says_that_nothing_came(
     bench = run(scenario())
     assert bench.held.pipeline.clock_us == int((START + (60.0 if passes else 4.0)) * 1e6)
     assert bench.fatal == []
+
+
+def test_a_record_that_cannot_be_sent_on_ends_the_worker_and_moves_no_offset() -> None:
+    async def scenario() -> Bench:
+        bench = Bench(SENT_ON)
+        engine = bench.engine
+        engine._raw[SOURCE] = engine._taken[SOURCE] = 0
+        engine.forwarders["in"] = Repartitioner(bench.app, SENT_ON, topic="in", kind="predictions")
+        bench.app.producer.refused = {"streamproc-in-by-model"}
+        with pytest.raises(OSError, match="No space left"):
+            await engine.receive(batch(0, 5))
+        bench.app.producer.refused = set()
+        return bench
+
+    bench = run(scenario())
+    assert [type(e) for e in bench.fatal] == [OSError]
+    assert bench.engine.watermark(SOURCE) == 0
+    assert bench.app.producer.to("streamproc-dead-letters") == []
+
+
+def test_only_what_its_topic_never_takes_is_set_aside_of_a_batch_that_is_sent_on() -> None:
+    async def scenario() -> Bench:
+        bench = Bench(SENT_ON)
+        engine = bench.engine
+        engine._raw[SOURCE] = engine._taken[SOURCE] = 0
+        engine.forwarders["in"] = Repartitioner(bench.app, SENT_ON, topic="in", kind="predictions")
+        producer, send = bench.app.producer, bench.app.producer.send
+        asked: list[int] = []
+
+        async def together(topic: str, *, value: Any, **more: Any) -> asyncio.Future[Any]:
+            asked.append(1)
+            if topic == "streamproc-in-by-model" and (len(asked) <= 5 or value == wrong):
+                refused: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+                refused.set_exception(InvalidTimestampError())
+                return refused
+            return await send(topic, value=value, **more)
+
+        producer.send = together  # type: ignore[method-assign, assignment]
+        whole = batch(0, 5)
+        wrong = whole.values[3]
+        await engine.receive(whole)
+        return bench
+
+    bench = run(scenario())
+    assert bench.fatal == []
+    assert bench.engine.watermark(SOURCE) == 5
+    assert len(bench.app.producer.to("streamproc-in-by-model")) == 4
+    assert len(bench.app.producer.to("streamproc-dead-letters")) == 1
