@@ -32,6 +32,7 @@ from streamproc.worker.beginnings import Beginning, Log, begin, inside, outside
 from streamproc.worker.deadletters import dead_letter
 from streamproc.worker.logs import named
 from streamproc.worker.metrics import Metrics
+from streamproc.worker.moving import Spread
 from streamproc.worker.registry import Registry
 from streamproc.worker.repartition import Pairs, Repartitioner
 from streamproc.worker.said import Said
@@ -57,6 +58,15 @@ _LARGE = 500_000
 
 #: How often the broker is asked whether our topics are still those they were.
 _LOOK_S = 10.0
+
+#: For so long after a topic was given partitions, models come from others of them. Producers learn within minutes.
+_GROWN_S = 3600.0
+
+#: What other workers have stored is read again after this.
+_ELSEWHERE_S = 10.0
+
+#: A model that came up elsewhere is let go of where nothing came for so long.
+_LEFT_US = 60_000_000
 
 #: Nothing read for this long, and nothing left to read: the arrival clock follows the wall clock.
 _IDLE_S = 2.0
@@ -86,6 +96,8 @@ class Owned:
         self.topic_id = topic_id
         self.marked = marked  # the group's offset has no other mark than ours
         self.fresh = fresh  # where it begins is in no manifest yet
+        self.count = 0  # of partitions its topic had when we last looked
+        self.grown_until_s = 0.0  # since there were fewer, models may come from other partitions; by the wall clock
         self.said_life, self.said_id = 0, ""  # of the topic of feedback, whose offsets the models' states hold
         self.expected = offset  # the only offset of the log whose batch is taken next
         self.durable = offset  # covered by a manifest
@@ -142,6 +154,9 @@ class Engine:
         self._absent: set[str] = set()
         self._foreign_marks: set[TP] = set()  # partitions whose offset somebody else has set
         self._look_now = asyncio.Event()
+        self._spread: dict[str, Spread] = {}
+        self._adopted: set[TP] = set()  # partitions that have taken models from others since the last snapshot
+        self._elsewhere: dict[str, tuple[float, dict[str, bytes]]] = {}
         self.config = config
         self.book = RuleBook(config, tables)
         self.metrics = metrics
@@ -217,6 +232,7 @@ class Engine:
                     parked.generation = generation
                     parked.moved_at = time.monotonic()
                     self._owned[tp] = parked
+                    self._note_growth(parked)
                 else:
                     fresh.append(tp)
             self._parked.clear()
@@ -285,6 +301,8 @@ class Engine:
             fresh = batch.since(held.expected)
             try:
                 with held.whole():
+                    if held.grown_until_s:
+                        await self._adopt(held, fresh)
                     out = held.pipeline.process(_inside(fresh, held.life))
                     self.metrics.batch_seconds.observe(time.perf_counter() - started)
                     held.expected = batch.offsets[-1] + 1
@@ -497,11 +515,14 @@ class Engine:
         async with self._lock:
             started = time.perf_counter()
             size = 0
-            for tp in list(self._owned) if tps is None else tps:
+            wanted = list(self._owned) if tps is None else tps
+            # Who has adopted a model is first: one that is in two places is let go of, one in none is lost.
+            for tp in sorted(wanted, key=lambda tp: tp not in self._adopted):
                 held = self._owned.get(tp)
                 if held is not None and held.sound:
                     with held.whole():
                         size += await self._save(held)
+            self._adopted.difference_update(wanted)
             took = time.perf_counter() - started
             self.metrics.snapshot_seconds.observe(took)
             self.metrics.snapshot_bytes.inc(size)
@@ -535,6 +556,8 @@ class Engine:
                 "life": held.life,
                 "marked": held.marked,
                 "feedback": [held.said_id, held.said_life],
+                "partitions": [held.count, held.grown_until_s],
+                "movers": sorted(held.pipeline.movers),
             },
         }
 
@@ -594,6 +617,7 @@ class Engine:
             self._look_now.clear()
             if not self.app.rebalancing:
                 await self.look()
+                await self._settle()
 
     async def look(self) -> None:
         """Take note of topics that were deleted, created, or created anew since the last look."""
@@ -881,7 +905,103 @@ class Engine:
         held.said_id, held.said_life = self._ids.get(self.config.kafka.feedback, "") or told[0], int(told[1])
         if told[0] and held.said_id != told[0]:
             held.said_life += 1  # its offsets are those of another topic
+        noted = (manifest or {}).get("log", {})
+        held.count, held.grown_until_s = noted.get("partitions") or [0, 0.0]
+        pipeline.movers.update(noted.get("movers") or ())
+        if at.why == "new":
+            held.grown_until_s = self._wall() + _GROWN_S
+        self._note_growth(held)
         return held
+
+    # ---------------------------------------------------------------------- partitions that are added
+
+    def _note_growth(self, held: Owned) -> None:
+        """Take note of how many partitions the topic of one has by now, and of the models that leave it by that."""
+        tp, pipeline = held.tp, held.pipeline
+        was, held.count = held.count, self._partitions.get(held.tp.topic, 1)
+        if pipeline.kind not in SOURCES or not was or was >= held.count:
+            return
+        held.grown_until_s, held.fresh = self._wall() + _GROWN_S, True
+        spread = self._spread.setdefault(tp.topic, Spread())
+        spread.note(pipeline.models, tp.partition, of=was)
+        movers = {m for m in pipeline.models if spread.homes(m, of=held.count) != {tp.partition}}
+        pipeline.movers |= movers
+        log.warning(
+            "the topic has more partitions; models whose key moves take what they learned along",
+            topic=tp.topic,
+            partition=tp.partition,
+            before=was,
+            now=held.count,
+            models=len(movers),
+        )
+
+    async def _adopt(self, held: Owned, batch: RecordBatch) -> None:
+        """Bring the models whose records have begun to come here from the partitions that had them."""
+        tp, pipeline = held.tp, held.pipeline
+        keys = {key for key in batch.keys if key}
+        for name in sorted({key.decode("utf-8", "replace") for key in keys} - set(pipeline.models)):
+            spread = self._spread.get(tp.topic)
+            if spread is not None and tp.partition not in spread.homes(name, of=held.count):
+                pipeline.movers.add(name)  # of a producer that does not know of the partitions yet
+                continue
+            donor = next((o for o in self._siblings(tp) if name in o.pipeline.models and o.sound), None)
+            if donor is not None:
+                data: bytes | None = donor.pipeline.leave(name)
+            else:
+                data = (await self._stored_elsewhere(tp.topic)).get(name)
+            if data is None:
+                continue
+            try:
+                pipeline.adopt(name, data)
+            except SnapshotError as e:
+                log.error("a model's key has moved here, and its state cannot be used", model=name, error=str(e))
+                self.metrics.unusable_states.inc()
+                self.metrics.moved.labels(outcome="anew").inc()
+                continue
+            self._adopted.add(tp)
+            self.metrics.moved.labels(outcome="kept").inc()
+            log.info("a model's key has moved here, and what it learned with it", model=name, topic=tp.topic,
+                     partition=tp.partition)  # fmt: skip
+
+    def _siblings(self, tp: TP) -> list[Owned]:
+        return [o for other, o in self._owned.items() if other.topic == tp.topic and other != tp]
+
+    async def _stored_elsewhere(self, topic: str) -> dict[str, bytes]:
+        """Return the states of a topic's models that other workers have stored, as of a moment ago."""
+        at, found = self._elsewhere.get(topic, (-math.inf, {}))
+        if time.monotonic() - at < _ELSEWHERE_S:
+            return found
+        others = [TP(topic, p) for p in range(self._partitions.get(topic, 1)) if TP(topic, p) not in self._owned]
+        snapshot_topic = self.config.kafka.snapshots
+        places = {self._snapshot_partition(tp) for tp in others}
+        ends = await self.app.consumer.highwaters(*(TP(snapshot_topic, p) for p in places)) if places else {}
+        last = {tp.partition: end - 1 for tp, end in ends.items()}
+        claims = {(tp.topic, tp.partition): (at := self._snapshot_partition(tp), last[at]) for tp in others}
+        stored = await snapshots.read(self._settings, topic=snapshot_topic, claims=claims) if claims else {}
+        found = {name: data for one in stored.values() for name, data in one.models.items()}
+        self._elsewhere[topic] = (time.monotonic(), found)
+        return found
+
+    async def _settle(self) -> None:
+        """Let go of models that have come up elsewhere; those that have not, long after, are watched again."""
+        async with self._lock:
+            for held in self._owned.values():
+                if not held.sound or not (held.pipeline.movers or held.grown_until_s):
+                    continue
+                pipeline, over = held.pipeline, self._wall() > held.grown_until_s
+                quiet = sorted(m for m in pipeline.movers if m in pipeline.models)
+                here = {name for other in self._siblings(held.tp) for name in other.pipeline.models}
+                if quiet:
+                    here |= set(await self._stored_elsewhere(held.tp.topic))
+                for name in quiet:
+                    # A record may come here yet, of a producer that learns late; then it is here once more.
+                    if name in here and pipeline.clock_us - pipeline.models[name].last_arrival_us > _LEFT_US:
+                        pipeline.leave(name)
+                if over:
+                    for name in sorted(pipeline.movers):
+                        pipeline.stays(name)
+                    held.grown_until_s = 0.0
+                held.fresh = held.fresh or bool(quiet) or over
 
     def _pipeline(self, tp: TP) -> Pipeline:
         from streamproc.pipeline import Pipeline

@@ -51,6 +51,11 @@ class Metrics:
             "Partitions whose topic was deleted and created anew, or whose log was cut; how much is lost is not known.",
             ("topic", "reason"),
         )
+        self.moved = counter(
+            "moved_models_total",
+            "Models whose key moved to another partition: what they learned was kept, or could not be.",
+            ("outcome",),
+        )
         self.absent = gauge("topics_absent", "Topics we read, or keep state on, that are not there.")
         self.spread_models = counter("spread_models_total", "Models seen in more than one partition.")
         self.unusable_states = counter("unusable_states_total", "Stored states that could not be read.")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 import time
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -436,3 +438,54 @@ def test_a_fatal_error_is_told_in_twenty_lines_without_a_records_values_and_ends
     fatal = said[said.index("cannot go on") :].splitlines()
     assert len(fatal) <= 20, said
     assert "end of the grace period" not in said
+
+
+@pytest.mark.kafka
+@pytest.mark.parametrize("workers", [1, 2])
+def test_models_whose_key_moves_with_new_partitions_keep_what_they_learned_and_are_not_called_silent(
+    kafka: KafkaCluster, tmp_path: Path, workers: int
+) -> None:
+    app = f"moving-{workers}"
+    models = [f"model-{i}" for i in range(12)]
+    topic(kafka.bootstrap, f"{app}-in", partitions=1)
+    text = config(kafka.bootstrap, app, session_timeout="6s")
+    text = text.replace("defaults:\n", "defaults:\n  silence_after: 15s\n")
+
+    def traffic(seconds: float, until: Any = lambda: False) -> None:
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline and not until():
+            at = time.time()
+            records = [(m.encode(), prediction(m, at, duration_s=0.1), int(at * 1000)) for m in models]
+            publish(kafka.bootstrap, f"{app}-in", records)
+            time.sleep(0.5)
+
+    def total(running: list[WorkerProcess], name: str) -> float:
+        return sum(max(0.0, each.metric(name)) for each in running)
+
+    with contextlib.ExitStack() as stack:
+        running = [stack.enter_context(worker(tmp_path, text, name=f"worker-{i}")) for i in range(workers)]
+        traffic(60, lambda: total(running, "streamproc_series_active") == 12)
+        running[0].until(lambda: total(running, "streamproc_snapshot_seconds_count") > workers, "snapshots")
+        admin = AdminClient({"bootstrap.servers": kafka.bootstrap})
+        for future in admin.create_partitions([NewPartitions(f"{app}-in", 4)]).values():
+            future.result(30)
+        traffic(40, lambda: total(running, "streamproc_partitions_owned") == 4)
+        traffic(35)
+        movers = {m for m in models if zlib.crc32(m.encode()) % 4}
+        assert 0 < len(movers) < 12
+        assert total(running, "streamproc_moved_models_total") == len(movers)
+        for each in running:
+            assert 'moved_models_total{outcome="anew"}' not in each.get("/metrics")[1]
+        assert total(running, "streamproc_partitions_owned") == 4
+        found = [orjson.loads(m.value()) for m in read(kafka.bootstrap, f"{app}-alerts")]
+        assert [a["labels"]["model"] for a in found if a["signal"] == "silence"] == []
+        for each in running:
+            assert each.stop() == 0
+    with worker(tmp_path, text, name="last") as last:
+        last.until(lambda: last.metric("streamproc_partitions_owned") == 4, "all partitions")
+        traffic(3)
+        # Each model is in one place: but for one that is let go of a minute after it left.
+        last.until(lambda: last.metric("streamproc_series_active") >= 12, "all models")
+        found = [orjson.loads(m.value()) for m in read(kafka.bootstrap, f"{app}-alerts")]
+        assert [a["labels"]["model"] for a in found if a["signal"] == "silence"] == []
+        assert last.stop() == 0
