@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from streamproc import rules, topology
@@ -64,3 +66,13 @@ def test_without_an_app_id_the_names_are_those_they_always_were() -> None:
         "p", "alerts", "incidents", "streamproc-alert-feed", "streamproc-dead-letters", "streamproc-snapshots",
         "streamproc-silences", "streamproc-feedback",
     }  # fmt: skip
+
+
+def test_the_page_for_operators_has_every_topic() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "operations.md").read_text(encoding="utf-8")
+    told = "predictions: [p], telemetry: [t], labels: [l], app_id: '{app_id}', repartition: true, pages: g"
+    for t in topology.topics(rules.config_module.parse(f"version: 1\nkafka: {{brokers: 'x:1', {told}}}").kafka):
+        known = {"predictions": "predictions", "telemetry": "telemetry", "labels": "labels", "pages": "pages"}
+        name = known.get(t.role) or ("{app_id}-<topic>-by-model" if t.role == "byModel" else t.name)
+        assert name in page
+        assert all(f"{k}={v}" in page for k, v in t.settings.items() if k == "max.message.bytes")
