@@ -92,6 +92,7 @@ def cli() -> None:
       streamproc incidents --config worker.yaml      what is wrong now, and why; `alerts` each by itself
       streamproc silence add --help                  hide alerts for a while
       streamproc feedback --help                     say what an alert was
+      streamproc offsets --help                      where workers have got to; have them begin elsewhere
       streamproc bridge slack --config worker.yaml   bring its alerts to where people are
 
     \b

@@ -29,6 +29,7 @@ from streamproc.topology import bridge_dead_letters
 from streamproc.worker import topics
 from streamproc.worker.connection import connection, for_aiokafka
 from streamproc.worker.deadletters import dead_letter
+from streamproc.worker.logs import named
 from streamproc.worker.reloading import Reloader
 
 log = structlog.get_logger("streamproc.bridge")
@@ -154,7 +155,7 @@ async def _serve(config: Config, settings: Settings, path: Path | None, env: Map
             stopping.cancel()
             reloader.stop()
             if process.failure.done():
-                log.error("bridge failed; it ends rather than lose records", reason=repr(process.failure.result()))
+                log.error("bridge failed; it ends rather than lose records", reason=named(process.failure.result()))
                 return 1
             log.info("stopping", grace_s=settings.grace_s)
             await process.finish()

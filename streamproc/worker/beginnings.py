@@ -96,9 +96,10 @@ def begin(
                 f"To read again from {committed.offset}, and forget what was learned since: "
                 f"`streamproc offsets reset --to group`"
             )
-        if committed.offset > saved:
-            found = _within(committed.offset, log, life=life, why="reset", start=start)
-            return Beginning(offset=found.offset, life=found.life, why="reset", gone=max(0, found.offset - saved))
+        if saved < committed.offset and saved <= log.end:
+            # Beyond its end nothing is to be skipped yet.
+            at = min(max(committed.offset, log.begin), log.end)
+            return Beginning(offset=at, life=life, why="reset", gone=at - saved)
     return _within(saved, log, life=life, why="manifest", start=start, cut=bool(was and log.topic_id))
 
 

@@ -62,8 +62,8 @@ _LOOK_S = 10.0
 #: For so long after a topic was given partitions, models come from others of them. Producers learn within minutes.
 _GROWN_S = 3600.0
 
-#: What other workers have stored is read again after this.
-_ELSEWHERE_S = 10.0
+#: An offset no log has: of one that goes back nothing is where it was.
+_BEYOND = (1 << 43) - 1
 
 #: A model that came up elsewhere is let go of where nothing came for so long.
 _LEFT_US = 60_000_000
@@ -152,6 +152,7 @@ class Engine:
         self._cluster = cluster
         self._ids: dict[str, str] = {}  # of each topic, as far as brokers tell
         self._absent: set[str] = set()
+        self._doubted: set[TP] = set()  # partitions whose log ends before what we have had of it
         self._foreign_marks: set[TP] = set()  # partitions whose offset somebody else has set
         self._look_now = asyncio.Event()
         self._spread: dict[str, Spread] = {}
@@ -219,6 +220,8 @@ class Engine:
                 self._raw[tp] = self._taken[tp] = at.offset
                 self._raw_ids[tp] = self._ids.get(tp.topic, "")
         async with self._lock:
+            if generation == self._revoked_in:
+                return {}
             fresh = []
             for tp in tps:
                 held = self._owned.get(tp)
@@ -385,6 +388,7 @@ class Engine:
         """Have the topic looked at, where the log begins before what we have had of it."""
         if batch.wanted > batch.position and batch.wanted >= expected:
             log.warning("the log goes back", topic=tp.topic, partition=tp.partition, expected=expected)
+            self._doubted.add(tp)
             self._look_now.set()
 
     async def _rewind(self, tp: TP, expected: int, batch: RecordBatch) -> None:
@@ -644,10 +648,15 @@ class Engine:
                 await self._save_anew()
             elif name in self._said.topics:
                 await self._said_anew(name)
-        for tp in [tp for tp, held in self._owned.items() if self._renewed(tp, held.topic_id)]:
-            await self._begin_anew(tp)
-        for tp in [tp for tp, topic_id in self._raw_ids.items() if self._renewed(tp, topic_id)]:
-            await self._send_on_anew(tp)
+        doubted, self._doubted = self._doubted, set()
+        for tp, held in list(self._owned.items()):
+            if not held.topic_id and (topic_id := self._ids.get(tp.topic)):
+                held.topic_id = topic_id
+            if tp in doubted or self._renewed(tp, held.topic_id):
+                await self._begin_anew(tp)
+        for tp, topic_id in list(self._raw_ids.items()):
+            if tp in doubted or self._renewed(tp, topic_id):
+                await self._send_on_anew(tp)
 
     def _renewed(self, tp: TP, topic_id: str) -> bool:
         now = self._ids.get(tp.topic, "")
@@ -676,24 +685,26 @@ class Engine:
                 self._partitions[name] = identity.partitions
 
     async def _begin_anew(self, tp: TP) -> None:
-        """Begin a partition whose topic was deleted and created anew under us."""
+        """Begin a partition whose log is not the one it was, under us."""
         async with self._lock:
             held = self._owned.get(tp)
-            if held is None or not held.sound or not self._renewed(tp, held.topic_id):
+            if held is None or not held.sound:
                 return
-            at = (await self._begin([tp], {tp: self._manifest(held)}))[tp]
-            held.topic_id, held.life, held.expected, held.durable = self._ids[tp.topic], at.life, at.offset, at.offset
+            was = {"next_offset": _BEYOND, "log": {"topic_id": held.topic_id, "life": held.life}}
+            at = (await self._begin([tp], {tp: was}))[tp]
+            held.topic_id, held.life = self._ids.get(tp.topic, ""), at.life
+            held.expected = held.durable = at.offset
             held.fresh, held.moved_at = True, time.monotonic()
             await self.app.consumer.seek_to({tp: at.offset})
 
     async def _send_on_anew(self, tp: TP) -> None:
-        """Begin a partition that is only sent on, whose topic was deleted and created anew under us."""
+        """Begin a partition that is only sent on, and whose log is not the one it was."""
         async with self._sending:
-            was = {"next_offset": self._taken[tp], "log": {"topic_id": self._raw_ids[tp]}}
+            was = {"next_offset": _BEYOND, "log": {"topic_id": self._raw_ids[tp]}}
             at = (await self._begin([tp], {tp: was}))[tp]
             self._pairs.forget(tp)
             self._raw[tp] = self._taken[tp] = at.offset
-            self._raw_ids[tp] = self._ids[tp.topic]
+            self._raw_ids[tp] = self._ids.get(tp.topic, "")
             await self.app.consumer.seek_to({tp: at.offset})
 
     async def _save_anew(self) -> None:
@@ -948,7 +959,7 @@ class Engine:
             if donor is not None:
                 data: bytes | None = donor.pipeline.leave(name)
             else:
-                data = (await self._stored_elsewhere(tp.topic)).get(name)
+                data = (await self._stored_elsewhere(tp.topic, max_age_s=10.0)).get(name)
             if data is None:
                 continue
             try:
@@ -966,10 +977,10 @@ class Engine:
     def _siblings(self, tp: TP) -> list[Owned]:
         return [o for other, o in self._owned.items() if other.topic == tp.topic and other != tp]
 
-    async def _stored_elsewhere(self, topic: str) -> dict[str, bytes]:
-        """Return the states of a topic's models that other workers have stored, as of a moment ago."""
+    async def _stored_elsewhere(self, topic: str, *, max_age_s: float) -> dict[str, bytes]:
+        """Return the states of a topic's models that other workers have stored, as of so long ago at most."""
         at, found = self._elsewhere.get(topic, (-math.inf, {}))
-        if time.monotonic() - at < _ELSEWHERE_S:
+        if time.monotonic() - at < max_age_s:
             return found
         others = [TP(topic, p) for p in range(self._partitions.get(topic, 1)) if TP(topic, p) not in self._owned]
         snapshot_topic = self.config.kafka.snapshots
@@ -989,13 +1000,16 @@ class Engine:
                 if not held.sound or not (held.pipeline.movers or held.grown_until_s):
                     continue
                 pipeline, over = held.pipeline, self._wall() > held.grown_until_s
-                quiet = sorted(m for m in pipeline.movers if m in pipeline.models)
+                # A record may come here yet, of a producer that learns late; then the model is here once more.
+                quiet = sorted(
+                    name for name in pipeline.movers & pipeline.models.keys()
+                    if pipeline.clock_us - pipeline.models[name].last_arrival_us > _LEFT_US
+                )  # fmt: skip
                 here = {name for other in self._siblings(held.tp) for name in other.pipeline.models}
-                if quiet:
-                    here |= set(await self._stored_elsewhere(held.tp.topic))
+                if not here.issuperset(quiet):
+                    here |= set(await self._stored_elsewhere(held.tp.topic, max_age_s=120.0))
                 for name in quiet:
-                    # A record may come here yet, of a producer that learns late; then it is here once more.
-                    if name in here and pipeline.clock_us - pipeline.models[name].last_arrival_us > _LEFT_US:
+                    if name in here:
                         pipeline.leave(name)
                 if over:
                     for name in sorted(pipeline.movers):

@@ -265,7 +265,7 @@ class Writer:
         is deleted, a reader still leaves them out.
         """
         gone = list(gone)
-        sent: list[tuple[str, bytes, asyncio.Future[Any] | None]] = []
+        sent: list[tuple[str, bytes, asyncio.Future[Any] | None]] = []  # until the broker has taken it
         deletions: list[bytes] = []
         size = 0
         for count, (model, data) in enumerate(models):
@@ -275,19 +275,17 @@ class Writer:
             deletions += self._replaced(model)
             if count % 50 == 49:
                 await asyncio.sleep(0)  # encoding a state is work; let the rest of the loop live
+                deletions += self._taken(sent)
         # All are awaited, whatever becomes of some of them: what is on its way must not be written to after us.
         answers = await asyncio.gather(*(f for *_, f in sent if f is not None), return_exceptions=True)
-        errors = [e for e in answers if isinstance(e, BaseException)]
-        refused = [e for e in errors if not isinstance(e, MessageSizeTooLargeError)]
-        if refused:
-            raise refused[0]
+        for answer in answers:
+            if isinstance(answer, BaseException) and not isinstance(answer, MessageSizeTooLargeError):
+                raise answer
+        deletions += self._taken(sent)
         for model, data, future in sent:
-            if future is None or future.exception() is not None:
-                if future is not None and len(data) <= self._limit.bytes:
-                    self._limit.narrow(self.topic)
-                deletions += await self._write_in_parts(model, data)
-            else:
-                deletions += self._parts_gone(model)
+            if future is not None and len(data) <= self._limit.bytes:
+                self._limit.narrow(self.topic)
+            deletions += await self._write_in_parts(model, data)
         told = orjson.dumps({**manifest, "gone": gone})
         for model in gone:
             if model in self._written:
@@ -304,6 +302,12 @@ class Writer:
         # Deletions may be lost without harm: the next owner finds the greater token all the same.
         await self._delete(deletions)
         return size
+
+    def _taken(self, sent: list[tuple[str, bytes, asyncio.Future[Any] | None]]) -> list[bytes]:
+        """Take those that are durable off the list; return the keys of the parts they were in before."""
+        taken = [model for model, _, f in sent if f is not None and f.done() and f.exception() is None]
+        sent[:] = [s for s in sent if s[2] is None or not s[2].done() or s[2].exception() is not None]
+        return [key for model in taken for key in self._parts_gone(model)]
 
     async def _delete(self, keys: list[bytes]) -> None:
         await asyncio.gather(*[await self._send(self._at, key, None) for key in keys])

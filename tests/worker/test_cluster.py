@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import random
 import subprocess
 import sys
 import time
@@ -489,3 +490,35 @@ def test_models_whose_key_moves_with_new_partitions_keep_what_they_learned_and_a
         found = [orjson.loads(m.value()) for m in read(kafka.bootstrap, f"{app}-alerts")]
         assert [a["labels"]["model"] for a in found if a["signal"] == "silence"] == []
         assert last.stop() == 0
+
+
+@pytest.mark.kafka
+def test_a_snapshot_topic_too_narrow_for_a_state_is_said_and_is_no_reason_to_end(
+    kafka: KafkaCluster, tmp_path: Path
+) -> None:
+    topic(kafka.bootstrap, "wide-in", partitions=1)
+    topic(kafka.bootstrap, "wide-snapshots", **{"cleanup.policy": "compact", "max.message.bytes": "40000"})
+    text = config(kafka.bootstrap, "wide").replace("defaults:\n", KEPT)
+    rng = random.Random(5)
+
+    def wide(first: int, n: int) -> list[tuple[bytes, bytes, int]]:
+        return [
+            (b"m", prediction("m", START + i, features={f"f{k}": rng.random() for k in range(150)}),
+             int((START + i) * 1000))
+            for i in range(first, first + n)
+        ]  # fmt: skip
+
+    publish(kafka.bootstrap, "wide-in", wide(0, 400))
+    with worker(tmp_path, text) as running:
+        running.until(lambda: running.metric("streamproc_events_total") == 400, "400 events")
+        running.until(lambda: "saved 400  group 400" in offsets(running, "show"), "them to be saved")
+        assert running.stop() == 0
+        log = running.log.read_text()
+        assert "max.message.bytes is 40000, wanted 16000000" in log
+        assert "states are written in parts" in log
+    publish(kafka.bootstrap, "wide-in", wide(400, 10))
+    with worker(tmp_path, text, name="second") as running:
+        running.until(lambda: running.metric("streamproc_events_total") == 10, "what came since, and no more")
+        running.until(lambda: running.metric("streamproc_series_active") == 1, "the model")
+        assert running.metric("streamproc_unusable_states_total") == 0
+        assert running.stop() == 0

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import msgspec
+import orjson
 import pytest
 from aiokafka.errors import InvalidTimestampError, MessageSizeTooLargeError
 from faust.types import TP
@@ -14,10 +16,12 @@ from streamproc.config import Config
 from streamproc.events import RecordBatch
 from streamproc.joins import JoinDecoder
 from streamproc.worker import snapshots
+from streamproc.worker.beginnings import outside
 from streamproc.worker.driver import Committed
 from streamproc.worker.engine import Engine, Owned
 from streamproc.worker.metrics import Metrics
 from streamproc.worker.repartition import Repartitioner
+from streamproc.worker.topics import Identity
 from tests.worker.harness import prediction
 
 START = 1_790_000_000.0
@@ -547,3 +551,56 @@ def test_only_what_its_topic_never_takes_is_set_aside_of_a_batch_that_is_sent_on
     assert bench.engine.watermark(SOURCE) == 5
     assert len(bench.app.producer.to("streamproc-in-by-model")) == 4
     assert len(bench.app.producer.to("streamproc-dead-letters")) == 1
+
+
+class FakeCluster:
+    """Topics by id, as a broker would tell of them."""
+
+    def __init__(self, **ids: str) -> None:
+        self.ids = ids
+
+    async def identify(self, names: Any) -> dict[str, Identity]:
+        return {n: Identity(id=self.ids[n], partitions=1) for n in names if n in self.ids}
+
+    async def restore(self) -> bool:
+        return False
+
+
+def test_a_log_that_goes_back_is_gone_on_with_at_its_end_and_its_offsets_are_new_ones() -> None:
+    async def scenario() -> Bench:
+        bench = Bench()
+        bench.engine._cluster = FakeCluster(**{"in": "a", "streamproc-snapshots": "s"})
+        await bench.engine.look()
+        await bench.engine.take(batch(0, 50))
+        bench.app.consumer.asked = 20  # the end of the log: an unclean election took thirty records
+        back = msgspec.structs.replace(batch(0, 20), wanted=50)
+        await bench.engine.take(back)
+        assert bench.engine._look_now.is_set()
+        await bench.engine.look()
+        await bench.engine.take(msgspec.structs.replace(batch(20, 5), timestamps_ms=[int((START + 60) * 1000)] * 5))
+        await bench.engine.snapshot()
+        return bench
+
+    bench = run(scenario())
+    assert bench.held.expected == 25
+    assert bench.app.consumer.sought == [{SOURCE: 20}]
+    assert bench.engine.metrics.events.labels(topic="in")._value.get() == 55
+    assert bench.engine.metrics.fenced._value.get() == 0
+    assert bench.engine.metrics.renewed.labels(topic="in", reason="truncated")._value.get() == 1
+    manifest = orjson.loads(bench.app.producer.to("streamproc-snapshots")[-1].value or b"")
+    assert (manifest["log"]["life"], manifest["log"]["topic_id"]) == (1, "a")
+    assert outside(manifest["next_offset"]) == 25
+
+
+def test_a_topic_that_is_absent_is_counted_until_it_is_back() -> None:
+    async def scenario() -> list[float]:
+        bench = Bench()
+        bench.engine._cluster = cluster = FakeCluster(**{"in": "a", "streamproc-snapshots": "s"})
+        absent = []
+        for ids in ({"in": "a"}, {"in": "a", "streamproc-silences": "x", "streamproc-feedback": "y"}):
+            cluster.ids = {"streamproc-snapshots": "s", **ids}
+            await bench.engine.look()
+            absent.append(bench.engine.metrics.absent._value.get())
+        return absent
+
+    assert run(scenario()) == [2, 0]
