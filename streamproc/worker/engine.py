@@ -96,6 +96,7 @@ class Owned:
         self.topic_id = topic_id
         self.marked = marked  # the group's offset has no other mark than ours
         self.fresh = fresh  # where it begins is in no manifest yet
+        self.unsaved = False  # nothing of it is on the snapshot topic
         self.count = 0  # of partitions its topic had when we last looked
         self.grown_until_s = 0.0  # since there were fewer, models may come from other partitions; by the wall clock
         self.said_life, self.said_id = 0, ""  # of the topic of feedback, whose offsets the models' states hold
@@ -544,7 +545,9 @@ class Engine:
         if held.expected != held.durable or pipeline.dirty or pipeline.gone or held.fresh:
             pipeline.next_offset = inside(held.expected, held.life)
             gone = sorted(pipeline.gone)
-            size = await held.writer.write(pipeline.snapshot_models(), gone, self._manifest(held))
+            models = pipeline.snapshot_models(sorted(pipeline.models) if held.unsaved else None)
+            size = await held.writer.write(models, gone, self._manifest(held))
+            held.unsaved = False
             pipeline.gone.difference_update(gone)
             held.durable, held.fresh = held.expected, False
         held.saved_at = time.monotonic()
@@ -715,8 +718,7 @@ class Engine:
             for tp in tps:
                 held = self._owned[tp]
                 held.writer = self._writer(tp, stored[tp.topic, tp.partition])
-                held.pipeline.dirty.update(held.pipeline.models)
-                held.fresh = True
+                held.fresh = held.unsaved = True
         await self.snapshot()
         log.warning("all state was written again", partitions=_names(tps))
 

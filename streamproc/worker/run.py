@@ -22,9 +22,9 @@ from aiokafka.errors import KafkaError
 from streamproc import __version__, tables, topology
 from streamproc.baseline import Table
 from streamproc.config import Config
-from streamproc.errors import BrokerUnreachable, StreamprocError
+from streamproc.errors import BrokerUnreachable, StreamprocError, TopicRejected
 from streamproc.worker import app as app_module
-from streamproc.worker import topics
+from streamproc.worker import snapshots, topics
 from streamproc.worker.connection import connection
 from streamproc.worker.logs import named
 from streamproc.worker.reloading import Reloader
@@ -70,6 +70,11 @@ def prepare_topics(config: Config, *, timeout_s: float, create: bool | None = No
         log.info("topic created", topic=name, partitions=report.partitions[name])
     for mismatch in report.mismatched:
         log.warning("a topic is not as wanted", problem=str(mismatch))
+        narrow = mismatch.topic == config.kafka.snapshots and mismatch.what == "max.message.bytes"
+        if narrow and int(mismatch.found) < snapshots.LEAST_MESSAGE_BYTES:
+            raise TopicRejected(
+                f"{mismatch}. From {snapshots.LEAST_MESSAGE_BYTES} on states are kept in parts, below not at all"
+            )
     ours = config.kafka.snapshots
     began = ours in report.created and ours != _SNAPSHOTS_ONCE
     if began and topics.describe(connection(config), [_SNAPSHOTS_ONCE], timeout_s=timeout_s):

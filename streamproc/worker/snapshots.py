@@ -48,6 +48,9 @@ _OVERHEAD = 10_000
 _BY_DEFAULT = 950_000
 _SMALLEST = 20_000
 
+#: A topic that takes less cannot hold states, not even in parts: clients put that much into one batch.
+LEAST_MESSAGE_BYTES = 2 * _SMALLEST
+
 #: Largest record of a snapshot; the topic is created for it.
 MAX_SNAPSHOT_BYTES = MAX_RECORD_BYTES
 

@@ -14,7 +14,7 @@ import msgspec
 from kafka import KafkaAdminClient
 from kafka.admin import ConfigResource, ConfigResourceType, NewTopic
 
-from streamproc.errors import BrokerUnreachable, TopicMissing, TopicRejected
+from streamproc.errors import BrokerError, BrokerUnreachable, TopicMissing, TopicRejected
 from streamproc.worker.connection import Connection, OnRetry, for_kafka_python, reach
 
 #: Once `reach` has had an answer, what follows is one request or two.
@@ -99,11 +99,14 @@ def identify(conn: Connection, names: Iterable[str], *, timeout_s: float = 10.0)
 
     Blocks as `describe` does, and raises what it raises.
     """
-    with _admin(conn, timeout_s=timeout_s, on_retry=None) as admin:
-        return {
-            topic["name"]: Identity(id=_topic_id(topic), partitions=len(topic["partitions"]))
-            for topic in _described(admin, list(names))
-        }
+    try:
+        with _admin(conn, timeout_s=timeout_s, on_retry=None) as admin:
+            return {
+                topic["name"]: Identity(id=_topic_id(topic), partitions=len(topic["partitions"]))
+                for topic in _described(admin, list(names))
+            }
+    except kafka.errors.KafkaError as error:
+        raise BrokerError(f"{conn.bootstrap} does not tell of its topics: {_plain(error)}") from error
 
 
 def ensure(

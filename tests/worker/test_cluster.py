@@ -358,7 +358,8 @@ def test_an_offset_set_back_by_kafkas_tools_is_refused_with_the_command_that_doe
         publish(kafka.bootstrap, f"{app}-in", more("m", 20, 3))
         running.until(lambda: running.metric("streamproc_events_total") == 23 - begins, "all from there on")
         assert running.metric("streamproc_fenced_events_total") == 0
-        assert running.metric("streamproc_late_events_total") == 0
+        if to != "saved":  # time has passed for models that are kept
+            assert running.metric("streamproc_late_events_total") == 0
         # The alert at offset 15 has the id it had, so that whoever reads it knows the copy.
         found = opened(kafka, f"{app}-alerts", 1)
         assert {a["evidence"]["offset_first"] for a in found} == {15}
@@ -395,7 +396,7 @@ def test_what_the_internal_topic_never_takes_goes_to_the_dead_letters_alone(
     with worker(tmp_path, config(kafka.bootstrap, app, repartition=True)) as running:
         running.until(lambda: running.metric("streamproc_events_total") == 60, "all the others")
         running.until(lambda: running.metric("streamproc_dead_letters_total") == 2, "the two")
-        assert running.metric("streamproc_repartitioned_records_total") == 60
+        running.until(lambda: running.metric("streamproc_repartitioned_records_total") == 60, "them to be counted")
         assert running.metric("streamproc_fenced_events_total") == 0
         letters = [dict(m.headers()) for m in read(kafka.bootstrap, f"{app}-dead", at_least=2)]
         assert {h["error.type"] for h in letters} == {b"refused"}
@@ -522,3 +523,12 @@ def test_a_snapshot_topic_too_narrow_for_a_state_is_said_and_is_no_reason_to_end
         running.until(lambda: running.metric("streamproc_series_active") == 1, "the model")
         assert running.metric("streamproc_unusable_states_total") == 0
         assert running.stop() == 0
+
+
+@pytest.mark.kafka
+def test_a_snapshot_topic_too_narrow_for_any_state_is_refused_at_the_start(kafka: KafkaCluster, tmp_path: Path) -> None:
+    topic(kafka.bootstrap, "slit-in", partitions=1)
+    topic(kafka.bootstrap, "slit-snapshots", **{"cleanup.policy": "compact", "max.message.bytes": "5000"})
+    with worker(tmp_path, config(kafka.bootstrap, "slit")) as running:
+        assert running.process.wait(60) == 1
+        assert "--add-config max.message.bytes=16000000" in running.log.read_text()
