@@ -344,7 +344,8 @@ async def read_states(bootstrap: str, app_id: str) -> dict[tuple[str, str], byte
     stored = await snapshots.read({"bootstrap_servers": bootstrap}, topic=topic, claims=claims)
     states = {(source, model): data for (source, _), s in stored.items() for model, data in s.models.items()}
     for (source, partition), s in stored.items():
-        states[source, f"(partition {partition})"] = orjson.dumps(s.manifest)
+        # What a manifest notes of the log itself is each run's own, but that it is the log it was.
+        states[source, f"(partition {partition})"] = orjson.dumps({**s.manifest, "log": s.manifest["log"]["life"]})
     return states
 
 
@@ -414,7 +415,7 @@ def joined(bootstrap: str, app_id: str, log: list[RecordBatch]) -> tuple[dict[st
                 alerts[alert.id] = encode_alert(alert, source="")[0]
         names = list(pipeline.models)
         states |= {(batch.topic, name): data for name, data in pipeline.snapshot_models(names)}
-        manifest = orjson.dumps({**pipeline.manifest(), "gone": []})
+        manifest = orjson.dumps({**pipeline.manifest(), "log": 0, "gone": []})
         states[batch.topic, f"(partition {batch.partition})"] = manifest
         for name in names:
             counts: Counter[str] = pipeline.models[name].counts  # type: ignore[attr-defined]
@@ -443,7 +444,7 @@ def grouped(
     states: dict[Any, bytes] = {
         (feed.topic, name): data for name, data in pipeline.snapshot_models(list(pipeline.models))
     }
-    states[feed.topic, "(partition 0)"] = orjson.dumps({**pipeline.manifest(), "gone": []})
+    states[feed.topic, "(partition 0)"] = orjson.dumps({**pipeline.manifest(), "log": 0, "gone": []})
     return incidents, states
 
 

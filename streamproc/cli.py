@@ -26,6 +26,7 @@ from streamproc.errors import (
 )
 from streamproc.letters import dead_letters, explain_record
 from streamproc.looking import alerts, incidents
+from streamproc.rewinding import offsets
 from streamproc.saying import feedback, silence
 
 if TYPE_CHECKING:
@@ -123,6 +124,7 @@ def cli() -> None:
       streamproc explain-record event.json           what would be read from one
       streamproc silence add --help                  hide alerts for a while
       streamproc feedback --help                     say what an alert was
+      streamproc offsets --help                      where workers have got to; have them begin elsewhere
       streamproc bridge slack --config worker.yaml   bring its alerts to where people are
 
     \b
@@ -991,6 +993,7 @@ cli.add_command(dead_letters)
 cli.add_command(explain_record)
 cli.add_command(silence)
 cli.add_command(feedback)
+cli.add_command(offsets)
 
 
 def main(args: list[str] | None = None) -> Any:

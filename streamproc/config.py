@@ -202,7 +202,10 @@ class Effect:
 
 
 class Kafka(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Where events come from and alerts go."""
+    """Where events come from and alerts go.
+
+    `{app_id}` in the name of a topic of ours stands for the app_id, so that deployments on one Kafka have their own.
+    """
 
     brokers: str | list[str]
     predictions: list[str] = field(default_factory=list)
@@ -211,10 +214,10 @@ class Kafka(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     alerts: str = "alerts"
     pages: str = ""  # alerts under the cap of a day; empty: none
     incidents: str = "incidents"  # alerts grouped by what caused them; empty: none
-    dead_letters: str = "streamproc-dead-letters"
-    snapshots: str = "streamproc-snapshots"
-    silences: str = "streamproc-silences"  # those of the command line; empty: none
-    feedback: str = "streamproc-feedback"  # what operators say of alerts; empty: none
+    dead_letters: str = "{app_id}-dead-letters"
+    snapshots: str = "{app_id}-snapshots"
+    silences: str = "{app_id}-silences"  # those of the command line; empty: none
+    feedback: str = "{app_id}-feedback"  # what operators say of alerts; empty: none
     joins: str = ""  # predictions and labels, to be joined; empty: `<app_id>-joins`
     app_id: str = "streamproc"
     partitions: Annotated[int, Meta(ge=1, le=10_000)] = 4
@@ -231,6 +234,10 @@ class Kafka(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     ssl_certfile: str | None = None
     ssl_keyfile: str | None = None
     ssl_check_hostname: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("alerts", "pages", "incidents", "dead_letters", "snapshots", "silences", "feedback", "joins"):
+            msgspec.structs.force_setattr(self, name, getattr(self, name).replace("{app_id}", self.app_id))
 
     @property
     def alert_feed(self) -> str:
@@ -984,21 +991,10 @@ def _check_kafka(config: Config, report: Report) -> None:
     """Report what is well-formed and yet cannot be meant."""
     if not config.kafka.broker_list():
         report("kafka.brokers", "E020", "names no broker; write host:port, several with commas")
-    sources = [*config.kafka.predictions, *config.kafka.telemetry, *config.kafka.labels]
-    if not sources:
+    if not config.kafka.sources():
         report("kafka", "E021", "reads no topic; name at least one under predictions, telemetry or labels")
-    for topic in sorted({t for t in sources if sources.count(t) > 1}):
-        report("kafka", "E022", f"topic `{topic}` is named twice; a topic carries one kind of event")
     if config.kafka.pages and config.defaults.budget is None:
         report("kafka.pages", "E026", "needs a `budget`: its `per_model_per_day` and `per_fleet_per_day` are the cap")
-    k = config.kafka
-    own_topics = (
-        k.silences, k.feedback, k.pages, k.alerts, k.incidents, k.alert_feed, k.dead_letters, k.snapshots,
-        k.joins_topic(),
-    )  # fmt: skip
-    for own in own_topics:
-        if own and own in sources:
-            report("kafka", "E023", f"topic `{own}` is both read and written; the worker would feed on itself")
     if config.kafka.security_protocol.startswith("SASL") and not (config.kafka.username and config.kafka.password):
         report("kafka.security_protocol", "E024", "SASL needs `username` and `password`, best as ${KAFKA_PASSWORD}")
     for i, silence in enumerate(config.silences):

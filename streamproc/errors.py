@@ -13,6 +13,8 @@
     │   ├── TopicMissing            a topic is not there, and creating it is not allowed
     │   └── TopicRejected           the broker refuses to create a topic as asked for
     ├── SnapshotError           6   a stored state cannot be taken up
+    │   ├── OffsetsReset            somebody set the group's offsets back to what is in the state already
+    │   └── ForeignState            the snapshot topic holds the state of another deployment
     ├── PortTaken               7   the port for the web pages is another's
     └── EmbeddedBrokerError     8   the demo's own broker is not installed, or did not start
 
@@ -136,6 +138,14 @@ class SnapshotError(StreamprocError):
     """A stored state cannot be taken up."""
 
     exit_code: ClassVar[int] = 6
+
+
+class OffsetsReset(SnapshotError):
+    """Somebody set the group's offsets back to what is in the state already."""
+
+
+class ForeignState(SnapshotError):
+    """The snapshot topic holds the state of another deployment."""
 
 
 class PortTaken(StreamprocError):

@@ -42,7 +42,8 @@ class RecordBatch(Struct, frozen=True, gc=False):
 
     timestamps_ms is Kafka's record time in milliseconds, -1 where the broker has none. position is
     the offset from which the batch was asked for, -1 where nobody asked; previous is the last offset
-    read before it, -1 for none. Together they tell a hole in the log from a batch that went missing.
+    read before it, -1 for none. Together they tell a hole in the log from a batch that went missing. wanted
+    is the offset that was asked for where the log no longer has it and the batch comes from elsewhere, else -1.
     """
 
     topic: str
@@ -54,6 +55,7 @@ class RecordBatch(Struct, frozen=True, gc=False):
     headers: Sequence[Sequence[Header]]
     position: int = -1
     previous: int = -1
+    wanted: int = -1
 
     def __len__(self) -> int:
         return len(self.offsets)

@@ -205,6 +205,7 @@ class Pipeline:
         # Our own records come seldom, and have the times of our own clocks.
         self._slack_us = ANY_STEP if kind in _OURS else _CLOCK_SLACK_US
         self.next_offset = 0
+        self.movers: set[str] = set()  # models whose records are thought to go to another partition by now
         self._due: list[tuple[int, str]] = []
         self._parts: dict[str, dict[str, bytes]] = {}  # by model, until all are restored
         self._read_by(book)
@@ -533,6 +534,8 @@ class Pipeline:
             if model is None or model.scheduled_us != due:
                 continue
             model.scheduled_us = -1
+            if name in self.movers:
+                continue  # that nothing comes here says nothing of it
             if self.clock_us - model.last_arrival_us >= model.keeps_us(ttl):
                 self._evict(name, out)
                 continue
@@ -603,6 +606,31 @@ class Pipeline:
             raise SnapshotError(f"state of {name} cannot be read: {e}") from e
         self.models[name] = model
         self._schedule(name, model)
+
+    def leave(self, name: str) -> bytes:
+        """Let go of a model that is at home in another partition now, telling nobody; return its state."""
+        model = self.models.pop(name)
+        self.movers.discard(name)
+        self.dirty.discard(name)
+        self.gone.add(name)
+        return state_codec.dumps(model.snapshot())
+
+    def adopt(self, name: str, data: bytes) -> None:
+        """Take up a model that another partition has had. Raise `SnapshotError` where its state cannot be read."""
+        self.restore_model(name, data)
+        model = self.models[name]
+        model.next_offset, model.sent_on = 0, -1  # offsets of another log
+        # What it has had is the past: nothing that comes here is before it on the arrival clock.
+        self.clock_us = max(self.clock_us, model.last_arrival_us)
+        self.gone.discard(name)
+        self.dirty.add(name)
+
+    def stays(self, name: str) -> None:
+        """Watch again for the silence of a model that was thought to have moved."""
+        self.movers.discard(name)
+        if name in self.models:
+            self.models[name].scheduled_us = -1
+            self._schedule(name, self.models[name])
 
     def restored(self) -> None:
         """Put models and their parts together, and in order of when they were last heard of."""

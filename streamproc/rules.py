@@ -18,7 +18,7 @@ from msgspec import Struct
 from detectors import registry
 from detectors.protocol import Detector
 from streamproc import config as config_module
-from streamproc import sense, signals
+from streamproc import sense, signals, topology
 from streamproc.alerts import Policy
 from streamproc.baseline import Table, from_table
 from streamproc.config import Config, Effect, ModelBlock, ReferenceRule, Report, Sensitivity, SignalRule
@@ -421,7 +421,7 @@ def load(path: str | Path, *, env: Mapping[str, str], doubts: list[ConfigIssue] 
 
     Raise `ConfigError` with every mistake found.
     """
-    return config_module.load(path, env=env, checks=[check, _check_fields, sense.check], doubts=doubts)
+    return config_module.load(path, env=env, checks=[topology.check, check, _check_fields, sense.check], doubts=doubts)
 
 
 def parse(
@@ -432,7 +432,7 @@ def parse(
     doubts: list[ConfigIssue] | None = None,
 ) -> Config:
     """Read a config from text, as `load` does from a file."""
-    return config_module.parse(text, name=name, env=env, checks=[check, _check_fields, sense.check], doubts=doubts)
+    return config_module.parse(text, name=name, env=env, checks=[topology.check, check, _check_fields, sense.check], doubts=doubts)
 
 
 def check(config: Config, report: Report) -> None:

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Union, get_args, get_origin
 import msgspec
 from msgspec import NODEFAULT, Meta, Struct
 
-from streamproc import __version__, cloudevents
+from streamproc import __version__, cloudevents, topology
 from streamproc.config import Breaches, Config, Duration, Effect, Kafka, Moment, Quantity
 from streamproc.events import Alert, Feedback, Incident, Label, Prediction, RetrainRequest, Telemetry
 
@@ -49,6 +49,34 @@ _WRITTEN: dict[Any, Any] = {
             description="A change with its unit, a part of what is usual, or both: 50ms, 20%, 50ms and 20%.",
         ),
     ],
+}
+
+#: What `streamproc silence add` writes.
+_SILENCE = {
+    "type": "object",
+    "required": ["from", "to"],
+    "properties": {
+        "from": {"type": ["string", "number"]},
+        "to": {"type": ["string", "number"]},
+        **{name: {"type": "string"} for name in ("model", "signal", "segment", "reason", "author")},
+        "learn": {"type": "boolean"},
+    },
+}
+
+#: Of each role of a topic, what is on it and what it is for.
+_CHANNELS: dict[topology.Role, tuple[str, str]] = {
+    "predictions": ("prediction", "Predictions of serving systems, keyed by model."),
+    "telemetry": ("telemetry", "Measurements of services, keyed by model."),
+    "labels": ("label", "True labels as they become known, keyed by model."),
+    "joins": ("join", "Predictions on their way to their labels; the worker's own, not for others."),
+    "silences": ("silence", "Silences of `streamproc silence`, keyed by their id."),
+    "feedback": ("feedback", "Operators' verdicts on alerts, keyed by the alert's fingerprint."),
+    "alerts": ("alert", "What is wrong, and when it is over, keyed by model."),
+    "pages": ("alert", "Alerts under the cap of a day, and digests of the rest."),
+    "incidents": ("incident", "Alerts that have one cause, told once, keyed by incident."),
+    "alertFeed": ("alert", "All alerts in one order; the worker's own, not for others."),
+    "deadLetters": ("deadLetter", "Records that could not be read, whole."),
+    "snapshots": ("snapshot", "The worker's own state; not for others."),
 }
 
 #: What a reader of alerts may count on, though it equals its default.
@@ -179,7 +207,10 @@ def _written_struct(kind: type[Struct]) -> type[Struct]:
 
 def asyncapi() -> dict[str, Any]:
     """Return the AsyncAPI document of a worker with the topic names that are the defaults."""
-    kafka = Kafka(brokers="localhost:9092")
+    kafka = Kafka(
+        brokers="localhost:9092", predictions=["predictions"], telemetry=["telemetry"], labels=["labels"], pages="pages"
+    )
+    own = topology.topics(kafka)
     attributes = {
         name: {"type": "string"} for name in ("ce_id", "ce_source", "ce_specversion", "ce_type", "ce_time")
     }
@@ -233,13 +264,13 @@ def asyncapi() -> dict[str, Any]:
     by_model = {"type": "string", "description": "The model's name."}
 
     def message(
-        name: str, summary: str, *, headers: Any, key: Any = by_model, schema: str | None = None
+        name: str, summary: str, *, headers: Any, key: Any = by_model, schema: str | None = None, payload: Any = None
     ) -> Any:
-        payload = {"$ref": f"./{schema}.json"} if schema is not None else {"description": "Bytes."}
+        payload = payload or ({"$ref": f"./{schema}.json"} if schema is not None else {"description": "Bytes."})
         return {
             "name": name,
             "summary": summary,
-            "contentType": "application/json" if schema is not None else "application/octet-stream",
+            "contentType": "application/json" if "description" not in payload else "application/octet-stream",
             "headers": headers,
             "payload": payload,
             "bindings": {"kafka": {"key": key, "bindingVersion": "0.5.0"}},
@@ -256,33 +287,18 @@ def asyncapi() -> dict[str, Any]:
             "bindings": {"kafka": binding},
         }
 
-    channels = {
-        "predictions": channel(
-            "predictions", "prediction", "Predictions of serving systems, keyed by model."
-        ),
-        "telemetry": channel("telemetry", "telemetry", "Measurements of services, keyed by model."),
-        "labels": channel("labels", "label", "True labels as they become known, keyed by model."),
-        "feedback": channel(
-            "feedback", "feedback", "Operators' verdicts on alerts. Defined, and not read yet."
-        ),
-        "alerts": channel(kafka.alerts, "alert", "What is wrong, and when it is over, keyed by model."),
-        "pages": channel(
-            kafka.pages or "pages", "alert", "Alerts under the cap of a day, and digests of the rest."
-        ),
-        "incidents": channel(
-            kafka.incidents, "incident", "Alerts that have one cause, told once, keyed by incident."
-        ),
-        "deadLetters": channel(kafka.dead_letters, "deadLetter", "Records that could not be read, whole."),
-        "retrainRequests": channel(
-            "retrain-requests", "retrainRequest", "What should be trained anew, keyed by model; by a bridge."
-        ),
-        "bridgeDeadLetters": channel(
-            f"{kafka.app_id}-bridge-dead-letters", "deadLetter", "Alerts and incidents that no receiver takes, whole."
-        ),
-        "snapshots": channel(
-            kafka.snapshots, "snapshot", "The worker's own state; not for others.", compact=True
-        ),
+    channels: dict[str, Any] = {
+        topic.role: channel(
+            topic.name, *_CHANNELS[topic.role], compact=topic.settings.get("cleanup.policy") == "compact"
+        )
+        for topic in own
     }
+    channels["retrainRequests"] = channel(
+        "retrain-requests", "retrainRequest", "What should be trained anew, keyed by model; by a bridge."
+    )
+    channels["bridgeDeadLetters"] = channel(
+        topology.bridge_dead_letters(kafka), "deadLetter", "Alerts and incidents that no receiver takes, whole."
+    )
     messages = {
         "prediction": message(
             "prediction", "One prediction, or none", headers=optional, schema="prediction.v1"
@@ -295,6 +311,16 @@ def asyncapi() -> dict[str, Any]:
             headers=optional,
             schema="feedback.v1",
             key={"type": "string", "description": "The alert's fingerprint."},
+        ),
+        "silence": message(
+            "silence",
+            "One silence; without a value it is over",
+            headers={"type": "object"},
+            payload=_SILENCE,
+            key={"type": "string", "description": "The silence's id."},
+        ),
+        "join": message(
+            "join", "Predictions or labels of one model, packed; not for others", headers={"type": "object"}
         ),
         "retrainRequest": message(
             "retrainRequest", "One request", headers=requested, schema="retrain-request.v1"
@@ -322,8 +348,8 @@ def asyncapi() -> dict[str, Any]:
             key={"type": "string", "description": "What the state is of."},
         ),
     }
-    received = ("predictions", "telemetry", "labels")
-    sent = ("alerts", "pages", "incidents", "deadLetters", "retrainRequests", "bridgeDeadLetters", "snapshots")
+    received = [topic.role for topic in own if topic.reads]
+    sent = [*(topic.role for topic in own if topic.writes), "retrainRequests", "bridgeDeadLetters"]
     return {
         "asyncapi": "3.0.0",
         "info": {

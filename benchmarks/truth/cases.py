@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import datetime as dt
-import gzip
 import json
 import random
 from collections.abc import Callable, Iterator
@@ -491,12 +490,6 @@ _ANSWERS = (
         lines=_each(lambda i, rng: _native(i, rng, id=i)),
         expect=(Expect("throughput", 1, 1),),
     ),
-    Case(
-        name="compressed_bodies_come_unmarked",
-        says="gzip in a record is malformed",
-        lines=_each(lambda i, rng: gzip.compress(json.dumps(_native(i, rng)).encode()), 0),
-        expect=(),
-    ),
 )
 
 
@@ -653,7 +646,9 @@ def _base64(i: int, rng: random.Random) -> Any:
 
 
 _MOVED = frozenset({"prediction_value", "prediction_psi"})
-_FIELDS = "fields:\n  predictions: {model: $.payload.after.model, id: $.payload.after.id, prediction: $.payload.after.score}\n"
+_FIELDS = (
+    "fields:\n  predictions:\n    {model: $.payload.after.model, id: $.payload.after.id, prediction: $.payload.after.score}\n"
+)
 _CORRELATED = frozenset({"prediction_correlation", "feature_outlier"})
 
 _NUMBERS = (
@@ -789,4 +784,4 @@ _FEATURES = (
     ),
 )
 
-CASES: dict[str, Case] = {c.name: c for c in (*_SPANS, *_ANSWERS, *_CLASSES, *_NUMBERS, *_FEATURES) if c.expect}
+CASES: dict[str, Case] = {c.name: c for c in (*_SPANS, *_ANSWERS, *_CLASSES, *_NUMBERS, *_FEATURES)}

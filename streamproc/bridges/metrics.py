@@ -22,6 +22,10 @@ class Metrics:
         self.dead_letters = Counter(
             "streamproc_bridge_dead_letters_total", "Records set aside.", ("reason",), registry=registry
         )
+        self.renewed = Counter(
+            "streamproc_bridge_topic_renewed_total", "Times its topic was created anew, or lost records.",
+            registry=registry,
+        )  # fmt: skip
         self.blocked = Gauge(
             "streamproc_bridge_blocked_seconds", "How long the receiver takes nothing; 0: it does.", registry=registry
         )

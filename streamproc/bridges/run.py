@@ -25,6 +25,7 @@ from streamproc.bridges.metrics import Metrics
 from streamproc.config import Bridge, Config
 from streamproc.errors import CRASHED, BrokerUnreachable, PortTaken, StreamprocError, UsageError
 from streamproc.events import RecordBatch, Rejected
+from streamproc.topology import bridge_dead_letters
 from streamproc.worker import topics
 from streamproc.worker import web as web_pages
 from streamproc.worker.connection import connection, for_aiokafka
@@ -87,16 +88,11 @@ def choose(config: Config, kind: str, *, name: str | None = None, topic: str | N
     return Settings(kind=kind, name=name, bridge=blocks[name], topic=known or wanted, **more)
 
 
-def dead_letter_topic(config: Config) -> str:
-    """Return the topic that takes what no receiver will."""
-    return f"{config.kafka.app_id}-bridge-dead-letters"
-
-
 def topic_specs(config: Config, settings: Settings) -> list[topics.TopicSpec]:
     """Return every topic a bridge reads or writes, as it should be."""
     k = config.kafka
-    names = [settings.topic, dead_letter_topic(config), *sinks.output_topics(settings.bridge)]
-    sized = {dead_letter_topic(config): {"max.message.bytes": str(_MAX_BYTES)}}
+    names = [settings.topic, bridge_dead_letters(config.kafka), *sinks.output_topics(settings.bridge)]
+    sized = {bridge_dead_letters(config.kafka): {"max.message.bytes": str(_MAX_BYTES)}}
     return [
         topics.TopicSpec(
             name=name, partitions=k.partitions, replication_factor=k.replication_factor, config=sized.get(name, {})
@@ -188,6 +184,7 @@ class BridgeProcess(aiokafka.ConsumerRebalanceListener):  # type: ignore[misc]
         self._partitions: dict[Any, asyncio.Task[None]] = {}
         self._tracks: dict[TopicPartition, steps.Track] = {}  # those being restored too
         self._ready: set[TopicPartition] = set()
+        self._reached: dict[TopicPartition, int] = {}  # kept while others have them
         self._assigned = False
         self._blocked_since: dict[TopicPartition, float] = {}
         self._stack = contextlib.AsyncExitStack()
@@ -242,7 +239,9 @@ class BridgeProcess(aiokafka.ConsumerRebalanceListener):  # type: ignore[misc]
 
     def _make(self, bridge: Bridge) -> sinks.Sink:
         source = f"streamproc/{self.config.kafka.app_id}/bridge/{self.settings.kind}/{self.settings.name}"
-        return sinks.make(bridge, sinks.Http(bridge), source=source, publish=self._publish)
+        sink = sinks.make(bridge, sinks.Http(bridge), source=source, publish=self._publish)
+        sink.set_aside = self._set_episode_aside
+        return sink
 
     async def _close(self) -> None:
         tasks = [*self._leaving, *([] if self._resending is None else [self._resending])]
@@ -348,9 +347,14 @@ class BridgeProcess(aiokafka.ConsumerRebalanceListener):  # type: ignore[misc]
                     return
             await self._commit(partition, until)
         again = True  # what comes first may have been on its way when we last ended
+        reached = await self._consumer.position(partition)
         while not self._stopping.is_set():
             done = None
             for record in await self._read(partition, None):
+                if record.offset < reached:
+                    self._say_renewed(partition, reached=reached, goes_on=record.offset)
+                    until = 0
+                reached = self._reached[partition] = record.offset + 1
                 if record.offset < until:
                     continue
                 step = await self._take(track, record)
@@ -375,13 +379,19 @@ class BridgeProcess(aiokafka.ConsumerRebalanceListener):  # type: ignore[misc]
         begin = (await consumer.beginning_offsets([partition]))[partition]
         end = (await consumer.end_offsets([partition]))[partition]
         if committed is None:
-            until = end if self.settings.bridge.start == "firing" else begin
+            had = self._reached.get(partition, 0)
+            if had:  # with a topic go the offsets of all groups
+                self._say_renewed(partition, reached=had, goes_on=begin)
+            until = end if self.settings.bridge.start == "firing" and not had else begin
             fresh = True
             # Before anything is told: a crash must not lead to another beginning, past what has come since.
             await self._commit(partition, until, _BEGINNING)
         else:
             until = committed
             fresh = await self._note(partition) == _BEGINNING
+            if committed > end:
+                self._say_renewed(partition, reached=committed, goes_on=begin)
+                until = begin
             if committed < begin:
                 log.error("records were deleted before they were told", partition=partition.partition,
                           lost=begin - committed)  # fmt: skip
@@ -394,6 +404,15 @@ class BridgeProcess(aiokafka.ConsumerRebalanceListener):  # type: ignore[misc]
             past = begin
         consumer.seek(partition, max(begin, min(past, until)))
         return until, fresh
+
+    def _say_renewed(self, partition: TopicPartition, *, reached: int, goes_on: int) -> None:
+        self.metrics.renewed.inc()
+        log.error(
+            "the topic was deleted and created anew, or lost records; it is told from its beginning on",
+            partition=partition.partition,
+            reached=reached,
+            goes_on_at=goes_on,
+        )
 
     async def _read(self, partition: TopicPartition, until: int | None) -> list[Any]:
         try:
@@ -510,9 +529,13 @@ class BridgeProcess(aiokafka.ConsumerRebalanceListener):  # type: ignore[misc]
         rejected = Rejected(0, record.offset, error_type, message)
         key, value, headers = dead_letter(batch, rejected, redact=self.config.worker.redact)
         headers.append(("streamproc.bridge", f"{self.settings.kind}/{self.settings.name}".encode()))
-        await self._publish(dead_letter_topic(self.config), key, value, headers)
+        await self._publish(bridge_dead_letters(self.config.kafka), key, value, headers)
         self.metrics.dead_letters.labels(reason=error_type).inc()
         log.error("set aside as a dead letter", partition=record.partition, offset=record.offset, reason=message)
+
+    async def _set_episode_aside(self, partition: TopicPartition, episode: steps.Episode, why: sinks.Refused) -> None:
+        told = _Told(partition.topic, partition.partition, episode.latest_ms, episode.raw, episode.headers)
+        await self._set_aside(told, why.error_type, str(why))
 
     async def _publish(
         self, topic: str, key: bytes | None, value: bytes | None, headers: list[tuple[str, bytes]]

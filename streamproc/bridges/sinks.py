@@ -19,7 +19,7 @@ import structlog
 
 from streamproc import __version__, config
 from streamproc.bridges import payloads
-from streamproc.bridges.steps import Event, Step, Track
+from streamproc.bridges.steps import Episode, Event, Step, Track
 from streamproc.errors import InvalidConnection
 
 log = structlog.get_logger("streamproc.bridge")
@@ -174,6 +174,10 @@ def credentials(bridge: Any) -> dict[str, str]:
 Publish = Callable[[str, bytes | None, bytes | None, list[tuple[str, bytes]]], Awaitable[None]]
 
 
+#: Sets aside an episode that the receiver takes never: its partition, itself, and why.
+SetAside = Callable[[Any, Episode, Refused], Awaitable[None]]
+
+
 class Sink:
     """A receiver; `deliver` returns once it has taken a step, or raises Unavailable, Refused or Skipped."""
 
@@ -183,6 +187,7 @@ class Sink:
     def __init__(self, http: Http) -> None:
         self.http = http
         self.tracks: dict[Any, Track] = {}
+        self.set_aside: SetAside | None = None  # for what is refused though no step is being delivered
 
     def restored(self, partition: Any, track: Track) -> None:
         """Take note of a partition whose past is known now."""
@@ -194,6 +199,7 @@ class Sink:
 
     def succeed(self, other: Sink) -> None:
         """Take over from another of the kind, whose config this one replaces."""
+        self.set_aside = other.set_aside
         for partition, track in other.tracks.items():
             self.restored(partition, track)
 
@@ -235,7 +241,8 @@ class AlertmanagerSink(Sink):
         # All that fires is looked at, since two episodes may share their labels.
         episodes = [step.episode, *(e for e in step.open if e is not step.episode)]
         alerts = payloads.alertmanager_alerts(episodes, now_us=now_ms * 1000, config=self._bridge)
-        await self._post([a for a in alerts if a["annotations"].get("episode") == step.episode.id])
+        for _, refusal in await self._post([a for a in alerts if a["annotations"].get("episode") == step.episode.id]):
+            raise refusal
         if step.episode.open and step.episode.shown_ms is None:
             step.episode.shown_ms = time.time_ns() // 1_000_000
         if not step.episode.open:
@@ -249,17 +256,25 @@ class AlertmanagerSink(Sink):
             self._changed.clear()
             try:
                 await self.resend()
-            except (Unavailable, Refused) as error:
+            except Unavailable as error:
                 log.warning("not resent; tried again with the next", reason=str(error))
 
     async def resend(self) -> None:
-        """Post the whole state, in parts."""
+        """Post the whole state, in parts; set aside what none of them takes."""
         now_us = time.time_ns() // 1000
         since_ms = (now_us - self._bridge.keep_resolved.us - self._bridge.show_for.us) // 1000
-        episodes = [e for track in self.tracks.values() for e in track.recent(since_ms)]
-        alerts = payloads.alertmanager_alerts(episodes, now_us=now_us, config=self._bridge)
+        episodes = {e.id: (p, e) for p, track in self.tracks.items() for e in track.recent(since_ms)}
+        alerts = payloads.alertmanager_alerts(
+            (e for _, e in episodes.values()), now_us=now_us, config=self._bridge
+        )
         for i in range(0, len(alerts), _AT_ONCE):
-            await self._post(alerts[i : i + _AT_ONCE])
+            for alert, refusal in await self._post(alerts[i : i + _AT_ONCE]):
+                found = episodes.get(alert["annotations"].get("episode", ""))
+                if found is None or found[1].refused:
+                    continue
+                found[1].refused = True
+                if self.set_aside is not None:
+                    await self.set_aside(*found, refusal)
 
     def _pause_s(self) -> float:
         """Return how long until the next resend, or until something shown for a little has been."""
@@ -271,25 +286,47 @@ class AlertmanagerSink(Sink):
         longest = min(5e6, self._bridge.resend.us) if self._behind else self._bridge.resend.us
         return max(0.02, min(due - now_us + 1000, longest) / 1e6)
 
-    async def _post(self, alerts: list[dict[str, Any]]) -> None:
+    async def _post(self, alerts: list[dict[str, Any]]) -> list[tuple[dict[str, Any], Refused]]:
+        """Post alerts to each; return those that every one of them refuses.
+
+        Raises Unavailable where one of them is taken by none: not all have answered.
+        """
         if not alerts:
-            return
-        answers = await asyncio.gather(
-            *(self.http.json(url, alerts, self._headers) for url in self._urls), return_exceptions=True
-        )
-        problems: list[Exception] = []
+            return []
+        answers = await asyncio.gather(*(self._post_to(url, alerts) for url in self._urls), return_exceptions=True)
+        away: list[Unavailable] = []
+        refusals: list[dict[int, Refused]] = []
         for answer in answers:
-            try:
-                if isinstance(answer, BaseException):
-                    raise answer
-                answer.check()
-            except (Unavailable, Refused) as error:
-                problems.append(error)
-        self._behind = bool(problems)
-        if len(problems) == len(self._urls):
-            raise next((p for p in problems if isinstance(p, Unavailable)), problems[0])
-        for problem in problems:
+            if isinstance(answer, Unavailable):
+                away.append(answer)
+            elif isinstance(answer, BaseException):
+                raise answer
+            else:
+                refusals.append(answer)
+        self._behind = bool(away)
+        by_all = {i: e for i, e in (refusals[0] if refusals else {}).items() if all(i in r for r in refusals)}
+        if not refusals or (away and by_all):  # one that is away may take what the others do not
+            raise away[0]
+        for problem in away:
             log.warning("one Alertmanager is behind; it is told with the next resend", reason=str(problem))
+        return [(alerts[i], e) for i, e in sorted(by_all.items())]
+
+    async def _post_to(self, url: str, alerts: list[dict[str, Any]], first: int = 0) -> dict[int, Refused]:
+        """Post alerts to one Alertmanager; return those it refuses, by their place.
+
+        It answers for all of them together, and one that is wrong has it refuse the others, or take them and say
+        nothing of it, as versions differ. So what is refused is posted again in halves.
+        """
+        answer = await self.http.json(url, alerts, self._headers)
+        try:
+            answer.check()
+        except Refused as refusal:
+            if len(alerts) == 1:
+                return {first: refusal}
+            half = len(alerts) // 2
+            found = await self._post_to(url, alerts[:half], first)
+            return found | await self._post_to(url, alerts[half:], first + half)
+        return {}
 
 
 class PagerdutySink(Sink):

@@ -14,11 +14,12 @@ from faust.web import Request, Response, View
 
 from streamproc.baseline import Table
 from streamproc.config import Config
+from streamproc.topology import internal_topic
 from streamproc.worker import driver, web
-from streamproc.worker.connection import connection, for_aiokafka, for_faust
-from streamproc.worker.engine import Engine
+from streamproc.worker.connection import METADATA_MAX_AGE_MS, connection, for_aiokafka, for_faust
+from streamproc.worker.engine import Cluster, Engine
 from streamproc.worker.metrics import Metrics
-from streamproc.worker.repartition import Repartitioner, internal_topic
+from streamproc.worker.repartition import Repartitioner
 from streamproc.worker.snapshots import MAX_SNAPSHOT_BYTES
 
 log = structlog.get_logger("streamproc.app")
@@ -51,6 +52,7 @@ def build(
     reload: Callable[[], Awaitable[str]],
     data_dir: str,
     tables: Mapping[str, Table] | None = None,
+    cluster: Cluster | None = None,
 ) -> WorkerApp:
     """Return the app for a config whose topics exist; partitions: of each source topic; tables: see `RuleBook`."""
     conn = connection(config)
@@ -74,7 +76,10 @@ def build(
         broker_rebalance_timeout=max(20.0, 2 * session_s),
         broker_commit_interval=3600.0,  # the engine commits, after each manifest
         consumer_max_fetch_size=_FETCH_BYTES,
-        consumer_auto_offset_reset=kafka.auto_offset_reset,
+        # Where to begin is the engine's to say. What is asked for and no longer there begins where the log does.
+        consumer_auto_offset_reset="earliest",
+        consumer_metadata_max_age_ms=METADATA_MAX_AGE_MS,
+        producer_metadata_max_age_ms=METADATA_MAX_AGE_MS,
         producer_max_request_size=MAX_SNAPSHOT_BYTES,
         producer_request_timeout=120.0,
         web_host=config.worker.web_host,
@@ -106,6 +111,7 @@ def build(
         source=f"streamproc/{kafka.app_id}/{socket.gethostname()}",
         on_fatal=app.fail,
         tables=tables,
+        cluster=cluster,
     )
     for topic in read:
         _agent(app, topic)
@@ -129,6 +135,10 @@ def build(
     @app.task(on_leader=False)
     async def said() -> None:
         await _guarded(app.engine.run_said(), app.fail)
+
+    @app.task(on_leader=False)
+    async def look() -> None:
+        await _guarded(app.engine.run_look(), app.fail)
 
     @app.task(on_leader=False)
     async def clock() -> None:

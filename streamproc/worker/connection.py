@@ -30,6 +30,10 @@ OnRetry: TypeAlias = Callable[[int, float, str], None]
 SecurityProtocol: TypeAlias = Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"]
 SaslMechanism: TypeAlias = Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"]
 
+#: How old what a client knows of topics may be: a topic or a partition that is new is found within this, and not
+#: within the clients' own five minutes.
+METADATA_MAX_AGE_MS = 5_000
+
 _DEFAULT_PORT = 9092
 _FIRST_WAIT_S = 0.25
 _LONGEST_WAIT_S = 5.0
@@ -170,7 +174,12 @@ def for_faust(conn: Connection) -> dict[str, Any]:
 
 def for_aiokafka(conn: Connection) -> dict[str, Any]:
     """Return the arguments of aiokafka's producer, consumer and admin client."""
-    return {"bootstrap_servers": list(conn.brokers), "client_id": conn.client_id, **_security(conn)}
+    return {
+        "bootstrap_servers": list(conn.brokers),
+        "client_id": conn.client_id,
+        "metadata_max_age_ms": METADATA_MAX_AGE_MS,
+        **_security(conn),
+    }
 
 
 def for_kafka_python(conn: Connection) -> dict[str, Any]:

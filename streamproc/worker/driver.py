@@ -15,18 +15,28 @@ event whose value is a `RecordBatch`, for the topics named in `app.conf.batched_
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import aiokafka.consumer.fetcher as fetcher
 import faust
 from aiokafka.coordinator.assignors.range import RangePartitionAssignor
-from aiokafka.errors import CorruptRecordException
+from aiokafka.errors import (
+    BrokerResponseError,
+    CorruptRecordException,
+    InvalidTimestampError,
+    MessageSizeTooLargeError,
+    RecordListTooLargeError,
+    kafka_errors,
+)
 from faust.transport.consumer import ensure_TP
 from faust.transport.drivers import TRANSPORTS
 from faust.transport.drivers import aiokafka as stock
 from faust.types import TP, ConsumerMessage
 
 from streamproc.events import RecordBatch
+
+#: Noted beside each offset we commit. Whoever else sets one, as Kafka's own tools do, does not note this.
+MARK = "streamproc"
 
 #: Records of one partition an agent gets at once: enough to spread the cost of a batch thin, few
 #: enough that a batch takes some milliseconds and the event loop stays responsive.
@@ -43,6 +53,8 @@ SCHEME = "batched"
 _batched: set[str] = set()
 _last_read: dict[Any, int] = {}
 _passed: dict[Any, int] = {}  # by partition: before which offset nothing more is to be read; markers of transactions
+_asked: dict[Any, int] = {}  # by partition: where the next fetch should begin
+_wanted: dict[Any, int] = {}  # by partition: what was asked for in vain, until a batch tells of it
 
 _StockRecords = fetcher.PartitionRecords
 
@@ -60,6 +72,8 @@ class BatchRecords(_StockRecords):  # type: ignore[misc, valid-type]
             yield from super()._unpack_records()
             return
         position: int = self.next_fetch_offset  # type: ignore[has-type]
+        if (asked := _asked.get(self._tp, position)) != position:
+            _wanted.setdefault(self._tp, asked)  # out of range: the client went to where the log begins
         records: list[Any] = []
         broken: Exception | None = None
         while self._records.has_next():
@@ -89,7 +103,7 @@ class BatchRecords(_StockRecords):  # type: ignore[misc, valid-type]
                 self.next_fetch_offset = following
         if records:
             yield self._columns(records, position)
-        _passed[self._tp] = self.next_fetch_offset
+        _passed[self._tp] = _asked[self._tp] = self.next_fetch_offset
         if broken is not None:
             raise broken
 
@@ -117,6 +131,7 @@ class BatchRecords(_StockRecords):  # type: ignore[misc, valid-type]
             [r.headers for r in records],
             position,
             previous,
+            _wanted.pop(tp, -1),
         )
 
 
@@ -127,6 +142,25 @@ def reached(tp: TP, taken: int) -> int:
     """
     own = stock.ensure_aiokafka_TP(tp)
     return max(taken, _passed.get(own, 0)) if _last_read.get(own, -1) < taken else taken
+
+
+class InvalidRecordError(BrokerResponseError):  # type: ignore[misc]
+    """A record its topic does not take: without a key, where the topic is compacted. aiokafka has no name for it."""
+
+    errno = 87
+    message = "INVALID_RECORD"
+    description = "This record has failed the validation on the broker and hence has been rejected."
+
+
+#: What a broker says of a record that it will never take, whoever sends it.
+REFUSALS = (MessageSizeTooLargeError, RecordListTooLargeError, InvalidTimestampError, InvalidRecordError)
+
+
+class Committed(NamedTuple):
+    """An offset that is committed, and whether we did it."""
+
+    offset: int
+    ours: bool
 
 
 class BatchSchema(faust.Schema):  # type: ignore[misc]
@@ -144,6 +178,10 @@ class BatchSchema(faust.Schema):  # type: ignore[misc]
 class ConsumerThread(stock.AIOKafkaConsumerThread):  # type: ignore[misc]
     """The thread that owns the aiokafka consumer."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.saved: dict[TP, int] = {}  # what we have committed of the partitions we hold
+
     def _create_worker_consumer(self, transport: Any) -> Any:
         consumer = super()._create_worker_consumer(transport)
         # Range gives partition n of every topic to one worker, where topics have equally many.
@@ -160,7 +198,9 @@ class ConsumerThread(stock.AIOKafkaConsumerThread):  # type: ignore[misc]
         try:
             known = {tp: o for tp, o in offsets.items() if tp in self.assignment()}
             if known:
-                await self._ensure_consumer().commit({stock.ensure_aiokafka_TP(t): o for t, o in known.items()})
+                marked = {stock.ensure_aiokafka_TP(t): (o, MARK) for t, o in known.items()}
+                await self._ensure_consumer().commit(marked)
+                self.saved.update(known)
         except Exception as e:
             self.log.warning("offsets were not committed, will be with the next snapshot: %s", e)
             return False
@@ -219,9 +259,23 @@ class Consumer(stock.Consumer):  # type: ignore[misc]
             return offset
         return super()._new_offset(tp)  # type: ignore[no-any-return]
 
+    def _should_commit(self, tp: Any, offset: int) -> bool:
+        # Stock Faust takes a commit for done that failed, and never goes back, as a topic made anew does.
+        if tp.topic in _batched:
+            return self.own_commit(tp) != offset
+        return bool(super()._should_commit(tp, offset))
+
+    def own_commit(self, tp: TP) -> int | None:
+        """Return the offset we last committed of a partition that is ours."""
+        found: int | None = self._thread.saved.get(ensure_TP(tp))
+        return found
+
     async def on_partitions_revoked(self, revoked: set[TP]) -> None:
         """Let the engine make its state durable while the partitions are still ours."""
         await self.app.engine.on_revoked({ensure_TP(tp) for tp in revoked if tp.topic in _batched})
+        for tp in revoked:
+            _asked.pop(stock.ensure_aiokafka_TP(tp), None)
+            self._thread.saved.pop(ensure_TP(tp), None)
         await super().on_partitions_revoked(revoked)
 
     async def perform_seek(self) -> None:
@@ -252,18 +306,24 @@ class Consumer(stock.Consumer):  # type: ignore[misc]
         stable: int | None = consumer.last_stable_offset(own)
         return end if end is None or stable is None or stable < 0 else min(end, stable)
 
-    async def committed(self, tps: Iterable[TP]) -> dict[TP, int | None]:
-        """Return the committed offset of each partition, None where there is none."""
+    async def committed(self, tps: Iterable[TP]) -> dict[TP, Committed]:
+        """Return the committed offset of each partition that has one."""
         return dict(await self._thread.call_thread(self._committed, list(tps)))
 
-    async def _committed(self, tps: list[TP]) -> dict[TP, int | None]:
-        consumer = self._thread._ensure_consumer()
-        return {tp: await consumer.committed(stock.ensure_aiokafka_TP(tp)) for tp in tps}
+    async def _committed(self, tps: list[TP]) -> dict[TP, Committed]:
+        coordinator = self._thread._ensure_consumer()._coordinator
+        found = await coordinator.fetch_committed_offsets([stock.ensure_aiokafka_TP(tp) for tp in tps])
+        return {
+            ensure_TP(tp): Committed(int(at.offset), at.metadata == MARK) for tp, at in found.items() if at.offset >= 0
+        }
 
     async def _seek_all(self, positions: Mapping[TP, int]) -> None:
         consumer = self._thread._ensure_consumer()
         for tp, offset in positions.items():
-            consumer.seek(stock.ensure_aiokafka_TP(tp), offset)
+            own = stock.ensure_aiokafka_TP(tp)
+            consumer.seek(own, offset)
+            _asked[own] = offset
+            _wanted.pop(own, None)
 
 
 class Transport(stock.Transport):  # type: ignore[misc]
@@ -277,4 +337,5 @@ def install(topics: Iterable[str]) -> None:
     _batched.clear()
     _batched.update(topics)
     fetcher.PartitionRecords = BatchRecords
+    kafka_errors[InvalidRecordError.errno] = InvalidRecordError
     TRANSPORTS.aliases[SCHEME] = f"{__name__}:Transport"

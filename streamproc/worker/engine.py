@@ -11,9 +11,10 @@ import asyncio
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any, Protocol
 
+import msgspec
 import orjson
 import structlog
 from aiokafka.errors import MessageSizeTooLargeError
@@ -22,18 +23,21 @@ from faust.types import TP
 from streamproc.baseline import Table
 from streamproc.cloudevents import encode_alert, encode_incident
 from streamproc.config import Config
-from streamproc.errors import SnapshotError
-from streamproc.events import FLEET_KEY, Alert, Feedback, RecordBatch
+from streamproc.errors import ForeignState, SnapshotError, StreamprocError
+from streamproc.events import FLEET_KEY, Alert, Feedback, RecordBatch, Rejected, Span
 from streamproc.rules import RuleBook
 from streamproc.unpack import schema_ids
 from streamproc.worker import driver, snapshots
+from streamproc.worker.beginnings import Beginning, Log, begin, inside, outside
 from streamproc.worker.deadletters import dead_letter
 from streamproc.worker.logs import named
 from streamproc.worker.metrics import Metrics
+from streamproc.worker.moving import Spread
 from streamproc.worker.refusals import Refusals
 from streamproc.worker.registry import Registry
 from streamproc.worker.repartition import Pairs, Repartitioner
 from streamproc.worker.said import Said
+from streamproc.worker.topics import Identity
 from streamproc.worker.warming import Warming
 
 if TYPE_CHECKING:
@@ -55,9 +59,20 @@ _STUCK_S = 60.0
 _LARGE = 500_000
 
 #: How often models are looked at for what warms up, and how often the log says so at most.
-_LOOK_S = 5.0
+_WARMING_S = 5.0
 _TELL_S = 60.0
 _AT_ONCE = 50
+#: How often the broker is asked whether our topics are still those they were.
+_LOOK_S = 10.0
+
+#: For so long after a topic was given partitions, models come from others of them. Producers learn within minutes.
+_GROWN_S = 3600.0
+
+#: An offset no log has: of one that goes back nothing is where it was.
+_BEYOND = (1 << 43) - 1
+
+#: A model that came up elsewhere is let go of where nothing came for so long.
+_LEFT_US = 60_000_000
 
 #: Nothing read for this long, and nothing left to read: the arrival clock follows the wall clock.
 _IDLE_S = 2.0
@@ -67,13 +82,31 @@ class Owned:
     """One partition in our hands."""
 
     def __init__(
-        self, tp: TP, pipeline: Pipeline, writer: snapshots.Writer, offset: int, *, generation: int
+        self,
+        tp: TP,
+        pipeline: Pipeline,
+        writer: snapshots.Writer,
+        offset: int,
+        *,
+        generation: int,
+        life: int = 0,
+        topic_id: str = "",
+        marked: bool = False,
+        fresh: bool = False,
     ) -> None:
         self.tp = tp
         self.generation = generation  # of the consumer group, in which it is ours
         self.pipeline = pipeline
         self.writer = writer
-        self.expected = offset  # the only offset whose batch is taken next
+        self.life = life  # of the log, see `beginnings`
+        self.topic_id = topic_id
+        self.marked = marked  # the group's offset has no other mark than ours
+        self.fresh = fresh  # where it begins is in no manifest yet
+        self.unsaved = False  # nothing of it is on the snapshot topic
+        self.count = 0  # of partitions its topic had when we last looked
+        self.grown_until_s = 0.0  # since there were fewer, models may come from other partitions; by the wall clock
+        self.said_life, self.said_id = 0, ""  # of the topic of feedback, whose offsets the models' states hold
+        self.expected = offset  # the only offset of the log whose batch is taken next
         self.durable = offset  # covered by a manifest
         self.saved_at = time.monotonic()
         self.moved_at = time.monotonic()
@@ -90,6 +123,16 @@ class Owned:
         except BaseException:
             self.sound = False
             raise
+
+
+class Cluster(Protocol):
+    """What the engine asks of topic administration."""
+
+    async def identify(self, names: Sequence[str]) -> dict[str, Identity]:
+        """Return what each topic that exists is, by name."""
+
+    async def restore(self) -> bool:
+        """Create those of our own topics that are missing, if we may; return whether there were any."""
 
 
 class Engine:
@@ -110,8 +153,18 @@ class Engine:
         on_fatal: Callable[[BaseException], None],
         tables: Mapping[str, Table] | None = None,
         wall: Callable[[], float] = time.time,
+        cluster: Cluster | None = None,
     ) -> None:
         self.app = app
+        self._cluster = cluster
+        self._ids: dict[str, str] = {}  # of each topic, as far as brokers tell
+        self._absent: set[str] = set()
+        self._doubted: set[TP] = set()  # partitions whose log ends before what we have had of it
+        self._foreign_marks: set[TP] = set()  # partitions whose offset somebody else has set
+        self._look_now = asyncio.Event()
+        self._spread: dict[str, Spread] = {}
+        self._adopted: set[TP] = set()  # partitions that have taken models from others since the last snapshot
+        self._elsewhere: dict[str, tuple[float, dict[str, bytes]]] = {}
         self.config = config
         self.book = RuleBook(config, tables)
         self.metrics = metrics
@@ -119,6 +172,7 @@ class Engine:
         self._kinds = dict(sources)
         self._raw_topics = frozenset(raw)
         self._raw: dict[TP, int] = {}  # partitions that are only sent on, and where each has got to
+        self._raw_ids: dict[TP, str] = {}  # of the topic of each
         self._taken: dict[TP, int] = {}  # what of them was handed to us, if not sent on yet
         self._pairs = Pairs(step_ms=config.serving.response_timeout.us // 4000)
         self._sending = asyncio.Lock()
@@ -127,6 +181,7 @@ class Engine:
         self.registry = None if config.schema_registry is None else Registry(config.schema_registry)
         self._partitions = dict(partitions)
         self._snapshot_partitions = snapshot_partitions
+        self._snapshot_limit = snapshots.Limit()
         self._source = source
         self._on_fatal = on_fatal
         self._wall = wall
@@ -174,12 +229,15 @@ class Engine:
             return {}
         raw = {tp for tp in tps if tp.topic in self._raw_topics}
         tps = tps - raw
+        await self._learn_ids()
         if unknown := [tp for tp in raw if tp not in self._raw]:
-            committed = await self.app.consumer.committed(unknown)
-            begins = await self._starting_offsets([tp for tp in unknown if committed.get(tp) is None])
-            self._raw.update({tp: begins[tp] if committed.get(tp) is None else committed[tp] for tp in unknown})
-            self._taken.update({tp: self._raw[tp] for tp in unknown})
+            begins = await self._begin(unknown, {})
+            for tp, at in begins.items():
+                self._raw[tp] = self._taken[tp] = at.offset
+                self._raw_ids[tp] = self._ids.get(tp.topic, "")
         async with self._lock:
+            if generation == self._revoked_in:
+                return {}
             fresh = []
             for tp in tps:
                 held = self._owned.get(tp)
@@ -187,11 +245,13 @@ class Engine:
                 if (held is not None and held.sound and held.generation == generation) or tp in self._restoring:
                     continue
                 self._owned.pop(tp, None)
-                if parked is not None and parked.generation + 1 == generation:
+                same = parked is not None and self._ids.get(tp.topic, "") in ("", parked.topic_id)
+                if parked is not None and same and parked.generation + 1 == generation:
                     # Ours in the generation before this one: nobody else can have had it between.
                     parked.generation = generation
                     parked.moved_at = time.monotonic()
                     self._owned[tp] = parked
+                    self._note_growth(parked)
                 else:
                     fresh.append(tp)
             self._parked.clear()
@@ -216,7 +276,7 @@ class Engine:
                 await self.snapshot(own)
             kept = True
         except Exception as e:
-            log.warning("state was not saved at revocation; the next owner repeats", error=str(e))
+            log.warning("state was not saved at revocation; the next owner repeats", error=named(e))
             kept = False
         for tp in tps:
             held = self._owned.pop(tp, None)
@@ -227,6 +287,7 @@ class Engine:
             self._restoring.pop(tp, None)  # a restore that ends later finds itself unwanted
             self._raw.pop(tp, None)
             self._taken.pop(tp, None)
+            self._raw_ids.pop(tp, None)
             self._pairs.forget(tp)
         log.info("partitions revoked", partitions=_names(tps), saved=kept)
 
@@ -249,7 +310,9 @@ class Engine:
             if held is None or not held.sound:
                 return  # delivered before its state was restored, or after it left us: read again later
             if batch.offsets[-1] < held.expected:
+                self._doubt(tp, held.expected, batch)
                 return
+            self._note_gone(tp, held.expected, batch)
             if batch.offsets[0] > held.expected and not self._contiguous(tp, held.expected, batch):
                 await self._rewind(tp, held.expected, batch)
                 return
@@ -257,7 +320,9 @@ class Engine:
             fresh = batch.since(held.expected)
             try:
                 with held.whole():
-                    out = held.pipeline.process(fresh)
+                    if held.grown_until_s:
+                        await self._adopt(held, fresh)
+                    out = held.pipeline.process(_inside(fresh, held.life))
                     self.metrics.batch_seconds.observe(time.perf_counter() - started)
                     held.expected = batch.offsets[-1] + 1
                     held.moved_at = time.monotonic()
@@ -272,15 +337,25 @@ class Engine:
         """Send a batch of a source that is not keyed by model on under its models' keys."""
         tp = TP(batch.topic, batch.partition)
         expected = self._taken.get(tp)
-        if expected is None or batch.offsets[-1] < expected:
+        if expected is None:
             return
+        if batch.offsets[-1] < expected:
+            self._doubt(tp, expected, batch)
+            return
+        self._note_gone(tp, expected, batch)
         if batch.offsets[0] > expected and not self._contiguous(tp, expected, batch):
             await self._rewind(tp, expected, batch)
             return
         fresh = batch.since(expected)
         self._taken[tp] = batch.offsets[-1] + 1
         self._pairs.add(self._pair(tp), tp, fresh)
-        await self._send_on(self._pair(tp))
+        try:
+            await self._send_on(self._pair(tp))
+        except Exception as e:
+            # What came after it would move the offset past what was not sent.
+            log.exception("cannot go on", topic=tp.topic, partition=tp.partition, offset=fresh.offsets[0])
+            self._on_fatal(e)
+            raise
 
     def _pair(self, tp: TP) -> tuple[str, int]:
         """Return what a partition that is sent on is sent on together with: its target, and its number."""
@@ -292,8 +367,9 @@ class Engine:
         async with self._sending:
             behind = [tp for tp in others if tp in self._raw and self._lags(tp)]
             for tp, part in self._pairs.due(pair, behind):
-                count = await self.forwarders[tp.topic].forward(part)
-                self.metrics.repartitioned.inc(count)
+                refused = await self.forwarders[tp.topic].forward(part, topic_id=self._raw_ids.get(tp, ""))
+                await asyncio.gather(*[await self._set_aside(part, each) for each in refused])
+                self.metrics.repartitioned.inc(len(part) - len(refused))
                 if tp in self._raw:  # else whoever has it now repeats what came after its commit
                     self._raw[tp] = part.offsets[-1] + 1
 
@@ -305,11 +381,31 @@ class Engine:
     def _contiguous(self, tp: TP, expected: int, batch: RecordBatch) -> bool:
         """Whether nothing was read between what we expect and this batch: a hole in the log itself.
 
-        Compaction, transaction markers and retention leave such holes.
+        Compaction, transaction markers and retention leave such holes; of the last the batch says so itself.
         """
-        if batch.previous == expected - 1 or batch.position <= expected:
+        if batch.previous == expected - 1 or batch.position <= expected or expected <= batch.wanted < batch.position:
             return True
         return self._rewound.get(tp) == (expected, batch.offsets[0])  # read anew, and it is still so
+
+    def _note_gone(self, tp: TP, expected: int, batch: RecordBatch) -> None:
+        """Count what the log no longer had when we asked for it."""
+        if expected <= batch.wanted < batch.position:
+            self._gone(tp, batch.position - max(expected, batch.wanted), "retention", at=batch.position)
+
+    def _gone(self, tp: TP, count: int, reason: str, *, at: int) -> None:
+        self.metrics.gone.labels(topic=tp.topic, reason=reason).inc(count)
+        said = {
+            "retention": "records were deleted before they were read; is the worker too slow, or was it away?",
+            "reset": "the group's offset was set forward by another program; what is before it is not read",
+        }
+        log.error(said[reason], topic=tp.topic, partition=tp.partition, records=count, goes_on_at=at)
+
+    def _doubt(self, tp: TP, expected: int, batch: RecordBatch) -> None:
+        """Have the topic looked at, where the log begins before what we have had of it."""
+        if batch.wanted > batch.position and batch.wanted >= expected:
+            log.warning("the log goes back", topic=tp.topic, partition=tp.partition, expected=expected)
+            self._doubted.add(tp)
+            self._look_now.set()
 
     async def _rewind(self, tp: TP, expected: int, batch: RecordBatch) -> None:
         log.warning(
@@ -331,7 +427,7 @@ class Engine:
             if not paged and self._is_shadow(pipeline, alert):
                 m.shadow_alerts.inc()
                 continue
-            value, headers = encode_alert(alert, source=self._source)
+            value, headers = encode_alert(_outside(alert), source=self._source)
             to = kafka.pages if paged else kafka.alerts
             model = alert.labels.get("model")  # of the digest of all models there is none
             await self._send(held, to, FLEET_KEY if model is None else model.encode(), value, headers)
@@ -348,12 +444,8 @@ class Engine:
             m.joins.labels(outcome=outcome).inc(count)
         if batch is not None:
             for rejected in out.rejected:
-                key, whole, headers = dead_letter(batch, rejected, redact=self.config.worker.redact)
-                await self._send(held, kafka.dead_letters, key, whole, headers)
-                if whole is not None and len(whole) > _LARGE:
-                    again = self._or_without_value(held.unawaited.pop(), key, whole, headers)
-                    held.unawaited.append(asyncio.ensure_future(again))
-                m.dead_letters.labels(reason=rejected.error_type).inc()
+                rejected = msgspec.structs.replace(rejected, offset=outside(rejected.offset))
+                held.unawaited.append(await self._set_aside(batch, rejected))
             self._refusals.note(batch, out.rejected, redact=self.config.worker.redact)
             if pipeline.kind != "alerts":  # our own alerts once more are no events
                 m.records.labels(topic=batch.topic).inc(len(batch))
@@ -385,6 +477,18 @@ class Engine:
             topic, key=key, value=value, partition=None, timestamp=None, headers=headers
         )
         held.unawaited.append(future)
+
+    async def _set_aside(self, batch: RecordBatch, rejected: Rejected) -> asyncio.Future[Any]:
+        """Send a record to the dead letters; return what is to be awaited."""
+        topic = self.config.kafka.dead_letters
+        key, whole, headers = dead_letter(batch, rejected, redact=self.config.worker.redact)
+        self.metrics.dead_letters.labels(reason=rejected.error_type).inc()
+        sent: asyncio.Future[Any] = await self.app.producer.send(
+            topic, key=key, value=whole, partition=None, timestamp=None, headers=headers
+        )
+        if whole is None or len(whole) <= _LARGE:
+            return sent
+        return asyncio.ensure_future(self._or_without_value(sent, key, whole, headers))
 
     async def _or_without_value(
         self, sent: asyncio.Future[Any], key: bytes | None, value: bytes, headers: list[tuple[str, bytes]]
@@ -437,30 +541,53 @@ class Engine:
         async with self._lock:
             started = time.perf_counter()
             size = 0
-            for tp in list(self._owned) if tps is None else tps:
+            wanted = list(self._owned) if tps is None else tps
+            # Who has adopted a model is first: one that is in two places is let go of, one in none is lost.
+            for tp in sorted(wanted, key=lambda tp: tp not in self._adopted):
                 held = self._owned.get(tp)
                 if held is not None and held.sound:
                     with held.whole():
                         size += await self._save(held)
+            self._adopted.difference_update(wanted)
             took = time.perf_counter() - started
             self.metrics.snapshot_seconds.observe(took)
             self.metrics.snapshot_bytes.inc(size)
             base = self.config.worker.snapshot_interval.us / 1e6
             self._interval_s = max(base, took / _SNAPSHOT_SHARE)
         await self.app.consumer.commit()
+        for held in self._owned.values():
+            if not held.marked and self.app.consumer.own_commit(held.tp) is not None:
+                held.marked = held.fresh = True  # from the next manifest on, an offset without our mark is another's
 
     async def _save(self, held: Owned) -> int:
         sent, held.unawaited = held.unawaited, []
         await asyncio.gather(*sent)
         pipeline, size = held.pipeline, 0
-        if held.expected != held.durable or pipeline.dirty or pipeline.gone:
-            pipeline.next_offset = held.expected
+        if held.expected != held.durable or pipeline.dirty or pipeline.gone or held.fresh:
+            pipeline.next_offset = inside(held.expected, held.life)
             gone = sorted(pipeline.gone)
-            size = await held.writer.write(pipeline.snapshot_models(), gone, pipeline.manifest())
+            models = pipeline.snapshot_models(sorted(pipeline.models) if held.unsaved else None)
+            size = await held.writer.write(models, gone, self._manifest(held))
+            held.unsaved = False
             pipeline.gone.difference_update(gone)
-            held.durable = held.expected
+            held.durable, held.fresh = held.expected, False
         held.saved_at = time.monotonic()
         return size
+
+    def _manifest(self, held: Owned) -> dict[str, Any]:
+        """Return what belongs to a partition: of its pipeline, and of the log and the topics it was read from."""
+        return {
+            **held.pipeline.manifest(),
+            "log": {
+                "app_id": self.config.kafka.app_id,
+                "topic_id": held.topic_id,
+                "life": held.life,
+                "marked": held.marked,
+                "feedback": [held.said_id, held.said_life],
+                "partitions": [held.count, held.grown_until_s],
+                "movers": sorted(held.pipeline.movers),
+            },
+        }
 
     async def run_snapshots(self) -> None:
         """Snapshot for ever, at the configured interval or as often as its share of time allows."""
@@ -485,8 +612,9 @@ class Engine:
             for held in partitions:
                 ours = self._owned.get(held.tp) is held and held.sound
                 if ours and held.pipeline.kind != "alerts":
+                    own = [(inside(offset, held.said_life), verdict) for offset, verdict in verdicts]
                     with held.whole():
-                        await self._publish(held, held.pipeline.feedback(verdicts), None)
+                        await self._publish(held, held.pipeline.feedback(own), None)
 
     async def run_clock(self) -> None:
         """Move the arrival clock of partitions that have nothing left to read; keep the gauges."""
@@ -504,11 +632,127 @@ class Engine:
                 for pair in {self._pair(tp) for tp in self._raw}:
                     await self._send_on(pair)
                 self._refusals.tell(time.monotonic())
-                if time.monotonic() - self._looked_at >= _LOOK_S:
+                if time.monotonic() - self._looked_at >= _WARMING_S:
                     await self._look_at_warming()
         finally:
             if passing is not None:
                 passing.cancel()
+
+    async def run_look(self) -> None:
+        """Ask again and again whether our topics are still those they were, for ever."""
+        if self._cluster is None:
+            return
+        while True:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._look_now.wait(), _LOOK_S)
+            self._look_now.clear()
+            if not self.app.rebalancing:
+                await self.look()
+                await self._settle()
+
+    async def look(self) -> None:
+        """Take note of topics that were deleted, created, or created anew since the last look."""
+        if (found := await self._identify()) is None:
+            return
+        names = self._topics()
+        gone = {name for name in names if name not in found}
+        for name in sorted(gone - self._absent):
+            log.error("a topic is gone; nothing can be read from it or written to it", topic=name)
+        self._absent = gone
+        self.metrics.absent.set(len(gone))
+        if gone and self._cluster is not None:
+            try:
+                if await self._cluster.restore():
+                    self._look_now.set()
+            except StreamprocError as e:
+                log.warning("our own topics could not be created again yet", reason=str(e))
+        for name, identity in found.items():
+            was, self._ids[name] = self._ids.get(name, ""), identity.id
+            if not was or not identity.id or was == identity.id:
+                continue
+            log.error("a topic was deleted and created anew", topic=name, id=identity.id, before=was)
+            if name == self.config.kafka.snapshots:
+                await self._save_anew()
+            elif name in self._said.topics:
+                await self._said_anew(name)
+        doubted, self._doubted = self._doubted, set()
+        for tp, held in list(self._owned.items()):
+            if not held.topic_id and (topic_id := self._ids.get(tp.topic)):
+                held.topic_id = topic_id
+            if tp in doubted or self._renewed(tp, held.topic_id):
+                await self._begin_anew(tp)
+        for tp, topic_id in list(self._raw_ids.items()):
+            if tp in doubted or self._renewed(tp, topic_id):
+                await self._send_on_anew(tp)
+
+    def _renewed(self, tp: TP, topic_id: str) -> bool:
+        now = self._ids.get(tp.topic, "")
+        return bool(topic_id and now and now != topic_id)
+
+    def _topics(self) -> list[str]:
+        """Return the topics whose identity matters: all that are read, and what is written to be read again."""
+        return sorted({*self._kinds, *self._raw_topics, *self._said.topics, self.config.kafka.snapshots})
+
+    async def _identify(self) -> dict[str, Identity] | None:
+        if self._cluster is None:
+            return None
+        try:
+            return await self._cluster.identify(self._topics())
+        except StreamprocError as e:
+            log.warning("brokers do not say which topics there are; asked again soon", reason=str(e))
+            return None
+
+    async def _learn_ids(self) -> None:
+        """Learn what the topics are that we are about to begin; what has changed of others is `look`'s affair."""
+        found = await self._identify() or {}
+        for name, identity in found.items():
+            if name in self._kinds or name in self._raw_topics or name not in self._ids:
+                self._ids[name] = identity.id
+            if name in self._partitions:
+                self._partitions[name] = identity.partitions
+
+    async def _begin_anew(self, tp: TP) -> None:
+        """Begin a partition whose log is not the one it was, under us."""
+        async with self._lock:
+            held = self._owned.get(tp)
+            if held is None or not held.sound:
+                return
+            was = {"next_offset": _BEYOND, "log": {"topic_id": held.topic_id, "life": held.life}}
+            at = (await self._begin([tp], {tp: was}))[tp]
+            held.topic_id, held.life = self._ids.get(tp.topic, ""), at.life
+            held.expected = held.durable = at.offset
+            held.fresh, held.moved_at = True, time.monotonic()
+            await self.app.consumer.seek_to({tp: at.offset})
+
+    async def _send_on_anew(self, tp: TP) -> None:
+        """Begin a partition that is only sent on, and whose log is not the one it was."""
+        async with self._sending:
+            was = {"next_offset": _BEYOND, "log": {"topic_id": self._raw_ids[tp]}}
+            at = (await self._begin([tp], {tp: was}))[tp]
+            self._pairs.forget(tp)
+            self._raw[tp] = self._taken[tp] = at.offset
+            self._raw_ids[tp] = self._ids.get(tp.topic, "")
+            await self.app.consumer.seek_to({tp: at.offset})
+
+    async def _save_anew(self) -> None:
+        """Write all we know to the snapshot topic, which was deleted under us."""
+        async with self._lock:
+            tps = [tp for tp, held in self._owned.items() if held.sound]
+            stored = await self._read(tps) if tps else {}
+            for tp in tps:
+                held = self._owned[tp]
+                held.writer = self._writer(tp, stored[tp.topic, tp.partition])
+                held.fresh = held.unsaved = True
+        await self.snapshot()
+        log.warning("all state was written again", partitions=_names(tps))
+
+    async def _said_anew(self, topic: str) -> None:
+        """Follow a topic of operators' words that was deleted under us from its beginning."""
+        async with self._lock:
+            if topic == self.config.kafka.feedback:
+                for held in self._owned.values():
+                    held.said_id, held.said_life, held.fresh = self._ids[topic], held.said_life + 1, True
+            self._said.renew(topic)
 
     def _gauge(self) -> list[Owned]:
         """Set the gauges; return the partitions that nothing has come of for a while, as far as we know."""
@@ -597,16 +841,15 @@ class Engine:
             stored = await self._read(tps)
             if self.compiled is not None:
                 await asyncio.shield(self.compiled)
-            without = [tp for tp in tps if stored[tp.topic, tp.partition].manifest is None]
-            begins = await self._starting_offsets(without)
+            begins = await self._begin(tps, {tp: stored[tp.topic, tp.partition].manifest for tp in tps})
             models = 0
             for tp in tps:
                 found = stored[tp.topic, tp.partition]
                 pipeline = self._pipeline(tp)
+                at = begins[tp]
                 if found.manifest is not None:
                     pipeline.restore_manifest(found.manifest)
-                else:
-                    pipeline.next_offset = begins[tp]
+                pipeline.next_offset = inside(at.offset, at.life)
                 for count, (name, data) in enumerate(found.models.items()):
                     try:
                         pipeline.restore_model(name, data)
@@ -618,15 +861,9 @@ class Engine:
                         await asyncio.sleep(0)
                 pipeline.restored()
                 models += len(found.models)
-                writer = snapshots.Writer(
-                    self._send_snapshot,
-                    topic=tp.topic,
-                    partition=tp.partition,
-                    stored=found,
-                    snapshot_partition=self._snapshot_partition(tp),
-                )
+                writer = self._writer(tp, found)
                 if self._restoring.get(tp) is asyncio.current_task():
-                    self._owned[tp] = Owned(tp, pipeline, writer, pipeline.next_offset, generation=generation)
+                    self._owned[tp] = self._take_up(tp, pipeline, writer, at, found.manifest, generation)
             # What of it these models have not taken yet: it was said while nobody had them.
             await self._take_said([self._owned[tp] for tp in tps if tp in self._owned], self._said.verdicts)
             took = time.perf_counter() - started
@@ -644,7 +881,8 @@ class Engine:
 
     async def _read(self, tps: list[TP]) -> dict[tuple[str, int], snapshots.Stored]:
         claims: dict[tuple[str, int], tuple[int, int]] = {}
-        member = orjson.dumps({"claimed_by": self.app.conf.id, "at_ms": int(self._wall() * 1000)})
+        app_id = self.config.kafka.app_id
+        member = orjson.dumps({"claimed_by": app_id, "at_ms": int(self._wall() * 1000)})
         for tp in tps:
             at = self._snapshot_partition(tp)
             sent = await self._send_snapshot(at, snapshots.claim_key(tp.topic, tp.partition), member)
@@ -657,20 +895,197 @@ class Engine:
                 last = time.monotonic()
                 log.info("restoring", records=done, of=total)
 
-        return await snapshots.read(
-            self._settings, topic=self.config.kafka.snapshots, claims=claims, progress=progress
-        )
+        topic = self.config.kafka.snapshots
+        found = await snapshots.read(self._settings, topic=topic, claims=claims, progress=progress)
+        for (source, partition), stored in found.items():
+            if others := sorted(stored.others(app_id)):
+                raise ForeignState(
+                    f"{topic} holds the state of {source}-{partition} of another deployment, app_id "
+                    f"{', '.join(others)}; ours is {app_id}. Give each its own topic in `kafka.snapshots` (the "
+                    f"default carries the app_id), or delete {topic} where the other is no more"
+                )
+        return found
 
-    async def _starting_offsets(self, tps: list[TP]) -> dict[TP, int]:
-        """Return where to begin partitions that have no manifest: the policy's end of the log."""
+    async def _begin(self, tps: list[TP], manifests: Mapping[TP, dict[str, Any] | None]) -> dict[TP, Beginning]:
+        """Return where each partition begins, and say and count what will not be read."""
         if not tps:
             return {}
-        consumer = self.app.consumer
-        if self.config.kafka.auto_offset_reset == "latest":
-            found = await consumer.highwaters(*tps)
-        else:
-            found = await consumer.earliest_offsets(*tps)
-        return {TP(tp.topic, tp.partition): offset for tp, offset in found.items()}
+        consumer, policy = self.app.consumer, self.config.kafka.auto_offset_reset
+        begins, ends = await consumer.earliest_offsets(*tps), await consumer.highwaters(*tps)
+        # Of all partitions of these topics: one without an offset among others that have some is new.
+        counts = {tp.topic: max(self._partitions.get(tp.topic, 1), tp.partition + 1) for tp in tps}
+        committed = await consumer.committed([TP(t, p) for t, n in counts.items() for p in range(n)])
+        found = {}
+        self._foreign_marks.difference_update(tps)
+        self._foreign_marks.update(tp for tp in tps if tp in committed and not committed[tp].ours)
+        for tp in tps:
+            log_ = Log(topic_id=self._ids.get(tp.topic, ""), begin=begins[tp], end=ends[tp])
+            at = found[tp] = begin(
+                f"{tp.topic}-{tp.partition}",
+                manifests.get(tp),
+                log_,
+                committed=committed.get(tp),
+                policy=policy,
+                known=any(other.topic == tp.topic for other in committed),
+            )
+            self._tell_of(tp, at)
+            held = committed.get(tp)
+            if tp.topic in self._raw_topics and held is not None and not held.ours:
+                log.warning(
+                    "the group's offset was set by another program; what was sent on before is not scored again",
+                    topic=tp.topic,
+                    partition=tp.partition,
+                    offset=at.offset,
+                )
+        return found
+
+    def _tell_of(self, tp: TP, at: Beginning) -> None:
+        """Say what is out of the ordinary in where a partition begins."""
+        where = {"topic": tp.topic, "partition": tp.partition, "goes_on_at": at.offset}
+        if at.why in ("recreated", "truncated"):
+            self.metrics.renewed.labels(topic=tp.topic, reason=at.why).inc()
+            if at.why == "recreated":
+                log.error(
+                    "the topic was deleted and created anew; what was on it and not read yet is lost, how much is not "
+                    "known. Models keep what they learned",
+                    begins_at=self.config.kafka.auto_offset_reset,
+                    **where,
+                )
+            else:
+                log.error("the log is shorter than what was read of it; what is lost is not known", **where)
+        elif at.gone:
+            self._gone(tp, at.gone, "reset" if at.why == "reset" else "retention", at=at.offset)
+        elif at.why == "new":
+            log.info("a partition that was added is read from its beginning", **where)
+        elif at.why == "group" and tp.topic not in self._raw_topics:
+            log.warning("no state is stored; goes on at the group's offset, and models warm up", **where)
+
+    def _take_up(
+        self,
+        tp: TP,
+        pipeline: Pipeline,
+        writer: snapshots.Writer,
+        at: Beginning,
+        manifest: dict[str, Any] | None,
+        generation: int,
+    ) -> Owned:
+        """Return a partition that is ours from now on."""
+        held = Owned(
+            tp,
+            pipeline,
+            writer,
+            at.offset,
+            generation=generation,
+            life=at.life,
+            topic_id=self._ids.get(tp.topic, ""),
+            # Without an offset of the group, whoever sets one before we do is not us.
+            marked=tp not in self._foreign_marks,
+            fresh=manifest is None or at.why != "manifest",
+        )
+        told = (manifest or {}).get("log", {}).get("feedback") or ["", 0]
+        held.said_id, held.said_life = self._ids.get(self.config.kafka.feedback, "") or told[0], int(told[1])
+        if told[0] and held.said_id != told[0]:
+            held.said_life += 1  # its offsets are those of another topic
+        noted = (manifest or {}).get("log", {})
+        held.count, held.grown_until_s = noted.get("partitions") or [0, 0.0]
+        pipeline.movers.update(noted.get("movers") or ())
+        if at.why == "new":
+            held.grown_until_s = self._wall() + _GROWN_S
+        self._note_growth(held)
+        return held
+
+    # ---------------------------------------------------------------------- partitions that are added
+
+    def _note_growth(self, held: Owned) -> None:
+        """Take note of how many partitions the topic of one has by now, and of the models that leave it by that."""
+        tp, pipeline = held.tp, held.pipeline
+        was, held.count = held.count, self._partitions.get(held.tp.topic, 1)
+        if pipeline.kind not in SOURCES or not was or was >= held.count:
+            return
+        held.grown_until_s, held.fresh = self._wall() + _GROWN_S, True
+        spread = self._spread.setdefault(tp.topic, Spread())
+        spread.note(pipeline.models, tp.partition, of=was)
+        movers = {m for m in pipeline.models if spread.homes(m, of=held.count) != {tp.partition}}
+        pipeline.movers |= movers
+        log.warning(
+            "the topic has more partitions; models whose key moves take what they learned along",
+            topic=tp.topic,
+            partition=tp.partition,
+            before=was,
+            now=held.count,
+            models=len(movers),
+        )
+
+    async def _adopt(self, held: Owned, batch: RecordBatch) -> None:
+        """Bring the models whose records have begun to come here from the partitions that had them."""
+        tp, pipeline = held.tp, held.pipeline
+        keys = {key for key in batch.keys if key}
+        for name in sorted({key.decode("utf-8", "replace") for key in keys} - set(pipeline.models)):
+            spread = self._spread.get(tp.topic)
+            if spread is not None and tp.partition not in spread.homes(name, of=held.count):
+                pipeline.movers.add(name)  # of a producer that does not know of the partitions yet
+                continue
+            donor = next((o for o in self._siblings(tp) if name in o.pipeline.models and o.sound), None)
+            if donor is not None:
+                data: bytes | None = donor.pipeline.leave(name)
+            else:
+                data = (await self._stored_elsewhere(tp.topic, max_age_s=10.0)).get(name)
+            if data is None:
+                continue
+            try:
+                pipeline.adopt(name, data)
+            except SnapshotError as e:
+                log.error("a model's key has moved here, and its state cannot be used", model=name, error=str(e))
+                self.metrics.unusable_states.inc()
+                self.metrics.moved.labels(outcome="anew").inc()
+                continue
+            self._adopted.add(tp)
+            self.metrics.moved.labels(outcome="kept").inc()
+            log.info("a model's key has moved here, and what it learned with it", model=name, topic=tp.topic,
+                     partition=tp.partition)  # fmt: skip
+
+    def _siblings(self, tp: TP) -> list[Owned]:
+        return [o for other, o in self._owned.items() if other.topic == tp.topic and other != tp]
+
+    async def _stored_elsewhere(self, topic: str, *, max_age_s: float) -> dict[str, bytes]:
+        """Return the states of a topic's models that other workers have stored, as of so long ago at most."""
+        at, found = self._elsewhere.get(topic, (-math.inf, {}))
+        if time.monotonic() - at < max_age_s:
+            return found
+        others = [TP(topic, p) for p in range(self._partitions.get(topic, 1)) if TP(topic, p) not in self._owned]
+        snapshot_topic = self.config.kafka.snapshots
+        places = {self._snapshot_partition(tp) for tp in others}
+        ends = await self.app.consumer.highwaters(*(TP(snapshot_topic, p) for p in places)) if places else {}
+        last = {tp.partition: end - 1 for tp, end in ends.items()}
+        claims = {(tp.topic, tp.partition): (at := self._snapshot_partition(tp), last[at]) for tp in others}
+        stored = await snapshots.read(self._settings, topic=snapshot_topic, claims=claims) if claims else {}
+        found = {name: data for one in stored.values() for name, data in one.models.items()}
+        self._elsewhere[topic] = (time.monotonic(), found)
+        return found
+
+    async def _settle(self) -> None:
+        """Let go of models that have come up elsewhere; those that have not, long after, are watched again."""
+        async with self._lock:
+            for held in self._owned.values():
+                if not held.sound or not (held.pipeline.movers or held.grown_until_s):
+                    continue
+                pipeline, over = held.pipeline, self._wall() > held.grown_until_s
+                # A record may come here yet, of a producer that learns late; then the model is here once more.
+                quiet = sorted(
+                    name for name in pipeline.movers & pipeline.models.keys()
+                    if pipeline.clock_us - pipeline.models[name].last_arrival_us > _LEFT_US
+                )  # fmt: skip
+                here = {name for other in self._siblings(held.tp) for name in other.pipeline.models}
+                if not here.issuperset(quiet):
+                    here |= set(await self._stored_elsewhere(held.tp.topic, max_age_s=120.0))
+                for name in quiet:
+                    if name in here:
+                        pipeline.leave(name)
+                if over:
+                    for name in sorted(pipeline.movers):
+                        pipeline.stays(name)
+                    held.grown_until_s = 0.0
+                held.fresh = held.fresh or bool(quiet) or over
 
     def _pipeline(self, tp: TP) -> Pipeline:
         from streamproc.pipeline import Pipeline
@@ -686,6 +1101,16 @@ class Engine:
             budget_share=1.0 / max(1, watched),
             codecs=None if self.registry is None else self.registry.codecs,
             deduplicate=bool(self._raw_topics) and self._kinds[tp.topic] in SOURCES,
+        )
+
+    def _writer(self, tp: TP, stored: snapshots.Stored) -> snapshots.Writer:
+        return snapshots.Writer(
+            self._send_snapshot,
+            topic=tp.topic,
+            partition=tp.partition,
+            stored=stored,
+            snapshot_partition=self._snapshot_partition(tp),
+            limit=self._snapshot_limit,
         )
 
     def _snapshot_partition(self, tp: TP) -> int:
@@ -743,3 +1168,21 @@ class Engine:
 
 def _names(tps: Any) -> list[str]:
     return sorted(f"{tp.topic}-{tp.partition}" for tp in tps)
+
+
+def _inside(batch: RecordBatch, life: int) -> RecordBatch:
+    """Return a batch with offsets as the worker knows them."""
+    if not life:
+        return batch
+    shifted: RecordBatch = msgspec.structs.replace(batch, offsets=[inside(o, life) for o in batch.offsets])
+    return shifted
+
+
+def _outside(alert: Alert) -> Alert:
+    """Return an alert whose evidence is told by the log's own offsets."""
+    span = alert.evidence
+    if span is None or span.offset_last == outside(span.offset_last):
+        return alert
+    told = Span(span.topic, span.partition, outside(span.offset_first), outside(span.offset_last))
+    shown: Alert = msgspec.structs.replace(alert, evidence=told)
+    return shown

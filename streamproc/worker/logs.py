@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 import traceback
+import weakref
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, TextIO
@@ -24,6 +26,7 @@ _HEARD_FROM = {
     "streamproc.worker.app": logging.WARNING,
     "streamproc.worker.driver": logging.WARNING,
     "aiokafka": logging.WARNING,
+    "aiokafka.cluster": logging.CRITICAL,  # a topic that is not there, at each turn; the engine says so once
     "kafka": logging.ERROR,
     "asyncio": logging.ERROR,
     "aiohttp.access": logging.WARNING,
@@ -72,8 +75,10 @@ class _Named:
         return named(self._error)
 
 
-def named(error: BaseException) -> str:
+def named(error: BaseException | None) -> str:
     """Return an error's name, with what it says only where that cannot quote a record's values."""
+    if error is None:
+        return "unknown"
     name = type(error).__name__
     ours = isinstance(error, StreamprocError | OSError) or type(error).__module__.startswith(_OF_CLIENTS)
     return f"{name}: {error}" if ours and str(error) else name
@@ -103,19 +108,35 @@ def trace(error: BaseException, *, quoting: bool = False) -> str:
     return "\n".join(lines[:20])
 
 
+class _Once:
+    """Shows where an error came from the first time it is logged: the libraries around us tell of it again."""
+
+    def __init__(self) -> None:
+        self._shown: weakref.WeakValueDictionary[int, BaseException] = weakref.WeakValueDictionary()
+
+    def __call__(self, error: BaseException, *, quoting: bool) -> str:
+        if self._shown.get(id(error)) is error:
+            return named(error)
+        with contextlib.suppress(TypeError):  # of a few built-in ones there are no weak references
+            self._shown[id(error)] = error
+        return trace(error, quoting=quoting)
+
+
 def _traces(level: str) -> Any:
     """Return what structlog is to show an error by; only where all is logged may it quote values."""
     quoting = level == "debug"
 
     def show(sio: TextIO, exc_info: tuple[type[BaseException], BaseException, TracebackType | None]) -> None:
-        sio.write("\n" + trace(exc_info[1], quoting=quoting))
+        sio.write("\n" + once(exc_info[1], quoting=quoting))
+
+    once = _Once()
 
     return show
 
 
 def _as_text(level: str) -> Any:
-    quoting = level == "debug"
-    return structlog.processors.ExceptionRenderer(lambda exc_info: trace(exc_info[1], quoting=quoting))
+    quoting, once = level == "debug", _Once()
+    return structlog.processors.ExceptionRenderer(lambda exc_info: once(exc_info[1], quoting=quoting))
 
 
 def _dumps(value: Any, **options: Any) -> str:

@@ -53,6 +53,22 @@ class Metrics:
         )
         self.shadow_alerts = counter("shadow_alerts_total", "Alerts of rules in shadow mode; not published.")
         self.rewinds = counter("rewinds_total", "Times a partition was read again from the expected offset.")
+        self.gone = counter(
+            "records_gone_total",
+            "Records that were not read: deleted before we came, or passed over by a reset of the group.",
+            ("topic", "reason"),
+        )
+        self.renewed = counter(
+            "logs_renewed_total",
+            "Partitions whose topic was deleted and created anew, or whose log was cut; how much is lost is not known.",
+            ("topic", "reason"),
+        )
+        self.moved = counter(
+            "moved_models_total",
+            "Models whose key moved to another partition: what they learned was kept, or could not be.",
+            ("outcome",),
+        )
+        self.absent = gauge("topics_absent", "Topics we read, or keep state on, that are not there.")
         self.spread_models = counter("spread_models_total", "Models seen in more than one partition.")
         self.unusable_states = counter("unusable_states_total", "Stored states that could not be read.")
         self.snapshot_bytes = counter("snapshot_bytes_total", "Bytes of state written.")

@@ -7,6 +7,8 @@ unchanged, to an internal topic under the model's name; the pipelines read that 
 Both topics of a model of Seldon's, `….inputs` and `….outputs`, are sent on to one, where a request meets
 its response. What such a record means rests on its topic and its key, so it carries them along.
 
+What the internal topic never takes, as too large for it, goes to the dead letters, alone.
+
 A crash may send some records twice. Each copy carries where it came from, and the pipeline drops
 what a model has already had from that partition: order within a source partition is kept, so the
 greatest offset says all.
@@ -15,6 +17,7 @@ greatest offset says all.
 from __future__ import annotations
 
 import asyncio
+import zlib
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -30,23 +33,33 @@ from streamproc.events import (
     Label,
     Prediction,
     RecordBatch,
+    Rejected,
     Telemetry,
     model_name,
 )
 from streamproc.framed import Codec
 from streamproc.serving import seldon_topic
 from streamproc.signals import SourceKind
+from streamproc.topology import internal_topic
 from streamproc.unpack import unpack
+from streamproc.worker import driver
+
+#: Tells the number of a partition whose records are sent on one by one; above every partition's own.
+_ALONE = 1 << 58
 
 #: Records of a pair that wait at most before what is ahead goes on all the same.
 _MOST_HELD = 50_000
 
 _KINDS: dict[SourceKind, Any] = {"predictions": Prediction, "telemetry": Telemetry, "labels": Label}
 
-def internal_topic(app_id: str, topic: str) -> str:
-    """Return the name of the topic that holds a source's records keyed by model."""
-    seldon = seldon_topic(topic)
-    return f"{app_id}-{topic if seldon is None else seldon.pair}-by-model"
+def _origin(partition: int, topic_id: str, *, apart: bool) -> int:
+    """Return the number of a partition that records come from, as no other partition of the same target has it.
+
+    A topic that is deleted and created anew gives its offsets out once more, and the two topics of a pair have
+    partitions of the same numbers.
+    """
+    number = partition + (zlib.crc32(topic_id.encode()) << 24)
+    return ~number if apart else number
 
 
 class Pairs:
@@ -100,8 +113,10 @@ class Repartitioner:
         self._seldon = seldon_topic(topic)
         self._decoder = Decoder(_KINDS[kind], field_map=config.fields.get(kind))
 
-    async def forward(self, batch: RecordBatch) -> int:
-        """Send a batch on and await the broker; return how many records.
+    async def forward(self, batch: RecordBatch, *, topic_id: str = "") -> list[Rejected]:
+        """Send a batch on and await the broker; return the records that their topic never takes.
+
+        topic_id: of the topic they are from. Raises what else a producer may meet: then nothing is known to be sent.
 
         What cannot be read goes on under its old key: the pipeline behind names the reason and sends
         it to the dead letters.
@@ -113,16 +128,31 @@ class Repartitioner:
             name = model_name(event)
             if name:  # of the first event, where a record holds several
                 keys[row if unpacked is None else unpacked.rows[row]] = name.encode()
-        sent = []
-        for row in range(len(batch)):
-            # The two topics of a pair have partitions of the same numbers, and offsets of their own.
-            apart = self._seldon is not None and not self._seldon.request
-            origin = f"{~batch.partition if apart else batch.partition}:{batch.offsets[row]}".encode()
-            headers = [*batch.headers[row], (ORIGIN_HEADER, origin)]
+        number = _origin(batch.partition, topic_id, apart=self._seldon is not None and not self._seldon.request)
+        together = await self._send(batch, keys, range(len(batch)), number)
+        # A broker answers for records together, for the good ones too. So each of these is sent by itself, and in a
+        # line of its own: behind those that came after it and were taken, it would pass for a copy.
+        alone = number ^ _ALONE
+        refused: dict[int, Any] = {}
+        for row in together:
+            refused |= await self._send(batch, keys, [row], alone)
+        return [
+            Rejected(row, batch.offsets[row], "refused", f"topic {self.target} does not take it: {error.message}")
+            for row, error in refused.items()
+        ]
+
+    async def _send(
+        self, batch: RecordBatch, keys: Sequence[bytes | None], rows: Sequence[int], number: int
+    ) -> dict[int, Any]:
+        """Send rows on; return the errors of those that are refused. Raise any other."""
+        sent: dict[int, asyncio.Future[Any]] = {}
+        refused: dict[int, Any] = {}
+        for row in rows:
+            headers = [*batch.headers[row], (ORIGIN_HEADER, f"{number}:{batch.offsets[row]}".encode())]
             if self._seldon is not None:
                 headers += [(TOPIC_HEADER, batch.topic.encode()), (KEY_HEADER, batch.keys[row] or b"")]
-            sent.append(
-                await self.app.producer.send(
+            try:
+                sent[row] = await self.app.producer.send(
                     self.target,
                     key=keys[row],
                     value=batch.values[row],
@@ -130,6 +160,12 @@ class Repartitioner:
                     timestamp=batch.timestamps_ms[row] / 1000.0,
                     headers=headers,
                 )
-            )
-        await asyncio.gather(*sent)
-        return len(sent)
+            except driver.REFUSALS as e:  # by the client itself
+                refused[row] = e
+        answers = await asyncio.gather(*sent.values(), return_exceptions=True)
+        for row, answer in zip(sent, answers, strict=True):
+            if isinstance(answer, driver.REFUSALS):
+                refused[row] = answer
+            elif isinstance(answer, BaseException):
+                raise answer
+        return refused

@@ -11,26 +11,24 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
 
-import msgspec
 import structlog
 from aiokafka.errors import KafkaError
 
-from streamproc import __version__, tables
+from streamproc import __version__, tables, topology
 from streamproc.baseline import Table
 from streamproc.config import Config
-from streamproc.errors import CRASHED, BrokerUnreachable, StreamprocError
+from streamproc.errors import CRASHED, BrokerUnreachable, StreamprocError, TopicRejected
 from streamproc.worker import app as app_module
-from streamproc.worker import topics, web
+from streamproc.worker import snapshots, topics, web
 from streamproc.worker.connection import connection
 from streamproc.worker.logs import named
 from streamproc.worker.metrics import Metrics
 from streamproc.worker.reloading import Reloader
-from streamproc.worker.repartition import internal_topic
-from streamproc.worker.snapshots import MAX_SNAPSHOT_BYTES
 from streamproc.worker.warming import first_alerts
 
 log = structlog.get_logger("streamproc.worker")
@@ -42,42 +40,15 @@ _FIXED = ("kafka", "worker", "fields", "schema_registry")
 def topic_specs(config: Config) -> list[topics.TopicSpec]:
     """Return every topic a worker reads or writes, as it should be."""
     k = config.kafka
-
-    def spec(name: str, *, siblings: str | None = None, **settings: str) -> topics.TopicSpec:
-        dotted = {key.replace("_", "."): value for key, value in settings.items()}
-        return topics.TopicSpec(
-            name=name,
-            partitions=k.partitions,
-            replication_factor=k.replication_factor,
-            config=dotted,
-            siblings=siblings,
-        )
-
-    sources = [spec(t, siblings="sources") for t in k.sources()]
-    if joined := k.joins_topic():
-        # A worker that comes back late must find all of it, and nobody reads it twice: a week.
-        sources.append(spec(joined, retention_ms=str(7 * 86_400_000)))
-    if k.repartition:
-        internal = dict.fromkeys(internal_topic(k.app_id, t) for t in k.sources())  # some share one
-        # By size and not by time: records keep their own times, and those of a backlog are past any retention.
-        kept = {"retention_ms": "-1", "retention_bytes": str(1 << 30)}
-        sources += [spec(name, siblings="internal", **kept) for name in internal]
-    told = [
-        # All of one topic are in one order, and every worker reads them from the beginning.
-        *([msgspec.structs.replace(spec(k.silences, cleanup_policy="compact"), partitions=1)] if k.silences else []),
-        *([msgspec.structs.replace(spec(k.feedback, retention_ms="-1"), partitions=1)] if k.feedback else []),
-    ]
     return [
-        *sources,
-        *told,
-        spec(k.alerts),
-        *([spec(k.pages)] if k.pages else []),
-        *([spec(k.incidents)] if k.incidents else []),
-        # What belongs together, and what is too much, is told by the order of all alerts: one partition.
-        *([msgspec.structs.replace(spec(k.alert_feed), partitions=1)] if k.alert_feed else []),
-        # A dead letter is its record and the reason: a little larger than the largest record.
-        spec(k.dead_letters, max_message_bytes=str(MAX_SNAPSHOT_BYTES)),
-        spec(k.snapshots, cleanup_policy="compact", max_message_bytes=str(MAX_SNAPSHOT_BYTES)),
+        topics.TopicSpec(
+            name=topic.name,
+            partitions=k.partitions if topic.partitions is None else topic.partitions,
+            replication_factor=k.replication_factor,
+            config=topic.settings,
+            siblings=topic.siblings,
+        )
+        for topic in topology.topics(k)
     ]
 
 
@@ -101,7 +72,46 @@ def prepare_topics(config: Config, *, timeout_s: float, create: bool | None = No
         log.info("topic created", topic=name, partitions=report.partitions[name])
     for mismatch in report.mismatched:
         log.warning("a topic is not as wanted", problem=str(mismatch))
+        narrow = mismatch.topic == config.kafka.snapshots and mismatch.what == "max.message.bytes"
+        if narrow and int(mismatch.found) < snapshots.LEAST_MESSAGE_BYTES:
+            raise TopicRejected(
+                f"{mismatch}. From {snapshots.LEAST_MESSAGE_BYTES} on states are kept in parts, below not at all"
+            )
+    ours = config.kafka.snapshots
+    began = ours in report.created and ours != _SNAPSHOTS_ONCE
+    if began and topics.describe(connection(config), [_SNAPSHOTS_ONCE], timeout_s=timeout_s):
+        log.warning(
+            "state begins anew in a topic of this app_id; what was learned before may be in the one that all "
+            "shared once, which `kafka.snapshots` can name",
+            topic=ours,
+            once=_SNAPSHOTS_ONCE,
+        )
     return dict(report.partitions)
+
+
+#: Where state was kept while its topic did not carry the app_id.
+_SNAPSHOTS_ONCE = "streamproc-snapshots"
+
+
+class _Topics:
+    """Topic administration for the engine, in threads: its client blocks."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._connection = connection(config)
+
+    async def identify(self, names: Sequence[str]) -> dict[str, topics.Identity]:
+        return await asyncio.to_thread(topics.identify, self._connection, names)
+
+    async def restore(self) -> bool:
+        if not self._config.kafka.create_topics:
+            return False
+        sources = self._config.kafka.sources()  # of these we do not know how they were
+        ours = [spec for spec in topic_specs(self._config) if spec.name not in sources]
+        report = await asyncio.to_thread(topics.ensure, self._connection, ours, create=True, timeout_s=10.0)
+        for name in report.created:
+            log.warning("a topic of ours was created again", topic=name)
+        return bool(report.created)
 
 
 def run(
@@ -207,6 +217,7 @@ async def _serve(
         reload=reloader.reload,
         data_dir=data_dir,
         tables=told,
+        cluster=_Topics(config),
     )
     app.engine.compiled = asyncio.wrap_future(kernels)
     app.engine.compiled.add_done_callback(lambda f: None if f.cancelled() else app.fail(f.exception()))
@@ -234,25 +245,29 @@ async def _serve(
     # a fetch that takes ten turns stands for 50 ms behind a busy batch.
     sys.setswitchinterval(0.0005)
     code = 0
+    # A start waits for brokers and for state, as long as it takes; what cannot be gone on from ends that too.
+    starting = loop.create_task(app.start())
+    starting.add_done_callback(lambda done: done.cancelled() or done.exception())  # told of as what ends us
+    stopping = loop.create_task(stop.wait())
+    crashed = loop.create_task(app._crashed.wait())
+    ends: list[asyncio.Future[Any]] = [stopping, crashed, app.failure]
     try:
-        await app.start()
-        log.info(
-            "worker started",
-            seconds=round(time.monotonic() - started, 2),
-            topics=sorted(config.kafka.sources()),
-            web=f"http://{config.worker.web_host}:{config.worker.web_port}",
-        )
-        log.info(
-            "a new model warms up: its first alerts come after", first_alert=first_alerts(app.engine.book)
-        )
-        stopping = loop.create_task(stop.wait())
-        crashed = loop.create_task(app._crashed.wait())
-        await asyncio.wait([stopping, crashed, app.failure], return_when=asyncio.FIRST_COMPLETED)
-        for task in (stopping, crashed):
-            task.cancel()
+        await asyncio.wait([starting, *ends], return_when=asyncio.FIRST_COMPLETED)
+        if starting.done():
+            starting.result()
+            log.info(
+                "worker started",
+                seconds=round(time.monotonic() - started, 2),
+                topics=sorted(config.kafka.sources()),
+                web=f"http://{config.worker.web_host}:{config.worker.web_port}",
+            )
+            log.info(
+                "a new model warms up: its first alerts come after", first_alert=first_alerts(app.engine.book)
+            )
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         if not stop.is_set():
             reason = app.failure.result() if app.failure.done() else app.crash_reason
-            log.error("worker failed; it ends rather than lose records", reason=_named(reason))
+            log.error("worker failed; it ends rather than lose records", reason=named(reason))
             code = reason.exit_code if isinstance(reason, StreamprocError) else CRASHED
     except StreamprocError as e:
         log.error("worker failed to start", reason=str(e))
@@ -260,6 +275,8 @@ async def _serve(
     except Exception as e:
         log.error("worker failed to start", reason=named(e))
         code = BrokerUnreachable.exit_code if isinstance(e, ConnectionError | KafkaError) else CRASHED
+    for task in (starting, stopping, crashed):
+        task.cancel()
     await _stop(app, config, code)
     reloader.stop()
     return code

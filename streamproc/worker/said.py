@@ -77,6 +77,7 @@ class Said:
         self._silences: dict[str, Silence] = {}
         self.verdicts: list[tuple[int, Feedback]] = []
         self._decoder = Decoder(Feedback)
+        self._renewed = False
 
     @property
     def topics(self) -> list[str]:
@@ -87,12 +88,22 @@ class Said:
         """Return every silence that was said and not taken back."""
         return [s for _, s in sorted(self._silences.items())]
 
+    def renew(self, topic: str) -> None:
+        """Forget what was said on a topic that was deleted, and read the one that has its name now."""
+        lost = self._silences if topic == self._silences_topic else self.verdicts
+        log.error("what was said on a topic that was deleted is over", topic=topic, records=len(lost))
+        lost.clear()
+        self._renewed = True
+
     async def follow(self) -> AsyncIterator[list[tuple[int, Feedback]]]:
         """Read for ever; yield the verdicts of each batch, also where it had silences alone."""
         while True:
             try:
                 async with _reading(self._settings, self.topics) as consumer:
-                    while True:
+                    if self._renewed:
+                        self._renewed = False
+                        yield []  # what was said before is over
+                    while not self._renewed:
                         found = await consumer.getmany(timeout_ms=1000)
                         if found:
                             yield [v for tp, records in found.items() for v in self._take(tp.topic, records)]

@@ -3,7 +3,8 @@
 The topic is compacted. Its records are
 
     ["claim", topic, partition]                  someone takes this partition up
-    ["model", topic, partition, model, token]    one model's state
+    ["model", topic, partition, model, token]    one model's state, or which parts it is in
+    ["part", topic, partition, model, token, side, number]  a part of a state that is too large for one record
     ["manifest", topic, partition, token]        the offset from which to go on
 
 A worker that takes a partition up writes a claim; the offset the broker gives it is the worker's
@@ -11,24 +12,47 @@ token. Tokens only grow, so whoever took the partition up last has the greatest.
 its writer's token: a zombie's late write can neither overwrite nor, after compaction, displace the
 state of the worker that followed it. Readers take the greatest token of each model; whatever is
 older is deleted once its successor is durable.
+
+A state that its topic does not take whole is written in parts, and after them the record that names them. Each time
+the parts go to the other of two sides, so that until that record is durable those it replaces are whole.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
+import hashlib
+from collections.abc import Awaitable, Callable, Iterable, Set
 from typing import Any
 
 import aiokafka
 import orjson
+import structlog
 from aiokafka import TopicPartition
+from aiokafka.errors import MessageSizeTooLargeError
 from msgspec import Struct, field
+
+from streamproc.topology import MAX_RECORD_BYTES
 
 #: Sends key and value to a partition of the snapshot topic; awaits the broker; returns the offset.
 Send = Callable[[int, bytes, bytes | None], Awaitable["asyncio.Future[Any]"]]
 
-#: Largest snapshot a broker is asked to keep; the topic is created with it.
-MAX_SNAPSHOT_BYTES = 16_000_000
+log = structlog.get_logger("streamproc.snapshots")
+
+#: In the place of a state that is in parts; no state begins so.
+_IN_PARTS = b"\x00in parts\x00"
+
+#: What a record has beside its value: a key, and the frame of a batch.
+_OVERHEAD = 10_000
+
+#: Below what a topic takes that nobody has configured, a megabyte and a little.
+_BY_DEFAULT = 950_000
+_SMALLEST = 20_000
+
+#: A topic that takes less cannot hold states, not even in parts: clients put that much into one batch.
+LEAST_MESSAGE_BYTES = 2 * _SMALLEST
+
+#: Largest record of a snapshot; the topic is created for it.
+MAX_SNAPSHOT_BYTES = MAX_RECORD_BYTES
 
 
 class Stored(Struct):
@@ -39,6 +63,16 @@ class Stored(Struct):
     models: dict[str, bytes] = field(default_factory=dict)
     tokens: dict[str, list[int]] = field(default_factory=dict)  # older ones, by model, to be deleted
     manifest_tokens: list[int] = field(default_factory=list)
+    parts: dict[tuple[str, int], dict[tuple[int, int], bytes]] = field(default_factory=dict)  # by model and token
+    partition: int = 0  # of the snapshot topic
+    claims: dict[int, str] = field(default_factory=dict)  # app_id of who claimed it, by token
+
+    def others(self, app_id: str) -> set[str]:
+        """Return whose state it is, where not of this deployment: the app_ids."""
+        if self.manifest is not None:
+            by_claim = self.claims.get(max(self.manifest_tokens, default=-1), app_id)  # for manifests of before
+            return {self.manifest.get("log", {}).get("app_id") or by_claim} - {app_id}
+        return set(self.claims.values()) - {app_id}
 
 
 def claim_key(topic: str, partition: int) -> bytes:
@@ -54,6 +88,30 @@ def model_key(topic: str, partition: int, model: str, token: int) -> bytes:
 def manifest_key(topic: str, partition: int, token: int) -> bytes:
     """Return the key of a partition's manifest."""
     return orjson.dumps(["manifest", topic, partition, token])
+
+
+def part_key(topic: str, partition: int, model: str, token: int, side: int, number: int) -> bytes:
+    """Return the key of one part of one model's state."""
+    return orjson.dumps(["part", topic, partition, model, token, side, number])
+
+
+class Limit:
+    """How large a record of the snapshot topic may be, as far as brokers have told."""
+
+    def __init__(self) -> None:
+        self.bytes = MAX_SNAPSHOT_BYTES - _OVERHEAD
+
+    def narrow(self, topic: str) -> None:
+        """Take note that a record was too large. Raise `MessageSizeTooLargeError` where even small ones are."""
+        if self.bytes <= _SMALLEST:
+            raise MessageSizeTooLargeError
+        self.bytes = min(_BY_DEFAULT, self.bytes // 2)
+        log.warning(
+            "the snapshot topic takes no record this large, so states are written in parts; "
+            f"raise its max.message.bytes to {MAX_SNAPSHOT_BYTES}",
+            topic=topic,
+            part_bytes=self.bytes,
+        )
 
 
 async def read(
@@ -107,7 +165,9 @@ async def read(
                     consumer.pause(tp)
     finally:
         await consumer.stop()
-    for into in stored.values():
+    for source, into in stored.items():
+        for model, value in into.models.items():
+            into.models[model] = _whole(value, into.parts.get((model, newest[source].get(model, -1)), {}))
         for model in (into.manifest or {}).get("gone", ()):
             into.models.pop(model, None)
     return stored
@@ -122,7 +182,11 @@ def _take(
     kind, topic, partition, *rest = orjson.loads(record.key)
     source = (topic, partition)
     into = stored.get(source)
-    if into is None or kind == "claim":
+    if into is None:
+        return
+    if kind == "claim":
+        if record.value is not None:
+            into.claims[record.offset] = orjson.loads(record.value).get("claimed_by", "")
         return
     token = rest[-1]
     if kind == "manifest":
@@ -137,6 +201,14 @@ def _take(
             into.manifest = orjson.loads(record.value)
         return
     model = rest[0]
+    if kind == "part":
+        token, side, number = rest[1:]
+        parts = into.parts.setdefault((model, token), {})
+        if record.value is None:
+            parts.pop((side, number), None)
+        else:
+            parts[side, number] = record.value
+        return
     tokens = into.tokens.setdefault(model, [])
     if record.value is None:
         if token in tokens:
@@ -154,10 +226,28 @@ def _take(
         into.models[model] = record.value
 
 
+def _whole(value: bytes, parts: dict[tuple[int, int], bytes]) -> bytes:
+    """Return a state put together from its parts; where they are not all there, what named them: no state."""
+    if not value.startswith(_IN_PARTS):
+        return value
+    told = orjson.loads(value[len(_IN_PARTS) :])
+    data = b"".join(parts.get((told["side"], i), b"") for i in range(told["parts"]))
+    return data if hashlib.sha256(data).hexdigest() == told["sha256"] else value
+
+
 class Writer:
     """Writes the state of one source partition under one token."""
 
-    def __init__(self, send: Send, *, topic: str, partition: int, stored: Stored, snapshot_partition: int) -> None:
+    def __init__(
+        self,
+        send: Send,
+        *,
+        topic: str,
+        partition: int,
+        stored: Stored,
+        snapshot_partition: int,
+        limit: Limit | None = None,
+    ) -> None:
         self.topic = topic
         self.partition = partition
         self.token = stored.token
@@ -166,6 +256,10 @@ class Writer:
         self._older = {m: t for m, t in stored.tokens.items() if t}
         self._older_manifests = list(stored.manifest_tokens)
         self._written: set[str] = set()
+        self._limit = Limit() if limit is None else limit
+        self._parts: dict[str, set[tuple[int, int, int]]] = {}  # token, side and number of each, by model
+        for (model, token), parts in stored.parts.items():
+            self._parts.setdefault(model, set()).update((token, *part) for part in parts)
 
     async def write(self, models: Iterable[tuple[str, bytes]], gone: Iterable[str], manifest: dict[str, Any]) -> int:
         """Make models, then the manifest, durable; then delete what they replace. Return bytes sent.
@@ -174,35 +268,92 @@ class Writer:
         is deleted, a reader still leaves them out.
         """
         gone = list(gone)
-        sent: list[asyncio.Future[Any]] = []
+        sent: list[tuple[str, bytes, asyncio.Future[Any] | None]] = []  # until the broker has taken it
         deletions: list[bytes] = []
         size = 0
         for count, (model, data) in enumerate(models):
-            key = model_key(self.topic, self.partition, model, self.token)
-            sent.append(await self._send(self._at, key, data))
+            sent.append((model, data, await self._try(model, data)))
             size += len(data)
             self._written.add(model)
             deletions += self._replaced(model)
             if count % 50 == 49:
                 await asyncio.sleep(0)  # encoding a state is work; let the rest of the loop live
-        await asyncio.gather(*sent)
-        await (
-            await self._send(
-                self._at,
-                manifest_key(self.topic, self.partition, self.token),
-                orjson.dumps({**manifest, "gone": gone}),
-            )
-        )
+                deletions += self._taken(sent)
+        # All are awaited, whatever becomes of some of them: what is on its way must not be written to after us.
+        answers = await asyncio.gather(*(f for *_, f in sent if f is not None), return_exceptions=True)
+        for answer in answers:
+            if isinstance(answer, BaseException) and not isinstance(answer, MessageSizeTooLargeError):
+                raise answer
+        deletions += self._taken(sent)
+        for model, data, future in sent:
+            if future is not None and len(data) <= self._limit.bytes:
+                self._limit.narrow(self.topic)
+            deletions += await self._write_in_parts(model, data)
+        told = orjson.dumps({**manifest, "gone": gone})
         for model in gone:
             if model in self._written:
                 self._written.discard(model)
                 deletions.append(model_key(self.topic, self.partition, model, self.token))
-            deletions += self._replaced(model)
+            deletions += self._replaced(model) + self._parts_gone(model)
+        if len(told) > self._limit.bytes:
+            # Too many for one record. Deleted before it, they are gone as well.
+            await self._delete(deletions)
+            deletions, told = [], orjson.dumps({**manifest, "gone": []})
+        await (await self._send(self._at, manifest_key(self.topic, self.partition, self.token), told))
         deletions += [manifest_key(self.topic, self.partition, t) for t in self._older_manifests]
         self._older_manifests = []
         # Deletions may be lost without harm: the next owner finds the greater token all the same.
-        await asyncio.gather(*[await self._send(self._at, key, None) for key in deletions])
+        await self._delete(deletions)
         return size
+
+    def _taken(self, sent: list[tuple[str, bytes, asyncio.Future[Any] | None]]) -> list[bytes]:
+        """Take those that are durable off the list; return the keys of the parts they were in before."""
+        taken = [model for model, _, f in sent if f is not None and f.done() and f.exception() is None]
+        sent[:] = [s for s in sent if s[2] is None or not s[2].done() or s[2].exception() is not None]
+        return [key for model in taken for key in self._parts_gone(model)]
+
+    async def _delete(self, keys: list[bytes]) -> None:
+        await asyncio.gather(*[await self._send(self._at, key, None) for key in keys])
+
+    async def _try(self, model: str, data: bytes) -> asyncio.Future[Any] | None:
+        """Send a state whole; return None where it is larger than anything the topic takes."""
+        if len(data) > self._limit.bytes:
+            return None
+        try:
+            return await self._send(self._at, model_key(self.topic, self.partition, model, self.token), data)
+        except MessageSizeTooLargeError:  # the client itself refuses it
+            self._limit.narrow(self.topic)
+            return None
+
+    async def _write_in_parts(self, model: str, data: bytes) -> list[bytes]:
+        """Make a state durable in parts that the topic takes; return the keys of those it replaces."""
+        known = self._parts.setdefault(model, set())
+        # Never the side that the last record of ours names.
+        side = 1 - min((s for token, s, _ in known if token == self.token), default=1)
+        while True:
+            step = self._limit.bytes
+            pieces = [data[i : i + step] for i in range(0, len(data), step)]
+            try:
+                sent = [
+                    await self._send(self._at, part_key(self.topic, self.partition, model, self.token, side, i), piece)
+                    for i, piece in enumerate(pieces)
+                ]
+                await asyncio.gather(*sent)
+                break
+            except MessageSizeTooLargeError:
+                self._limit.narrow(self.topic)
+        told = {"parts": len(pieces), "side": side, "sha256": hashlib.sha256(data).hexdigest()}
+        head = _IN_PARTS + orjson.dumps(told)
+        await (await self._send(self._at, model_key(self.topic, self.partition, model, self.token), head))
+        mine = {(self.token, side, i) for i in range(len(pieces))}
+        keys = self._parts_gone(model, but=mine)
+        self._parts[model] = mine
+        return keys
+
+    def _parts_gone(self, model: str, *, but: Set[tuple[int, int, int]] = frozenset()) -> list[bytes]:
+        """Return the keys of the parts of a state that are none of it any more."""
+        old = self._parts.pop(model, set()) - but
+        return [part_key(self.topic, self.partition, model, *part) for part in sorted(old)]
 
     def _replaced(self, model: str) -> list[bytes]:
         tokens = self._older.pop(model, ())

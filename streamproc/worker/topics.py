@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import uuid
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ import msgspec
 from kafka import KafkaAdminClient
 from kafka.admin import ConfigResource, ConfigResourceType, NewTopic
 
-from streamproc.errors import BrokerUnreachable, TopicMissing, TopicRejected
+from streamproc.errors import BrokerError, BrokerUnreachable, TopicMissing, TopicRejected
 from streamproc.worker.connection import Connection, OnRetry, for_kafka_python, reach
 
 #: Once `reach` has had an answer, what follows is one request or two.
@@ -42,6 +43,16 @@ class TopicSpec(msgspec.Struct, frozen=True, kw_only=True):
     replication_factor: int = -1
     config: dict[str, str] = msgspec.field(default_factory=dict)
     siblings: str | None = None
+
+
+class Identity(msgspec.Struct, frozen=True, kw_only=True):
+    """What tells a topic from another of the same name that was there before it.
+
+    id: in hexadecimal; "" where the broker gives topics none, as those before 2.8 do.
+    """
+
+    id: str
+    partitions: int
 
 
 class Mismatch(msgspec.Struct, frozen=True, kw_only=True):
@@ -81,6 +92,21 @@ def describe(
     """
     with _admin(conn, timeout_s=timeout_s, on_retry=on_retry) as admin:
         return _partitions(admin, list(names))
+
+
+def identify(conn: Connection, names: Iterable[str], *, timeout_s: float = 10.0) -> dict[str, Identity]:
+    """Return what each topic that exists is, by name: the answer to a metadata request of version 10 or later.
+
+    Blocks as `describe` does, and raises what it raises.
+    """
+    try:
+        with _admin(conn, timeout_s=timeout_s, on_retry=None) as admin:
+            return {
+                topic["name"]: Identity(id=_topic_id(topic), partitions=len(topic["partitions"]))
+                for topic in _described(admin, list(names))
+            }
+    except kafka.errors.KafkaError as error:
+        raise BrokerError(f"{conn.bootstrap} does not tell of its topics: {_plain(error)}") from error
 
 
 def ensure(
@@ -152,17 +178,26 @@ def _admin(conn: Connection, *, timeout_s: float, on_retry: OnRetry | None) -> I
 
 
 def _partitions(admin: KafkaAdminClient, names: list[str]) -> dict[str, int]:
+    return {topic["name"]: len(topic["partitions"]) for topic in _described(admin, names)}
+
+
+def _described(admin: KafkaAdminClient, names: list[str]) -> Iterator[dict[str, Any]]:
     if not names:
-        return {}  # to kafka-python, none means all
-    partitions: dict[str, int] = {}
+        return  # to kafka-python, none means all
     for topic in admin.describe_topics(names):
         if topic["error_code"] in (_UNKNOWN_TOPIC, _INVALID_TOPIC):
             continue  # of an invalid name the refusal to create says more
         if topic["error_code"] != 0:
             error = kafka.errors.for_code(topic["error_code"])
             raise TopicRejected(f"{topic['name']}: the broker does not describe it ({error.__name__})")
-        partitions[topic["name"]] = len(topic["partitions"])
-    return partitions
+        yield topic
+
+
+def _topic_id(topic: Mapping[str, Any]) -> str:
+    """Return a topic's id (KIP-516) in hexadecimal, "" where the broker is too old to give it any."""
+    found = topic.get("topic_id")
+    number = 0 if found is None else uuid.UUID(str(found)).int
+    return f"{number:032x}" if number else ""
 
 
 def _create(admin: KafkaAdminClient, conn: Connection, specs: Sequence[TopicSpec]) -> list[str]:

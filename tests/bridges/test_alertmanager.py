@@ -7,12 +7,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 
 from tests.bridges.alertmanager import Alertmanager
-from tests.bridges.harness import Receiver, alert, bridge, config, eventually, tell
+from tests.bridges.harness import Receiver, alert, bridge, config, eventually, now, tell
 from tests.brokers.kafka import KafkaCluster
-from tests.worker.harness import topic
+from tests.worker.harness import read, topic
 
 pytestmark = pytest.mark.usefixtures("alertmanager_binary")
 
@@ -152,3 +153,39 @@ def test_a_bridge_that_never_ran_begins_with_what_is_firing(kafka: KafkaCluster,
         with bridge(tmp_path, "alertmanager", text) as running:
             eventually(lambda: set(am.firing()) == {"lasting/warning"}, "what fires")
             assert running.metric("streamproc_bridge_delivered_total") == 1
+
+
+def test_of_a_batch_one_alert_it_refuses_is_set_aside_and_the_others_are_told(broker: str, tmp_path: Path) -> None:
+    wrong = {"startsAt": "0001-01-01T00:00:00Z"}  # no time at all to Alertmanager, which answers 400
+    with Alertmanager(tmp_path / "am") as am:
+        text = config(broker, "wrong", "alertmanager", block(am))
+        with bridge(tmp_path, "alertmanager", text) as running:
+            tell(broker, "wrong", *(alert(f"m{i}", **(wrong if i == 3 else {})) for i in range(6)))
+            rest = {f"m{i}/warning" for i in range(6) if i != 3}
+            eventually(lambda: set(am.firing()) == rest, "the others show")
+            eventually(lambda: running.metric("streamproc_bridge_dead_letters_total") == 1, "it is set aside")
+            am.kill()  # and forgets its alerts
+            running.stop(signal.SIGKILL)
+            am.start()
+            running.start()  # which now tells all of them in one batch
+            eventually(lambda: set(am.firing()) == rest, "the others show again")
+            eventually(lambda: running.metric("streamproc_bridge_dead_letters_total") == 1, "it is set aside")
+            ends = am.firing()["m1/warning"]["endsAt"]
+            eventually(lambda: am.firing()["m1/warning"]["endsAt"] > ends, "the others are resent")
+            assert running.metric("streamproc_bridge_dead_letters_total") == 1
+            assert "not resent" not in running.log.read_text()
+            letters = read(broker, "wrong-bridge-dead-letters", 1, at_least=2)
+            assert {dict(m.headers())["error.type"] for m in letters} == {b"http_400"}
+            assert {orjson.loads(m.value())["labels"]["model"] for m in letters} == {"m3"}
+            assert running.stop() == 0
+
+
+def test_both_times_are_sent_of_an_alert_that_has_only_one(broker: str, tmp_path: Path) -> None:
+    with Alertmanager(tmp_path / "am") as am:
+        text = config(broker, "times", "alertmanager", block(am))
+        with bridge(tmp_path, "alertmanager", text) as running:
+            tell(broker, "times", alert("unknown", startsAt="soon"), alert("ahead", startsAt="2999-01-01T00:00:00Z"))
+            eventually(lambda: len(am.firing()) == 2, "both show")
+            for shown in am.firing().values():
+                assert shown["startsAt"] <= now() < shown["endsAt"]
+            assert running.stop() == 0

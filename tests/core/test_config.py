@@ -183,7 +183,7 @@ def test_all_mistakes_are_told_at_once() -> None:
         "models:\n- match: {}\n  signals: {nothing: {}, error_rate: {min_effect: 5s}}"
     )
     assert [line.split()[2] for line in said.splitlines() if " error " in line] == [
-        "E020", "E022", "E023", "E024", "E030", "E012"
+        "E020", "E024", "E022", "E023", "E030", "E012"
     ]  # fmt: skip
 
 

@@ -8,9 +8,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+
+#: Commands, and what reads files.
+COMMANDS = ("cli.py", "letters.py", "looking.py", "saying.py", "rewinding.py", "tables.py")
 PURE = sorted(
     p for p in [*(ROOT / "streamproc").glob("*.py"), *(ROOT / "detectors").glob("*.py")]
-    if p.name not in ("cli.py", "letters.py", "looking.py", "saying.py", "tables.py")  # commands, and what reads files
+    if p.name not in COMMANDS
 ) + [ROOT / "streamproc" / "bridges" / name for name in ("steps.py", "payloads.py")]
 
 #: The one file that is read, by name and once: a config.

@@ -12,7 +12,8 @@ import orjson
 import pytest
 import yaml
 
-from streamproc import schema
+from streamproc import schema, topology
+from streamproc.config import Kafka
 from streamproc.decoding import Decoder
 from streamproc.events import Feedback, Label, Prediction, Telemetry
 from tests.core.make import batch
@@ -137,10 +138,24 @@ def test_asyncapi_refers_to_what_is_there() -> None:
         node = tree
         for part in ref.removeprefix("#/").split("/"):
             node = node[part]
-    assert set(tree["channels"]) == {
-        "predictions", "telemetry", "labels", "feedback", "alerts", "pages", "incidents", "deadLetters", "snapshots",
-        "retrainRequests", "bridgeDeadLetters",
+
+
+def test_asyncapi_names_the_topics_that_workers_read_and_write_and_no_others() -> None:
+    """And the topics are those of the table, to which tests/worker holds the code."""
+    tree = schema.asyncapi()
+    k = Kafka(brokers="x:1", predictions=["predictions"], telemetry=["telemetry"], labels=["labels"], pages="pages")
+    table = {t.role: t for t in topology.topics(k)}
+    bridges = {"retrainRequests": "retrain-requests", "bridgeDeadLetters": "streamproc-bridge-dead-letters"}
+    assert {role: c["address"] for role, c in tree["channels"].items()} == {
+        **{role: t.name for role, t in table.items()}, **bridges
     }  # fmt: skip
+    operations = {(o["action"], o["channel"]["$ref"].rpartition("/")[2]) for o in tree["operations"].values()}
+    assert operations == {
+        *(("receive", role) for role, t in table.items() if t.reads),
+        *(("send", role) for role, t in table.items() if t.writes),
+        *(("send", role) for role in bridges),
+    }
+    assert ("receive", "feedback") in operations
 
 
 def test_a_field_of_the_type_is_a_field_of_the_schema() -> None:

@@ -94,6 +94,17 @@ def topic(bootstrap: str, name: str, partitions: int = 2, **settings: str) -> No
         future.result(30)
 
 
+def delete(bootstrap: str, name: str) -> None:
+    """Delete a topic; return once its name is free again."""
+    admin = AdminClient({"bootstrap.servers": bootstrap})
+    for future in admin.delete_topics([name]).values():
+        future.result(30)
+    deadline = time.monotonic() + 30
+    while name in admin.list_topics(timeout=10).topics:
+        assert time.monotonic() < deadline, f"{name} is still there"
+        time.sleep(0.05)
+
+
 def publish(bootstrap: str, name: str, records: Sequence[tuple[Any, ...]]) -> None:
     """Publish (key, value, timestamp in ms, headers) tuples; the last two may be left out."""
     producer = Producer({"bootstrap.servers": bootstrap, "linger.ms": 10})

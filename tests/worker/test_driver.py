@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+from types import SimpleNamespace
+from typing import Any
 
 import aiokafka
 import aiokafka.consumer.fetcher as fetcher
@@ -10,6 +12,7 @@ import faust
 import pytest
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from aiokafka.record.memory_records import MemoryRecords
+from faust import types
 from faust.tables.recovery import Recovery
 from faust.transport.consumer import Consumer as BaseConsumer
 from faust.transport.drivers import aiokafka as stock
@@ -39,6 +42,8 @@ def _installed() -> None:
     driver.install(["batched"])
     driver._last_read.clear()
     driver._passed.clear()
+    driver._asked.clear()
+    driver._wanted.clear()
 
 
 def test_the_versions_are_those_the_hooks_were_written_for() -> None:
@@ -121,3 +126,35 @@ def test_the_hook_is_still_there(owner: type, name: str) -> None:
 def test_streams_resume_by_asking_us_where_to() -> None:
     assert "perform_seek()" in inspect.getsource(Recovery._resume_streams)
     assert "_partition_assignment_strategy" in inspect.getsource(aiokafka.AIOKafkaConsumer.__init__)
+
+
+def test_a_batch_from_elsewhere_than_was_asked_for_says_so_once() -> None:
+    driver._asked[TP] = 5
+    (batch,) = list(unpack(records(10, 5), fetch_offset=10))  # out of range: the client went to where the log begins
+    assert (batch.position, batch.wanted) == (10, 5)
+    (batch,) = list(unpack(records(15, 5), fetch_offset=15))
+    assert batch.wanted == -1
+
+
+def test_a_batch_of_markers_alone_leaves_it_to_the_next_to_say_so() -> None:
+    driver._asked[TP] = 5
+    assert list(unpack(b"", fetch_offset=10)) == []
+    (batch,) = list(unpack(records(10, 5), fetch_offset=10))
+    assert batch.wanted == 5
+
+
+def test_what_was_committed_is_asked_of_the_groups_coordinator_with_its_mark() -> None:
+    """A private part of aiokafka: offset and metadata of many partitions in one request."""
+    from aiokafka.consumer.group_coordinator import GroupCoordinator
+    from aiokafka.structs import OffsetAndMetadata
+
+    assert "partitions" in inspect.signature(GroupCoordinator.fetch_committed_offsets).parameters
+    assert OffsetAndMetadata._fields == ("offset", "metadata")
+
+
+def test_a_commit_is_due_where_it_is_not_the_one_we_made_last() -> None:
+    consumer: Any = driver.Consumer.__new__(driver.Consumer)
+    consumer._thread = SimpleNamespace(saved={types.TP("batched", 0): 5})
+    offered = ((0, 5), (0, 6), (0, 0), (1, 0))
+    due = [driver.Consumer._should_commit(consumer, types.TP("batched", p), o) for p, o in offered]
+    assert due == [False, True, True, True]

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import msgspec
+import orjson
 import pytest
 import structlog
-from aiokafka.errors import MessageSizeTooLargeError
+from aiokafka.errors import InvalidTimestampError, MessageSizeTooLargeError
 from faust.types import TP
 
 from streamproc import rules
@@ -17,8 +19,12 @@ from streamproc.joins import JoinDecoder
 from streamproc.rules import RuleBook
 from streamproc.signals import SIGNALS
 from streamproc.worker import snapshots
+from streamproc.worker.beginnings import outside
+from streamproc.worker.driver import Committed
 from streamproc.worker.engine import Engine, Owned
 from streamproc.worker.metrics import Metrics
+from streamproc.worker.repartition import Repartitioner
+from streamproc.worker.topics import Identity
 from streamproc.worker.warming import first_alerts
 from tests.core.make import MINIMUM
 from tests.worker.harness import prediction
@@ -68,12 +74,23 @@ class FakeConsumer:
         self.end = 0
         self.asked: int | None = 0
         self.stable: int | None = None
+        self.begin = 0
+        self.group: dict[TP, Committed] = {}
 
     async def seek_to(self, positions: dict[TP, int]) -> None:
         self.sought.append(dict(positions))
 
     async def commit(self) -> None:
         self.commits += 1
+
+    def own_commit(self, tp: TP) -> int | None:
+        return 0 if self.commits else None
+
+    async def committed(self, tps: list[TP]) -> dict[TP, Committed]:
+        return {tp: at for tp, at in self.group.items() if tp in tps}
+
+    async def earliest_offsets(self, *tps: TP) -> dict[TP, int]:
+        return dict.fromkeys(tps, self.begin)
 
     def highwater(self, tp: TP) -> int:
         return self.end
@@ -103,6 +120,14 @@ kafka: {brokers: "nowhere:9092", predictions: [in], labels: [labels]}
 )
 
 
+SENT_ON = rules.parse(
+    """
+version: 1
+kafka: {brokers: "nowhere:9092", predictions: [in], repartition: true}
+"""
+)
+
+
 class Bench:
     """An engine with one partition in hand, and everything around it in view."""
 
@@ -114,6 +139,7 @@ class Bench:
             config,
             settings={},
             sources={"in": "predictions"},
+            raw=["in"] if config.kafka.repartition else [],
             partitions={"in": 1},
             snapshot_partitions=1,
             metrics=Metrics(),
@@ -295,7 +321,7 @@ def test_a_restore_that_ends_after_the_revocation_installs_nothing(monkeypatch: 
 
         async def read(tps: list[TP]) -> dict[Any, snapshots.Stored]:
             await reading.wait()
-            return {(tp.topic, tp.partition): snapshots.Stored(1, {"next_offset": 3, "clock_us": 0}) for tp in tps}
+            return {(tp.topic, tp.partition): snapshots.Stored(1, {"next_offset": 0, "clock_us": 0}) for tp in tps}
 
         monkeypatch.setattr(bench.engine, "_read", read)
         waiting = asyncio.ensure_future(bench.engine.positions({SOURCE}))
@@ -590,3 +616,104 @@ def test_labels_that_can_agree_with_no_answer_are_named_once_and_counted() -> No
     text = bench.engine.metrics.text().decode()
     assert 'streamproc_label_mismatches{kind="unknown_model"} 1.0' in text
     assert 'streamproc_label_mismatches{kind="other_classes"} 1.0' in text
+
+
+def test_a_record_that_cannot_be_sent_on_ends_the_worker_and_moves_no_offset() -> None:
+    async def scenario() -> Bench:
+        bench = Bench(SENT_ON)
+        engine = bench.engine
+        engine._raw[SOURCE] = engine._taken[SOURCE] = 0
+        engine.forwarders["in"] = Repartitioner(bench.app, SENT_ON, topic="in", kind="predictions")
+        bench.app.producer.refused = {"streamproc-in-by-model"}
+        with pytest.raises(OSError, match="No space left"):
+            await engine.receive(batch(0, 5))
+        bench.app.producer.refused = set()
+        return bench
+
+    bench = run(scenario())
+    assert [type(e) for e in bench.fatal] == [OSError]
+    assert bench.engine.watermark(SOURCE) == 0
+    assert bench.app.producer.to("streamproc-dead-letters") == []
+
+
+def test_only_what_its_topic_never_takes_is_set_aside_of_a_batch_that_is_sent_on() -> None:
+    async def scenario() -> Bench:
+        bench = Bench(SENT_ON)
+        engine = bench.engine
+        engine._raw[SOURCE] = engine._taken[SOURCE] = 0
+        engine.forwarders["in"] = Repartitioner(bench.app, SENT_ON, topic="in", kind="predictions")
+        producer, send = bench.app.producer, bench.app.producer.send
+        asked: list[int] = []
+
+        async def together(topic: str, *, value: Any, **more: Any) -> asyncio.Future[Any]:
+            asked.append(1)
+            if topic == "streamproc-in-by-model" and (len(asked) <= 5 or value == wrong):
+                refused: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+                refused.set_exception(InvalidTimestampError())
+                return refused
+            return await send(topic, value=value, **more)
+
+        producer.send = together  # type: ignore[method-assign, assignment]
+        whole = batch(0, 5)
+        wrong = whole.values[3]
+        await engine.receive(whole)
+        return bench
+
+    bench = run(scenario())
+    assert bench.fatal == []
+    assert bench.engine.watermark(SOURCE) == 5
+    assert len(bench.app.producer.to("streamproc-in-by-model")) == 4
+    assert len(bench.app.producer.to("streamproc-dead-letters")) == 1
+
+
+class FakeCluster:
+    """Topics by id, as a broker would tell of them."""
+
+    def __init__(self, **ids: str) -> None:
+        self.ids = ids
+
+    async def identify(self, names: Any) -> dict[str, Identity]:
+        return {n: Identity(id=self.ids[n], partitions=1) for n in names if n in self.ids}
+
+    async def restore(self) -> bool:
+        return False
+
+
+def test_a_log_that_goes_back_is_gone_on_with_at_its_end_and_its_offsets_are_new_ones() -> None:
+    async def scenario() -> Bench:
+        bench = Bench()
+        bench.engine._cluster = FakeCluster(**{"in": "a", "streamproc-snapshots": "s"})
+        await bench.engine.look()
+        await bench.engine.take(batch(0, 50))
+        bench.app.consumer.asked = 20  # the end of the log: an unclean election took thirty records
+        back = msgspec.structs.replace(batch(0, 20), wanted=50)
+        await bench.engine.take(back)
+        assert bench.engine._look_now.is_set()
+        await bench.engine.look()
+        await bench.engine.take(msgspec.structs.replace(batch(20, 5), timestamps_ms=[int((START + 60) * 1000)] * 5))
+        await bench.engine.snapshot()
+        return bench
+
+    bench = run(scenario())
+    assert bench.held.expected == 25
+    assert bench.app.consumer.sought == [{SOURCE: 20}]
+    assert bench.engine.metrics.events.labels(topic="in")._value.get() == 55
+    assert bench.engine.metrics.fenced._value.get() == 0
+    assert bench.engine.metrics.renewed.labels(topic="in", reason="truncated")._value.get() == 1
+    manifest = orjson.loads(bench.app.producer.to("streamproc-snapshots")[-1].value or b"")
+    assert (manifest["log"]["life"], manifest["log"]["topic_id"]) == (1, "a")
+    assert outside(manifest["next_offset"]) == 25
+
+
+def test_a_topic_that_is_absent_is_counted_until_it_is_back() -> None:
+    async def scenario() -> list[float]:
+        bench = Bench()
+        bench.engine._cluster = cluster = FakeCluster(**{"in": "a", "streamproc-snapshots": "s"})
+        absent = []
+        for ids in ({"in": "a"}, {"in": "a", "streamproc-silences": "x", "streamproc-feedback": "y"}):
+            cluster.ids = {"streamproc-snapshots": "s", **ids}
+            await bench.engine.look()
+            absent.append(bench.engine.metrics.absent._value.get())
+        return absent
+
+    assert run(scenario()) == [2, 0]

@@ -9,7 +9,8 @@ import pytest
 from faust.types import TP
 
 from streamproc.events import KEY_HEADER, ORIGIN_HEADER, RecordBatch
-from streamproc.worker.repartition import Pairs, Repartitioner, internal_topic
+from streamproc.topology import internal_topic
+from streamproc.worker.repartition import Pairs, Repartitioner
 from streamproc.worker.run import topic_specs
 from tests.core.make import config, pipeline
 from tests.core.samples import BEGIN_MS, Sample, records

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 from typing import Any
 
+import orjson
 import pytest
 from aiokafka import AIOKafkaProducer
 
@@ -128,3 +130,66 @@ def test_compaction_keeps_what_a_restore_needs(kafka: KafkaCluster) -> None:
         assert stored.manifest == {"next_offset": 59, "gone": []}
 
     on_kafka(kafka, "snap-compact", scenario, **settings)
+
+
+def keys_of(bootstrap: str, name: str, kind: str) -> set[bytes]:
+    """Return the keys of a kind whose latest record is none that deletes."""
+    latest = {m.key(): m.value() for m in read_topic(bootstrap, name, 1)}
+    return {k for k, v in latest.items() if v is not None and orjson.loads(k)[0] == kind}
+
+
+@pytest.mark.kafka
+def test_a_state_its_topic_does_not_take_whole_is_kept_in_parts_and_found_again(kafka: KafkaCluster) -> None:
+    large = [random.Random(i).randbytes(3_000_000) for i in range(4)]
+
+    async def scenario(owner: Owner) -> None:
+        _, writer = await owner.take_up()
+        await writer.write([("a", large[0]), ("b", b"small")], [], {"next_offset": 10})
+        stored, _ = await owner.take_up()
+        assert stored.models == {"a": large[0], "b": b"small"}
+        for state in (large[1], large[2]):
+            await writer.write([("a", state)], [], {"next_offset": 20})
+        stored, successor = await owner.take_up()
+        assert stored.models == {"a": large[2], "b": b"small"}
+        # What an older token, and an older state, left behind is deleted.
+        await successor.write([("a", large[3])], [], {"next_offset": 30})
+        stored, _ = await owner.take_up()
+        assert stored.models == {"a": large[3], "b": b"small"}
+        parts = await asyncio.to_thread(keys_of, owner.bootstrap, owner.name, "part")
+        assert {orjson.loads(k)[4] for k in parts} == {successor.token}
+        await successor.write([("a", b"small again")], [], {"next_offset": 40})
+        assert await asyncio.to_thread(keys_of, owner.bootstrap, owner.name, "part") == set()
+        stored, third = await owner.take_up()
+        assert stored.models == {"a": b"small again", "b": b"small"}
+        await third.write([("a", large[0])], ["b"], {"next_offset": 50})
+        await third.write([], ["a"], {"next_offset": 60})
+        assert await asyncio.to_thread(keys_of, owner.bootstrap, owner.name, "part") == set()
+
+    on_kafka(kafka, "snap-narrow", scenario, **{"max.message.bytes": "1048588"})
+
+
+@pytest.mark.kafka
+def test_a_writer_killed_between_parts_leaves_the_state_before_whole(kafka: KafkaCluster) -> None:
+    large = [random.Random(i).randbytes(3_000_000) for i in range(2)]
+
+    async def scenario(owner: Owner) -> None:
+        _, writer = await owner.take_up()
+        await writer.write([("a", large[0])], [], {"next_offset": 10})
+        sent = 0
+        through = writer._send
+
+        async def dies(partition: int, key: bytes, value: bytes | None) -> asyncio.Future[Any]:
+            nonlocal sent
+            sent += 1
+            if sent == 3:
+                raise OSError("killed")
+            return await through(partition, key, value)
+
+        writer._send = dies
+        with pytest.raises(OSError, match="killed"):
+            await writer.write([("a", large[1])], [], {"next_offset": 20})
+        stored, _ = await owner.take_up()
+        assert stored.models == {"a": large[0]}
+        assert stored.manifest == {"next_offset": 10, "gone": []}
+
+    on_kafka(kafka, "snap-killed", scenario, **{"max.message.bytes": "1048588"})

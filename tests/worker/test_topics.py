@@ -10,8 +10,9 @@ import pytest
 from streamproc.errors import BrokerUnreachable, TopicMissing, TopicRejected
 from streamproc.worker.connection import Connection
 from streamproc.worker.embedded import EmbeddedBroker
-from streamproc.worker.topics import TopicSpec, describe, ensure
+from streamproc.worker.topics import TopicSpec, describe, ensure, identify
 from tests.brokers.kafka import KafkaCluster
+from tests.worker.harness import delete
 
 COMPACT = {"cleanup.policy": "compact"}
 
@@ -140,3 +141,19 @@ def test_it_serves_from_a_thread_of_a_running_loop(embedded: Connection) -> None
         return await asyncio.to_thread(describe, embedded, ["any"])
 
     assert asyncio.run(from_the_loop()) == {}
+
+
+@pytest.mark.kafka
+def test_a_topic_deleted_and_created_again_under_its_name_is_told_apart_by_its_id(kafka: KafkaCluster) -> None:
+    conn = Connection(brokers=kafka.bootstrap)
+    name = fresh("again")
+    ensure(conn, [TopicSpec(name=name, partitions=2)], create=True)
+    (first,) = identify(conn, [name, fresh("absent")]).values()
+    assert identify(conn, [name]) == {name: first}
+    assert len(first.id) == 32
+    assert first.partitions == 2
+    delete(kafka.bootstrap, name)
+    ensure(conn, [TopicSpec(name=name, partitions=3)], create=True)
+    (second,) = identify(conn, [name]).values()
+    assert second.id != first.id
+    assert second.partitions == 3
