@@ -176,7 +176,7 @@ class ModelState:
         """Take this model's events of a batch."""
         alerts = self._leave()
         arrivals, offsets = group.shared.arrivals, group.shared.offsets
-        # What is ahead of the clock may be of a host that is: whether there was a gap the clock tells, once it is there.
+        # What is ahead of the clock may be of a host that is: the clock tells of a gap, once it is there.
         sure = group.shared.settled >= arrivals
         if sure.any():
             own = slice(None) if sure.all() else sure

@@ -421,7 +421,7 @@ def load(path: str | Path, *, env: Mapping[str, str], doubts: list[ConfigIssue] 
 
     Raise `ConfigError` with every mistake found.
     """
-    return config_module.load(path, env=env, checks=[topology.check, check, _check_fields, sense.check], doubts=doubts)
+    return config_module.load(path, env=env, checks=_checks(), doubts=doubts)
 
 
 def parse(
@@ -432,7 +432,11 @@ def parse(
     doubts: list[ConfigIssue] | None = None,
 ) -> Config:
     """Read a config from text, as `load` does from a file."""
-    return config_module.parse(text, name=name, env=env, checks=[topology.check, check, _check_fields, sense.check], doubts=doubts)
+    return config_module.parse(text, name=name, env=env, checks=_checks(), doubts=doubts)
+
+
+def _checks() -> list[config_module.Check]:
+    return [topology.check, check, _check_fields, sense.check]
 
 
 def check(config: Config, report: Report) -> None:

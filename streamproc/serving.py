@@ -91,7 +91,7 @@ def kserve(attributes: Mapping[str, Any], data: bytes) -> Half:
     endpoint = attributes.get("endpoint")
     if isinstance(endpoint, str) and endpoint:
         half.model.version = endpoint[: tensors.MAX_TEXT]  # type: ignore[union-attr]
-    # The logger passes on the request's content type, on responses too, and says nothing of compression: the bytes tell.
+    # The logger passes on the request's content type, on responses too, and not the encoding: the bytes tell.
     _add_body(half, data)
     status = attributes.get("statuscode", attributes.get("status"))
     if half.side == "response" and half.error is None and (failed := failed_status(status)) is not None:

@@ -11,6 +11,7 @@ import fnmatch
 import json
 import sys
 
+from benchmarks.truth import formats
 from benchmarks.truth.case import Outcome, run
 from benchmarks.truth.cases import CASES
 from benchmarks.truth.shared import shared_cases
@@ -20,7 +21,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", help="globs; all cases without")
     parser.add_argument("--verbose", action="store_true", help="say on standard error how each case went")
+    parser.add_argument("--formats", action="store_true", help="write the table of docs/inputs.md, and end")
     options = parser.parse_args()
+    if options.formats:
+        formats.PAGE.write_text(formats.page())
+        return 0
     shared, missing = shared_cases()
     cases = {**CASES, **shared}
     chosen = [n for n in cases if not options.names or any(fnmatch.fnmatchcase(n, g) for g in options.names)]

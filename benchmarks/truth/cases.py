@@ -647,7 +647,8 @@ def _base64(i: int, rng: random.Random) -> Any:
 
 _MOVED = frozenset({"prediction_value", "prediction_psi"})
 _FIELDS = (
-    "fields:\n  predictions:\n    {model: $.payload.after.model, id: $.payload.after.id, prediction: $.payload.after.score}\n"
+    "fields:\n  predictions:\n"
+    "    {model: $.payload.after.model, id: $.payload.after.id, prediction: $.payload.after.score}\n"
 )
 _CORRELATED = frozenset({"prediction_correlation", "feature_outlier"})
 

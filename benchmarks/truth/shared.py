@@ -11,7 +11,8 @@ from benchmarks.truth.case import Case, Expect
 _FOLDER = Path(__file__).parents[3] / "shared" / "cases"
 
 _FIELDS = (
-    "fields:\n  predictions:\n    {model: $.payload.after.model, id: $.payload.after.id, prediction: $.payload.after.score}\n"
+    "fields:\n  predictions:\n"
+    "    {model: $.payload.after.model, id: $.payload.after.id, prediction: $.payload.after.score}\n"
 )
 _OF_ANSWERS = frozenset({
     "prediction_value", "prediction_psi", "class_share:0", "class_share:1", "class_share:2", "estimated_accuracy",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from benchmarks.truth import formats
 from benchmarks.truth.case import run
 from benchmarks.truth.cases import CASES
 from benchmarks.truth.shared import shared_cases
@@ -23,3 +24,7 @@ def test_a_handed_case_is_right(name: str) -> None:
         pytest.skip(f"{name}: the shared cases are not here")
     out = run(SHARED[name])
     assert (out.wrong, out.silent, out.false_alerts) == ([], [], [])
+
+
+def test_the_table_of_formats_is_that_of_the_cases() -> None:
+    assert formats.page() == formats.PAGE.read_text()
