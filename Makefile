@@ -23,7 +23,7 @@ run: $(STAMP)    ## The whole thing, with an embedded broker: a model served, a 
 test: $(STAMP)   ## The tests; those on real Apache Kafka too where Java and Maven are there
 	$(BIN)/python -m pytest $(KAFKA_TESTS)
 
-test-quick: $(STAMP)  ## Those of the core that take no seconds each: less than two minutes
+test-quick: $(STAMP)  ## Those of the core that take no seconds each: less than two minutes, once loops are compiled
 	$(BIN)/python -m pytest tests/core tests/detectors -m "not kafka and not slow and not long"
 
 test-slow: $(STAMP)  ## The slow proofs: three brokers, chaos over several seeds
