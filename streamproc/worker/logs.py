@@ -6,7 +6,6 @@ import contextlib
 import logging
 import sys
 import traceback
-import weakref
 from collections.abc import MutableMapping
 from typing import Any, Literal
 
@@ -46,6 +45,9 @@ _NO_NEWS = (
 
 #: Frames shown of an error: where it was raised, and a little of the way there.
 _FRAMES = 6
+
+#: Marks an error that was shown.
+_TOLD = "_streamproc_told"
 
 #: Characters of a line of a library that are shown.
 _LINE = 600
@@ -89,25 +91,19 @@ def _place(path: str) -> str:
     return "/".join(parts[-3:])
 
 
-class _Errors:
-    """Shows an error that is logged: once, and without what may be of a record."""
-
-    def __init__(self) -> None:
-        self._shown: weakref.WeakValueDictionary[int, BaseException] = weakref.WeakValueDictionary()
-
-    def __call__(self, _logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-        told = event.pop("exc_info", None)
-        error = told[1] if isinstance(told, tuple) else told if isinstance(told, BaseException) else None
-        if told is True:
-            error = sys.exc_info()[1]
-        if error is None:
-            return event
-        # The libraries around us tell of it again, each with a trace of its own.
-        again = self._shown.get(id(error)) is error
-        with contextlib.suppress(TypeError):  # of a few built-in ones there are no weak references
-            self._shown[id(error)] = error
-        event["exception"] = named(error) if again else brief(error)
+def _errors(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Show an error that is logged: where it came from once, and without what may be of a record."""
+    told = event.pop("exc_info", None)
+    error = told[1] if isinstance(told, tuple) else told if isinstance(told, BaseException) else None
+    if told is True:
+        error = sys.exc_info()[1]
+    if error is None:
         return event
+    # The libraries around us tell of it again, each with a trace of its own.
+    event["exception"] = named(error) if getattr(error, _TOLD, False) else brief(error)
+    with contextlib.suppress(AttributeError):
+        setattr(error, _TOLD, True)
+    return event
 
 
 class _Foreign(logging.Filter):
@@ -119,9 +115,9 @@ class _Foreign(logging.Filter):
         if isinstance(record.args, tuple):
             record.args = tuple(named(a) if isinstance(a, BaseException) else a for a in record.args)
         text = record.getMessage()
-        line = text.strip().partition("\n")[0]
+        line = text.strip().partition("\n")[0][:_LINE]
         if line != text:
-            record.msg, record.args = line[:_LINE], ()
+            record.msg, record.args = line, ()
         return True
 
 
@@ -151,7 +147,6 @@ def configure(*, form: Format, level: str) -> None:
         if form == "json"
         else [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), pad_event_to=36)]
     )
-    errors = _Errors()
     structlog.configure(
         processors=[
             structlog.stdlib.filter_by_level,
@@ -166,7 +161,7 @@ def configure(*, form: Format, level: str) -> None:
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, errors, *last],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, _errors, *last],
         )
     )
     handler.addFilter(_StartUpNoise())
