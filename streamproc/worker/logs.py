@@ -6,7 +6,6 @@ import contextlib
 import logging
 import sys
 import traceback
-import weakref
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, TextIO
@@ -108,18 +107,17 @@ def trace(error: BaseException, *, quoting: bool = False) -> str:
     return "\n".join(lines[:20])
 
 
-class _Once:
-    """Shows where an error came from the first time it is logged: the libraries around us tell of it again."""
+#: Marks an error that was shown.
+_SHOWN = "_streamproc_shown"
 
-    def __init__(self) -> None:
-        self._shown: weakref.WeakValueDictionary[int, BaseException] = weakref.WeakValueDictionary()
 
-    def __call__(self, error: BaseException, *, quoting: bool) -> str:
-        if self._shown.get(id(error)) is error:
-            return named(error)
-        with contextlib.suppress(TypeError):  # of a few built-in ones there are no weak references
-            self._shown[id(error)] = error
-        return trace(error, quoting=quoting)
+def _once(error: BaseException, *, quoting: bool) -> str:
+    """Return where an error came from the first time it is logged: the libraries around us tell of it again."""
+    if getattr(error, _SHOWN, False):
+        return named(error)
+    with contextlib.suppress(AttributeError):
+        setattr(error, _SHOWN, True)
+    return trace(error, quoting=quoting)
 
 
 def _traces(level: str) -> Any:
@@ -127,16 +125,14 @@ def _traces(level: str) -> Any:
     quoting = level == "debug"
 
     def show(sio: TextIO, exc_info: tuple[type[BaseException], BaseException, TracebackType | None]) -> None:
-        sio.write("\n" + once(exc_info[1], quoting=quoting))
-
-    once = _Once()
+        sio.write("\n" + _once(exc_info[1], quoting=quoting))
 
     return show
 
 
 def _as_text(level: str) -> Any:
-    quoting, once = level == "debug", _Once()
-    return structlog.processors.ExceptionRenderer(lambda exc_info: once(exc_info[1], quoting=quoting))
+    quoting = level == "debug"
+    return structlog.processors.ExceptionRenderer(lambda exc_info: _once(exc_info[1], quoting=quoting))
 
 
 def _dumps(value: Any, **options: Any) -> str:
