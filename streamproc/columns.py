@@ -88,11 +88,13 @@ class Features(Struct, gc=False):
             return True
         return self.dicts is not None and any(self.dicts.tolist())
 
+    def names_alike(self) -> tuple[str, ...] | None:
+        """Return the names that all rows have in cells, None where they differ or are not in cells."""
+        layout = self._one_layout()
+        return self.names[layout] if layout is not None and layout >= 0 else None
+
     def named(self, usual: set[tuple[str, ...]]) -> Iterator[tuple[str, ...] | dict[str, Any] | None]:
         """Yield what `rows` does, but of a row of cells whose names are among the usual ones only these."""
-        if (layout := self._one_layout()) is not None and layout >= 0 and self.names[layout] in usual:
-            yield from [self.names[layout]] * len(self)
-            return
         known = {layout: self.names[layout] for layout in np.unique(self.layouts).tolist() if layout >= 0}
         for layout, row in zip(self.layouts.tolist(), self.rows(), strict=True):
             yield known[layout] if layout >= 0 and known[layout] in usual else row
@@ -219,6 +221,7 @@ def columns(
     untimed = times == NO_TIME
     np.copyto(times, stamps, where=untimed)
     answered = np.full(len(times), READ, np.uint8)
+    told = False  # whether any is something else
     dicts: npt.NDArray[np.object_] | None = None
     halves: npt.NDArray[np.object_] | None = None
     llm: npt.NDArray[np.object_] | None = None
@@ -240,6 +243,7 @@ def columns(
             code = templates.errors.code
             errors[at] = [code(t) if t else -1 for t in types]
         answered[at] = [_answered(e) for e in events]
+        told = True
         untimed[at] = [e.time is None for e in events]
         walked.certainty[at] = certainty(events)
         walked.ids[at] = identities(events)
@@ -270,11 +274,13 @@ def columns(
     with np.errstate(invalid="ignore"):
         latency[latency < 0] = np.nan
         walked.usage[walked.usage < 0] = np.nan
-    walked_rows = walked.chosen >= 0
-    nothing = walked_rows & np.isnan(values) & (labels < 0) & (walked.failed == 0)
+    nothing = np.isnan(values)
     if nothing.any():
+        nothing &= (walked.chosen >= 0) & (labels < 0) & (walked.failed == 0)
+        told |= bool(nothing.any())
         answered[nothing] = EMPTY
-    if walked.ids.any():
+    identified = bool(walked.ids.any())
+    if identified:
         _tell_apart(walked.ids, times, untimed, values, latency)
     return PredictionColumns(
         times,
@@ -287,7 +293,7 @@ def columns(
         Features(layouts, walked.cells, walked.kinds, dicts, templates.layouts.names),
         templates.labels.names,
         None if np.isnan(walked.certainty).all() else walked.certainty,
-        walked.ids if walked.ids.any() else None,
+        walked.ids if identified else None,
         errors,
         templates.errors.names,
         None if np.isnan(walked.usage).all() else walked.usage,
@@ -295,7 +301,7 @@ def columns(
         llm,
         segments,
         ages,
-        None if (answered[walked.failed == 0] == READ).all() else answered,
+        answered if told and not (answered[walked.failed == 0] == READ).all() else None,
     )
 
 
@@ -310,8 +316,11 @@ def _tell_apart(ids: U64, times: I64, untimed: npt.NDArray[np.bool_], values: F6
         bits = values.view(np.uint64) ^ (latency.view(np.uint64) << np.uint64(1))
         content[untimed] = bits[untimed]
     own = ids[:, 0]
-    mixed = own ^ ((content + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15))
-    ids[:, 0] = np.where(own == 0, own, np.where(mixed == 0, np.uint64(1), mixed))
+    content += np.uint64(1)
+    content *= np.uint64(0x9E3779B97F4A7C15)
+    content ^= own
+    content[own == 0] = 0
+    ids[:, 0] = content
 
 
 def _may_have_failed(event: Prediction) -> bool:

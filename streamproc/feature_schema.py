@@ -178,6 +178,13 @@ class FeatureSchema:
 
     # -- what comes and goes
 
+    def follow_alike(self, names: tuple[str, ...] | None, n: int) -> bool:
+        """Take note of n rows that all have just the known names; whether they have, and no name is due."""
+        if names is None or names not in self.usual or self._absent or self._strangers:
+            return False
+        self.rows += n
+        return True
+
     def follow(self, rows: Iterator[tuple[str, ...] | dict[str, Any] | None], times: I64, window_us: int) -> int | None:
         """Look at the names of rows, in order; return the row with which the schema is to change, None for none.
 

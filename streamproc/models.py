@@ -207,10 +207,12 @@ class ModelState:
             return []
         progress = self.windows.advance(group.times, group.shared.arrivals, group.shared.before)
         index, late, alike = self.windows.place(group.times, progress)
-        whole = np.ones(len(group), np.bool_) if group.made is None else ~group.made
-        lost = int(np.count_nonzero(late & whole))
+        if group.made is None:
+            came, lost = len(group), 0 if alike else int(np.count_nonzero(late))
+        else:
+            came, lost = int(np.count_nonzero(~group.made)), int(np.count_nonzero(late & ~group.made))
         self._taken.late += lost
-        self._taken.scored += int(np.count_nonzero(whole)) - lost
+        self._taken.scored += came - lost
         return self._columns(group.what, progress, group.shared.offsets, Placed(index, late, alike))
 
     def _send_on(self, rows: joins.Rows | None) -> None:

@@ -235,12 +235,12 @@ class Pipeline:
         kernels.run_clock(self._clock(), stamps, self._slack_us, settled)
         before = np.concatenate(([first], np.maximum(settled[:-1], first)))
         if self.kind in _OURS:
-            return self._take_batch(batch, settled, before)
+            return self._take_batch(batch, stamps, settled, before)
         unpacked = unpack(batch, self.codecs, traces=self._traces)
         if unpacked is None:
-            return self._take_batch(batch, settled, before)
+            return self._take_batch(batch, stamps, settled, before)
         rows = np.array(unpacked.rows, np.int64)
-        out = self._take_batch(unpacked.batch, settled[rows], before[rows]) if len(rows) else Output()
+        out = self._take_batch(unpacked.batch, stamps[rows], settled[rows], before[rows]) if len(rows) else Output()
         found = [msgspec.structs.replace(r, row=unpacked.rows[r.row]) for r in out.rejected]
         out.rejected = self._whole_records(unpacked, out, found)
         out.ignored += unpacked.ignored
@@ -283,8 +283,8 @@ class Pipeline:
         times = [time_us(e.time) for e in decoded.events if e.time is not None]
         return max(times, default=None)
 
-    def _take_batch(self, batch: RecordBatch, settled: I64, before: I64) -> Output:
-        """Take records of one event each; settled and before (n,): the arrival clock at each, and before it."""
+    def _take_batch(self, batch: RecordBatch, times: I64, settled: I64, before: I64) -> Output:
+        """Take records of one event each; (n,) record times, the arrival clock at each, and before it, microseconds."""
         out = Output()
         start = 0
         # A period of the fleet ends at a record, wherever batches are cut.
@@ -295,9 +295,9 @@ class Pipeline:
             if not self.fleet.until(max(stamps) * 1000):
                 end = next((i for i in range(start, end) if not self.fleet.until(stamps[i] * 1000)), end)
             if start == 0 and end == len(batch):
-                return self._process(batch, settled, before)
+                return self._process(batch, times, settled, before)
             part = slice(start, end)
-            out.add(self._process(batch.rows(start, end), settled[part], before[part]), start)
+            out.add(self._process(batch.rows(start, end), times[part], settled[part], before[part]), start)
             start = end
         return out
 
@@ -312,10 +312,9 @@ class Pipeline:
                 self._schedule(name, model)
         return out
 
-    def _process(self, batch: RecordBatch, settled: I64, before: I64) -> Output:
+    def _process(self, batch: RecordBatch, stamps: I64, settled: I64, before: I64) -> Output:
         """Take records that are of one period of the fleet."""
         out = Output(came=len(batch))
-        stamps = np.asarray(batch.timestamps_ms, np.int64) * 1000
         # A record that is ahead of the others counts as arrived at its own time, and moves nothing else.
         arrivals = np.maximum(settled, stamps)
         shared = Shared(np.asarray(batch.offsets, np.int64), stamps, arrivals, before, settled)
@@ -465,6 +464,9 @@ class Pipeline:
     def _timely(self, group: Group, out: Output) -> Group:
         """Return the records whose times are not far from when their records were written; reject the others."""
         stamps, limits = group.shared.stamps, self.book.config.defaults
+        apart_us = group.times - stamps
+        if int(apart_us.max()) <= limits.max_future.us and int(apart_us.min()) >= -limits.max_past.us:
+            return group
         # Where the broker has no record time (-1), nothing tells what is ahead of it.
         future = (group.times > stamps + limits.max_future.us) & (stamps >= 0)
         past = (group.times < stamps - limits.max_past.us) & (stamps >= 0)

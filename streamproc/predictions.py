@@ -482,8 +482,10 @@ class PredictionState(ModelState):
             rest = slice(start, None)
             # Names from training data are the norm, whatever else comes.
             fixed = self.rules.reference is not None and self.rules.reference.table is not None
-            named = features.at(rest).named(self.features.usual)
-            change = None if fixed else self.features.follow(named, progress[rest], size_us)
+            left = features if not start else features.at(rest)
+            change = None
+            if not fixed and not self.features.follow_alike(left.names_alike(), len(left)):
+                change = self.features.follow(left.named(self.features.usual), progress[rest], size_us)
             own = rest if change is None else slice(start, start + change)
             alerts += self._take_rows(
                 features.at(own), answers[own], progress[own], offsets[own], placed.at(own), versions[own]

@@ -424,9 +424,10 @@ class Templates:
 
     def _new_labels(self, data: U8, chosen: I32, labels: I32, spans: I32) -> None:
         """Give codes to labels seen for the first time."""
-        for row in np.nonzero((labels <= kernels.POSITIONS) & (chosen >= 0))[0].tolist():
-            labels[row] = self.labels.code(f"#{kernels.POSITIONS - int(labels[row])}")
-        for row in np.nonzero((labels == kernels.NEW_LABEL) & (chosen >= 0))[0].tolist():
+        for row in np.nonzero((labels <= kernels.NEW_LABEL) & (chosen >= 0))[0].tolist():
+            if labels[row] <= kernels.POSITIONS:
+                labels[row] = self.labels.code(f"#{kernels.POSITIONS - int(labels[row])}")
+                continue
             at, end = spans[row].tolist()
             place = kernels.find_label(data, at, end, self._label_table, self._label_spans, self._label_pool)
             if self._label_table[place] >= 0:
