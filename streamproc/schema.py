@@ -151,7 +151,7 @@ _NAMES_MODEL = {"anyOf": [_given("model"), _given("model.name")]}
 
 
 def _prediction_needs(root: dict[str, Any]) -> None:
-    root["allOf"] = [_NAMES_MODEL, {"anyOf": [_given("prediction"), _given("error"), _given("error.type")]}]
+    root["allOf"] = [_NAMES_MODEL, {"anyOf": [{"required": ["prediction"]}, _given("error"), _given("error.type")]}]
 
 
 def _telemetry_needs(root: dict[str, Any]) -> None:

@@ -52,7 +52,7 @@ READ: list[tuple[str, dict[str, Any]]] = [
     ("prediction", {"model": {"name": "m"}, "prediction": 0.5}),
     ("prediction", {"model": "m", "prediction": "yes", "unknown": {"deep": 1}}),
     ("prediction", {"model.name": "m", "error.type": "timeout"}),
-    ("prediction", {"model": "m", "error": {"type": "oom"}, "features": {"x": None}, "time": 1.5}),
+    ("prediction", {"model": "m", "error": {"type": "oom"}, "features": {"x": None}, "time": 1_767_603_600.5}),
     (
         "prediction",
         {
@@ -61,6 +61,8 @@ READ: list[tuple[str, dict[str, Any]]] = [
             "time": "2026-01-05T09:00:00Z",
         },
     ),
+    ("prediction", {"model": {"name": "m"}, "prediction": None}),
+    ("prediction", {"model": "m", "prediction": [1]}),
     ("telemetry", {"name": "queue", "value": 3}),
     ("telemetry", {"name": "queue", "sum": 3.5, "count": 2, "attributes": {"a": []}, "more": 1}),
     ("label", {"prediction_id": "1", "label": "yes", "model": "m"}),
@@ -70,8 +72,6 @@ READ: list[tuple[str, dict[str, Any]]] = [
 
 REFUSED: list[tuple[str, dict[str, Any]]] = [
     ("prediction", {"model": {"name": "m"}}),
-    ("prediction", {"model": {"name": "m"}, "prediction": None}),
-    ("prediction", {"model": "m", "prediction": [1]}),
     ("prediction", {"model": "m", "prediction": 1, "duration_s": "fast"}),
     ("telemetry", {"name": "queue"}),
     ("telemetry", {"value": 1}),
