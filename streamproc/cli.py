@@ -296,6 +296,10 @@ def _show_rules(config: Config, book: RuleBook, name: str) -> None:
     click.echo(f"  windows of {window}, events up to {lateness} late")
     if (budget := config.defaults.budget) is not None:
         click.echo(f"  budget of {budget.false_alerts_per_day:g} false alerts a day over all models")
+    if book.joins:
+        task = book.for_model("quality", name).task
+        said = "auto: settled from the first 50 answers and 20 labels" if task == "auto" else task
+        click.echo(f"  task {said}")
     for kind in kinds:
         rows = [_row(r, first.lateness_us) for rules in book.for_model(kind, name).rules.values() for r in rules]
         widths = [max(len(r[i]) for r in [_COLUMNS, *rows]) for i in range(len(_COLUMNS))]
@@ -653,6 +657,7 @@ def _counted(lines: IO[bytes], started: float) -> Iterator[bytes]:
 
 def _summarise(report: Report, seconds: float, config: Config, pipelines: list[Pipeline]) -> None:
     from streamproc.matching import mismatches
+    from streamproc.tasks import SAYS
     from streamproc.worker.warming import Warming
 
     warming = Warming()
@@ -681,7 +686,7 @@ def _summarise(report: Report, seconds: float, config: Config, pipelines: list[P
     for (model, note), _ in report.notes.most_common(10):
         say(f"{model}: {note}")
     for model, task in sorted(report.tasks.items())[:10]:
-        say(f"{model}: answers with {task}, by its first labels; `task:` in the config says otherwise")
+        say(f"{model}: its answers are {SAYS[task]}; `task:` in the config says otherwise")
     if report.late:
         say(f"late: {report.late:,}, after their window had closed; see `lateness`")
     if report.refused:

@@ -51,7 +51,7 @@ from streamproc.models import OTHER, Aggregate, Group, ModelState
 from streamproc.outstanding import AGAIN, CHUNK, DONE, LABEL, Outstanding
 from streamproc.rules import RuleBook
 from streamproc.signals import Kind
-from streamproc.tasks import Evidence
+from streamproc.tasks import SAYS, Evidence
 from streamproc.windows import ANY_STEP, BUCKETS, Accumulator, Windows, dense, latency_buckets, quantile, sparse
 
 __all__ = ["BINS", "Asked", "Judged", "QualityState"]
@@ -238,7 +238,10 @@ class QualityState(ModelState):
             )
             self.counts["repeated"] += int((found == AGAIN).sum())
             first_time = part.at(found != AGAIN)
+            settled = self.evidence.settled
             self.evidence.add(label, first_time.classes, first_time.values)
+            if self.evidence.settled != settled and self.rules.task == "auto":
+                self._taken.notes.append(f"its answers are {SAYS[self.evidence.settled]}, by its first labels")
             if label:
                 self.early.extend(range(first, self.waiting.following))
             else:

@@ -14,7 +14,8 @@ from streamproc.kernels import U32
 
 Bools = npt.NDArray[np.bool_]
 
-TASKS: Final = ("classes", "number", "probability")
+#: What a model's answers are, by its task.
+SAYS: Final = {"classes": "classes", "number": "numbers", "probability": "probabilities"}
 
 #: Answers, and labels, from which a task is settled for good.
 _ANSWERS: Final = 50

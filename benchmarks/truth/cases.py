@@ -742,7 +742,7 @@ _FEATURES = (
             else _native(i, rng, features={"a": None if i >= AFTER and i % 10 < 3 else rng.gauss(0, 1)}))),
         expect=(Expect("missing_features", None, 0.3),),
         alerts=frozenset({"missing_features"}),
-        may=_CORRELATED,
+        may=_CORRELATED | {"insufficient_samples"},
     ),
     Case(
         name="nested_features",

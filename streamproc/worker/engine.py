@@ -461,6 +461,8 @@ class Engine:
         m.repeated.inc(out.repeated)
         for outcome, n in out.accounts().items():
             m.records.labels(outcome).inc(n)
+        for model, note in out.notes:
+            log.info("a model", model=model, what=note)
         for reason, n in out.ignored.items():
             # A word that nobody knows is a producer's own: as a label of a metric there would be no end of them.
             m.ignored.labels(reason.partition(" of an unknown kind")[0]).inc(n)
