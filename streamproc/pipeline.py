@@ -96,6 +96,9 @@ PART = "\x00"
 #: A model may be forgotten for a newcomer once it has been quiet this long.
 _REPLACEABLE_AFTER_US = 600_000_000
 
+#: What becomes of an event.
+OUTCOMES = ("scored", "rejected", "paired", "late", "fenced", "ignored")
+
 _SUMS = (
     "came", "scored", "paired", "events", "late", "fenced", "refused", "misplaced", "unanswered", "outnumbered",
     "repeated",
@@ -143,15 +146,9 @@ class Output(Struct):
             setattr(self, name, getattr(self, name) + getattr(part, name))
 
     def accounts(self) -> dict[str, int]:
-        """Return what became of all that came, each event once; the values sum to `came`."""
-        return {
-            "scored": self.scored,
-            "rejected": len(self.rejected),
-            "paired": self.paired,
-            "late": self.late,
-            "fenced": self.fenced,
-            "ignored": self.ignored.total(),
-        }
+        """Return what became of all that came, by `OUTCOMES`, each event once; the values sum to `came`."""
+        counts = (self.scored, len(self.rejected), self.paired, self.late, self.fenced, self.ignored.total())
+        return dict(zip(OUTCOMES, counts, strict=True))
 
     def note(self, model: ModelState, before: tuple[int, int, int]) -> None:
         """Add what became of a model's records, and what it has lost since `before`, its `losses` then."""

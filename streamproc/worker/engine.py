@@ -460,12 +460,12 @@ class Engine:
         m.outnumbered.inc(out.outnumbered)
         m.repeated.inc(out.repeated)
         for outcome, n in out.accounts().items():
-            m.records.labels(outcome).inc(n)
+            m.outcomes.labels(outcome=outcome).inc(n)
         for model, note in out.notes:
             log.info("a model", model=model, what=note)
         for reason, n in out.ignored.items():
             # A word that nobody knows is a producer's own: as a label of a metric there would be no end of them.
-            m.ignored.labels(reason.partition(" of an unknown kind")[0]).inc(n)
+            m.ignored.labels(reason=reason.partition(" of an unknown kind")[0]).inc(n)
         if out.evicted:
             m.evicted.inc(len(out.evicted))
         if len(held.unawaited) > 5000:

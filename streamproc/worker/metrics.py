@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 
 from streamproc.config import Severity
 from streamproc.events import REASONS, Category
+from streamproc.pipeline import OUTCOMES
 
 #: Steps of alerts and of incidents.
 _ACTIONS = ("opened", "updated", "escalated", "resolved")
@@ -41,7 +42,7 @@ class Metrics:
         self.evicted = counter("evicted_series_total", "Models forgotten: idle, or for a newcomer.")
         self.unanswered = counter("unanswered_requests_total", "Requests given up on without a response.")
         self.outnumbered = counter("outnumbered_halves_total", "Requests or responses given up on for want of room.")
-        self.records = counter("records_total", "Events that came, by its outcome: all sum to them.", ("outcome",))
+        self.outcomes = counter("records_total", "Events that came, by its outcome: all sum to them.", ("outcome",))
         self.ignored = counter("ignored_total", "Events that were understood and are not watched, by why.", ("reason",))
         self.repeated = counter("repeated_halves_total", "Requests or responses that came again, or too late.")
         self.joins = counter("label_joins_total", "What became of predictions and labels to be joined.", ("outcome",))
@@ -101,6 +102,8 @@ class Metrics:
             self.events.labels(topic=topic)
             self.records.labels(topic=topic)
             self.bytes.labels(topic=topic)
+        for outcome in OUTCOMES:
+            self.outcomes.labels(outcome=outcome)
         for reason in REASONS:
             self.dead_letters.labels(reason=reason)
         for kind in ("unknown_model", "other_classes"):
