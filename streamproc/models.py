@@ -28,7 +28,7 @@ from streamproc.watch import Basis, Watch, end_unwatched
 from streamproc.windows import Accumulator, Windows
 
 #: Format of a model's state; older ones are refused by name rather than misread.
-STATE_VERSION = 4
+STATE_VERSION = 5
 
 #: Metrics, and classes or labels, watched per model beyond which newcomers share one name.
 OTHER = "(other)"
