@@ -128,7 +128,9 @@ def row_answer(predictions: Any) -> Outcome:
         return found
     if all(isinstance(r, dict) for r in rows):
         return _objects_answer(rows)
-    if all(isinstance(r, list) and len(r) == len(rows[0]) for r in rows):
+    if len(rows) == 1 and (ranked := _ranked(rows[0])) is not None:
+        found.scores = ranked
+    elif all(isinstance(r, list) and len(r) == len(rows[0]) for r in rows):
         flat = [v for r in rows for v in r]
         if any(isinstance(v, list | dict) for v in flat):
             found.unreadable = True
@@ -142,7 +144,7 @@ def row_answer(predictions: Any) -> Outcome:
 
 
 #: What objects call an answer, a class, how sure they are of it, and shares by class.
-_LABELS = ("label", "class", "class_name", "predicted_class", "prediction", "predicted_label", "sentiment")
+_LABELS = ("label", "class", "class_name", "predicted_class", "predicted_label", "sentiment", "prediction")
 _VALUES = ("value", "prediction", "score", "probability", "output", "result")
 _SHARES = ("scores", "probabilities", "proba", "probs")
 
@@ -159,15 +161,14 @@ def _objects_answer(rows: Sequence[dict[str, Any]]) -> Outcome:
             found.unreadable = True
         return found
     found.rows = 1
-    label = next((v for k in _LABELS if isinstance(v := one.get(k), str | bool) and str(v)), None)
+    label = next((name for k in _LABELS if (name := _label_of(k, one.get(k))) is not None), None)
     shares = next((v for k in _SHARES if isinstance(v := one.get(k), dict | list) and v), None)
     if isinstance(shares, list):
         shares = [n for v in shares if (n := _finite(v)) is not None] or None
     elif isinstance(shares, dict):
         shares = {str(k)[:MAX_TEXT]: n for k, v in shares.items() if (n := _finite(v)) is not None} or None
     found.scores = shares
-    if isinstance(label, str | bool):
-        found.label = label if isinstance(label, bool) else label[:MAX_TEXT]
+    found.label = label
     value = next((v for k in _VALUES if (v := _finite(one.get(k))) is not None), None)
     if found.label is not None:
         if value is not None and 0.0 <= value <= 1.0:
@@ -175,6 +176,29 @@ def _objects_answer(rows: Sequence[dict[str, Any]]) -> Outcome:
     else:
         found.value = value
     return found
+
+
+def _label_of(name: str, value: Any) -> str | None:
+    """Return the class that a member of an object names, None for none; `prediction` may as well be a number."""
+    if isinstance(value, str):
+        return value[:MAX_TEXT] or None
+    if isinstance(value, bool) or (isinstance(value, int) and name != "prediction"):
+        return str(value)
+    return None
+
+
+def _ranked(row: Any) -> dict[str, float] | None:
+    """Return shares by class of one row that is a list of objects, a class and its score each; None for another."""
+    if not isinstance(row, list) or not row or not all(isinstance(c, dict) for c in row):
+        return None
+    found = {}
+    for one in row[:MAX_FEATURES]:
+        label = next((name for k in _LABELS if (name := _label_of(k, one.get(k))) is not None), None)
+        score = _finite(one.get("score", one.get("probability")))
+        if label is None or score is None:
+            return None
+        found[label] = score
+    return found if len(found) == len(row[:MAX_FEATURES]) else None
 
 
 def _opened(values: Sequence[Any]) -> Sequence[Any]:
@@ -189,6 +213,9 @@ def _opened(values: Sequence[Any]) -> Sequence[Any]:
 
 def _add(found: Outcome, values: Sequence[Any], rows: int) -> None:
     if isinstance(values[0], dict | list):
+        if len(values) == 1 and (ranked := _ranked(values[0])) is not None:
+            found.scores = found.scores or ranked
+            return
         flat = [w for v in values for w in (v if isinstance(v, list) else [v])]
         other = _objects_answer(flat) if flat and all(isinstance(w, dict) for w in flat) else Outcome(unreadable=True)
         for name in ("value", "label", "score", "scores"):
