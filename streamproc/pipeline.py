@@ -99,6 +99,9 @@ _REPLACEABLE_AFTER_US = 600_000_000
 #: What becomes of an event.
 OUTCOMES = ("scored", "rejected", "paired", "late", "fenced", "ignored")
 
+#: Records after which a path of the field map that never found anything is named.
+_MAPPED = 500
+
 _SUMS = (
     "came", "scored", "paired", "events", "late", "fenced", "refused", "misplaced", "unanswered", "outnumbered",
     "repeated",
@@ -209,6 +212,7 @@ class Pipeline:
 
     def _read_by(self, book: RuleBook) -> None:
         self._templates: Templates | None = None
+        self._told_unmapped = False
         self._decoder: Decoder | OwnDecoder
         if self.kind in _OURS:
             self._decoder = _OURS[self.kind](book.config)
@@ -270,6 +274,14 @@ class Pipeline:
             self.clock[kernels.LATEST] = max(int(self.clock[kernels.LATEST]), self.clock_us)
         return self.clock
 
+    def _tell_unmapped(self, out: Output) -> None:
+        """Name, once there were enough records, the paths of the field map at which none had anything."""
+        fields = None if isinstance(self._decoder, OwnDecoder) else self._decoder.field_map
+        if fields is None or self._told_unmapped or fields.records < _MAPPED:
+            return
+        self._told_unmapped = True
+        out.notes += [(f"fields.{self.kind}.{name}", f"nothing was found at {path} yet") for name, path in fields.unseen()]
+
     def time_of(self, value: bytes, headers: Sequence[Header] = (), key: bytes | None = None) -> int | None:
         """Return the latest time in microseconds of the events in one record, None where none of them says one."""
         if isinstance(self._decoder, OwnDecoder):
@@ -315,6 +327,7 @@ class Pipeline:
         # A record that is ahead of the others counts as arrived at its own time, and moves nothing else.
         arrivals = np.maximum(settled, stamps)
         shared = Shared(np.asarray(batch.offsets, np.int64), stamps, arrivals, before, settled)
+        self._tell_unmapped(out)
         if self._templates is None:
             decoded = self._decoder.decode(batch)
             out.rejected = decoded.rejected
