@@ -280,7 +280,8 @@ class Pipeline:
         if fields is None or self._told_unmapped or fields.records < _MAPPED:
             return
         self._told_unmapped = True
-        out.notes += [(f"fields.{self.kind}.{name}", f"nothing was found at {path} yet") for name, path in fields.unseen()]
+        place = f"fields.{self.kind}"
+        out.notes += [(f"{place}.{name}", f"nothing was found at {path} yet") for name, path in fields.unseen()]
 
     def time_of(self, value: bytes, headers: Sequence[Header] = (), key: bytes | None = None) -> int | None:
         """Return the latest time in microseconds of the events in one record, None where none of them says one."""
