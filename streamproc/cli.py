@@ -690,7 +690,7 @@ def _summarise(report: Report, seconds: float, config: Config, pipelines: list[P
     if report.late:
         say(f"late: {report.late:,}, after their window had closed; see `lateness`")
     if report.refused:
-        say(f"refused: {report.refused:,}, of models beyond max_series or outside discover.models")
+        say(f"refused: {report.refused:,}, of models beyond max_series")
     if report.untimed:
         say(f"without a time: {report.untimed:,}; taken as a millisecond after the event before")
     by_kind = {p.kind: p.models for p in pipelines}
