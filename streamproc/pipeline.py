@@ -202,6 +202,7 @@ class Pipeline:
         self.gone: set[str] = set()
         self.clock_us = 0  # the arrival clock: the greatest record time that a quorum of records has come to
         self.clock = new_clock()
+        self._wall_us = 0  # to where the clock was let pass without a record
         # Our own records come seldom, and have the times of our own clocks.
         self._slack_us = ANY_STEP if kind in _OURS else _CLOCK_SLACK_US
         self.next_offset = 0
@@ -247,7 +248,7 @@ class Pipeline:
         out.ignored += unpacked.ignored
         out.came += len(unpacked.rejected) + unpacked.ignored.total()
         # What holds nothing for us moves the clock too.
-        self.clock_us = max(self.clock_us, int(settled[-1]))
+        self.clock_us = max(self._wall_us, int(settled[-1]))
         self.next_offset = int(batch.offsets[-1]) + 1
         self._run_due(out)
         return out
@@ -270,8 +271,8 @@ class Pipeline:
 
     def _clock(self) -> I64:
         """Return the arrival clock to go on with: the wall may have moved it since the last record."""
-        if self.clock_us > 0:
-            self.clock[kernels.LATEST] = max(int(self.clock[kernels.LATEST]), self.clock_us)
+        if self._wall_us > 0:
+            self.clock[kernels.LATEST] = max(int(self.clock[kernels.LATEST]), self._wall_us)
         return self.clock
 
     def _tell_unmapped(self, out: Output) -> None:
@@ -338,7 +339,7 @@ class Pipeline:
             groups = self._grouped_columns(batch, self._templates, shared, out)
         for group in groups:
             self._take(group, batch, out)
-        self.clock_us = max(self.clock_us, int(settled[-1]))
+        self.clock_us = max(self._wall_us, int(settled[-1]))
         self.next_offset = int(shared.offsets[-1]) + 1
         self._run_due(out)
         out.rejected.sort(key=lambda r: r.row)
@@ -347,6 +348,7 @@ class Pipeline:
     def advance(self, clock_us: int) -> Output:
         """Let the arrival clock pass without a record: what is silent or idle comes to its end."""
         out = Output()
+        self._wall_us = max(self._wall_us, clock_us)
         self.clock_us = max(self.clock_us, clock_us)
         self._run_due(out)
         return out
@@ -592,7 +594,7 @@ class Pipeline:
     def restore_manifest(self, manifest: dict[str, Any]) -> None:
         """Take up what `manifest` gave."""
         self.next_offset = int(manifest["next_offset"])
-        self.clock_us = int(manifest["clock_us"])
+        self.clock_us = self._wall_us = int(manifest["clock_us"])
         if "clock" in manifest:
             self.clock = np.array(manifest["clock"], np.int64)
         if "fleet" in manifest:
@@ -634,7 +636,7 @@ class Pipeline:
         model = self.models[name]
         model.next_offset, model.sent_on = 0, -1  # offsets of another log
         # What it has had is the past: nothing that comes here is before it on the arrival clock.
-        self.clock_us = max(self.clock_us, model.last_arrival_us)
+        self.clock_us = self._wall_us = max(self.clock_us, model.last_arrival_us)
         self.gone.discard(name)
         self.dirty.add(name)
 
