@@ -459,18 +459,22 @@ class Engine:
         m.unanswered.inc(out.unanswered)
         m.outnumbered.inc(out.outnumbered)
         m.repeated.inc(out.repeated)
-        for outcome, n in out.accounts().items():
-            m.outcomes.labels(outcome=outcome).inc(n)
+        if pipeline.kind in SOURCES:  # what we send ourselves has been counted where it came from
+            self._count(out)
         for model, note in out.notes:
             log.info("a model", model=model, what=note)
-        for reason, n in out.ignored.items():
-            # A word that nobody knows is a producer's own: as a label of a metric there would be no end of them.
-            m.ignored.labels(reason=reason.partition(" of an unknown kind")[0]).inc(n)
         if out.evicted:
             m.evicted.inc(len(out.evicted))
         if len(held.unawaited) > 5000:
             await asyncio.gather(*held.unawaited)
             held.unawaited.clear()
+
+    def _count(self, out: Output) -> None:
+        for outcome, n in out.accounts().items():
+            self.metrics.outcomes.labels(outcome=outcome).inc(n)
+        for reason, n in out.ignored.items():
+            # A word that nobody knows is a producer's own: as a label of a metric there would be no end of them.
+            self.metrics.ignored.labels(reason=reason.partition(" of an unknown kind")[0]).inc(n)
 
     async def _send(
         self, held: Owned, topic: str, key: bytes | None, value: bytes | None, headers: list[tuple[str, bytes]]
