@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 import msgspec
 from msgspec import Struct, field
 
-from streamproc import coercion, compression, feature_values, genai, serving, tensors
+from streamproc import coercion, compression, feature_values, framed, genai, serving, tensors
 from streamproc.events import (
     TOPIC_HEADER,
     Feedback,
@@ -249,7 +249,8 @@ class Decoder:
                 raise
             if not value:
                 raise
-            registry = "; avro, protobuf: framed for a schema registry, of which none is asked" * (value[:1] == b"\0")
+            packed = value[:1] == b"\0" or framed.has_header(headers)
+            registry = "; avro, protobuf: framed for a schema registry, of which none is asked" * packed
             raise self._unknown(f"json: the first byte begins no object{registry}", headers) from None
         else:
             if self.kind is Prediction and _is_marked(event, value):

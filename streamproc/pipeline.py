@@ -48,7 +48,7 @@ from streamproc.events import (
     time_us,
 )
 from streamproc.feed import INCIDENTS, PAGES, FeedDecoder
-from streamproc.framed import Codec
+from streamproc.framed import Codec, SchemaName
 from streamproc.incidents import IncidentState
 from streamproc.joins import JoinDecoder
 from streamproc.models import (
@@ -190,10 +190,10 @@ class Pipeline:
         max_series: int | None = None,
         budget_share: float = 1.0,
         deduplicate: bool = False,
-        codecs: Mapping[int, Codec] | None = None,
+        codecs: Mapping[SchemaName, Codec] | None = None,
     ) -> None:
         self.book = book
-        self.codecs = codecs  # by number of their schemas; None where no registry is asked
+        self.codecs = codecs  # by what names their schemas; None where no registry is asked
         self.kind = kind
         self.topic = topic
         self.partition = partition

@@ -26,7 +26,7 @@ from streamproc.config import Config
 from streamproc.errors import ForeignState, SnapshotError, StreamprocError
 from streamproc.events import FLEET_KEY, Alert, Feedback, RecordBatch, Rejected, Span
 from streamproc.rules import RuleBook
-from streamproc.unpack import schema_ids
+from streamproc.unpack import schemas
 from streamproc.worker import driver, snapshots
 from streamproc.worker.beginnings import Beginning, Log, begin, inside, outside
 from streamproc.worker.deadletters import dead_letter
@@ -296,7 +296,7 @@ class Engine:
     async def receive(self, batch: RecordBatch) -> None:
         """Take one batch from Kafka: to score it, or to send it on under its models' keys."""
         if self.registry is not None:
-            await self.registry.learn(schema_ids(batch.values))
+            await self.registry.learn(schemas(batch))
         if batch.topic in self.forwarders:
             await self.forward(batch)
         else:

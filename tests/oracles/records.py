@@ -298,7 +298,7 @@ def _half(draw: Draw, of: int, *, request: bool) -> tuple[dict[str, str], Any]:
 
 def kserve(draw: Draw) -> Record:
     """Either half of a few exchanges: some come twice, some never have their other half."""
-    of = draw.number - draw.rng.randrange(4)
+    of = max(0, draw.number - draw.rng.randrange(4))
     half_of = random.Random(of * 2 + (request := draw.often(0.5)))
     body_draw = Draw(draw.number, half_of.randrange(1 << 30))
     attributes, body = _half(body_draw, of, request=request)
