@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 import msgspec
 from msgspec import Struct, field
 
-from streamproc import coercion, compression, feature_values, genai, serving, tensors
+from streamproc import coercion, compression, feature_values, framed, genai, serving, tensors
 from streamproc.events import (
     TOPIC_HEADER,
     Feedback,
@@ -28,6 +28,7 @@ from streamproc.events import (
     Telemetry,
     Time,
     error_type,
+    failed_status,
     model_name,
 )
 from streamproc.field_map import FieldMap, FieldPath
@@ -224,7 +225,12 @@ class Decoder:
         if self.kind is Prediction and envelope.type.startswith(serving.KSERVE):
             names = [n for n in envelope.__struct_fields__ if n not in ("data", "data_base64")]
             return _halves(serving.kserve, {n: getattr(envelope, n) for n in names}, data)
-        event = self._bare(data, headers)
+        try:
+            event = self._bare(data, headers)
+        except msgspec.DecodeError:  # what base64 hides was not looked through for NaN
+            if (plain := coercion.without_nan(data)) is None:
+                raise
+            event = self._bare(plain, headers)
         event.id = getattr(event, "id", "") or envelope.id
         event.source = getattr(event, "source", "") or envelope.source
         if event.time is None:
@@ -243,7 +249,8 @@ class Decoder:
                 raise
             if not value:
                 raise
-            registry = "; avro, protobuf: framed for a schema registry, of which none is asked" * (value[:1] == b"\0")
+            packed = value[:1] == b"\0" or framed.has_header(headers)
+            registry = "; avro, protobuf: framed for a schema registry, of which none is asked" * packed
             raise self._unknown(f"json: the first byte begins no object{registry}", headers) from None
         else:
             if self.kind is Prediction and _is_marked(event, value):
@@ -402,8 +409,9 @@ def _complete(event: Any, headers: Sequence[Header]) -> None:
             if not getattr(event, name, "-"):
                 setattr(event, name, value.decode())
         elif name == "statuscode" and type(event) is Prediction:
-            if event.http_status is None:
-                event.http_status = value.decode("utf-8", "replace")
+            status = value.decode("utf-8", "replace")
+            if event.http_status is None or failed_status(status):  # a failure is one, wherever it is told of
+                event.http_status = status
         elif name == "type" and value.startswith(_KSERVE) and type(event) is Prediction:
             raise ValueError("not ours, whatever it looks like")
 

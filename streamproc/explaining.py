@@ -95,8 +95,8 @@ def _formats(
         yield f"CloudEvents, binary (type {attributes.get('type', b'').decode('utf-8', 'replace') or 'not told'})"
     if value is not None and compression.is_compressed(value):
         yield "gzip" if value[:2] == b"\x1f\x8b" else "zstd"
-    elif (number := framed.schema_id(value)) is not None:
-        yield f"framed for a schema registry (schema {number})"
+    elif (schema := framed.schema_name(value, headers)) is not None:
+        yield f"framed for a schema registry (schema {schema})"
     elif packed and events:
         yield "OpenTelemetry traces"
     if value is not None and b'"specversion"' in value:

@@ -1,11 +1,12 @@
-"""Values framed for a schema registry: Avro, Protocol Buffers and JSON, by the schema whose number they carry.
+"""Values framed for a schema registry: Avro, Protocol Buffers and JSON, by the schema that they or their headers name.
 
-A frame is a zero byte, the schema's number in four bytes, and the value. Numbers stand for one schema for ever, so
-what a value comes to is decided by the log and the registry's past alone.
+A frame is a zero byte, the schema's number in four bytes, and the value. Newer serializers leave the value as it is,
+and put into a header a byte of 1 and the schema's GUID, of 16 bytes, or a frame without a value. Numbers and GUIDs
+stand for one schema for ever, so what a value comes to is decided by the log and the registry's past alone.
 
 References
 ----------
-[^1]: Confluent, 2024. Formats, serializers and deserializers: wire format.
+[^1]: Confluent, 2025. Formats, serializers and deserializers: wire format; schema IDs in headers, since Platform 8.1.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import base64
 import datetime as dt
 import io
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
@@ -20,11 +22,21 @@ import msgspec
 import orjson
 
 from streamproc import wire
+from streamproc.events import Header
 
 #: From a value without its frame to JSON.
 Codec = Callable[[bytes], bytes]
 
 FRAME: Final = 5
+
+#: The header that names the schema of a value without a frame.
+HEADER: Final = "__value_schema_id"
+
+#: A byte of 1 and a GUID.
+_GUID: Final = 17
+
+#: What a registry knows a schema by: its number, or its GUID as it is written in text.
+SchemaName = int | str
 
 
 def schema_id(value: bytes | None) -> int | None:
@@ -34,11 +46,47 @@ def schema_id(value: bytes | None) -> int | None:
     return int.from_bytes(value[1:FRAME], "big")
 
 
-def json_of(value: bytes, codecs: Mapping[int, Codec]) -> bytes:
-    """Return a framed value as JSON. Raise ValueError where it cannot be read, KeyError for an unknown schema."""
-    codec = codecs[int.from_bytes(value[1:FRAME], "big")]
+def has_header(headers: Sequence[Header]) -> bool:
+    """Whether a record's headers name the schema of its value."""
+    return any(key == HEADER and value is not None for key, value in headers)
+
+
+def of_header(headers: Sequence[Header]) -> tuple[SchemaName, bytes] | None:
+    """Return the schema that a record's headers name, and what of the header a codec reads before the value.
+
+    That is, of Protobuf, which message of its file the value is. None where no header names a schema; raise ValueError
+    where it does so in no known form.
+    """
+    told = next((value for key, value in headers if key == HEADER), None)
+    if told is None:
+        return None
+    if told[:1] == b"\1" and len(told) >= _GUID:
+        return str(uuid.UUID(bytes=told[1:_GUID])), told[_GUID:]
+    number = schema_id(told)
+    if number is None:
+        raise ValueError(f"header `{HEADER}`: neither a number of a schema nor a GUID")
+    return number, told[FRAME:]
+
+
+def schema_name(value: bytes | None, headers: Sequence[Header]) -> SchemaName | None:
+    """Return what a record's value is to be read by, None where neither it nor its headers name a schema."""
     try:
-        return codec(value[FRAME:])
+        told = of_header(headers)
+    except ValueError:
+        return None
+    return schema_id(value) if told is None else told[0]
+
+
+def json_of(value: bytes, codecs: Mapping[SchemaName, Codec], headers: Sequence[Header] = ()) -> bytes:
+    """Return a value as JSON, by the schema that its headers name, or else its frame.
+
+    Raise ValueError where it cannot be read, KeyError for an unknown schema.
+    """
+    told = of_header(headers)
+    name, before, data = (*told, value) if told else (int.from_bytes(value[1:FRAME], "big"), b"", value[FRAME:])
+    codec = codecs[name]
+    try:
+        return codec(before + data)
     except ValueError:
         raise
     except Exception as e:  # each library has errors of its own for bytes that do not fit a schema

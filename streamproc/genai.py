@@ -336,7 +336,7 @@ def call(tree: dict[str, Any]) -> Prediction | Ignored | None:
     if scores:
         known["retrieval_score"] = max(scores)
     began, ended = _moment(tree, "startTimeUnixNano", "start_time"), _moment(tree, "endTimeUnixNano", "end_time")
-    duration = known.get("duration_s", _number(tree.get("duration_s")))
+    duration = known.get("duration_s", _number(tree.get("duration_s", attributes.get("duration_s"))))
     if duration is None and began is not None and ended is not None:
         duration = (ended - began).total_seconds()
     if "time_to_first_token_s" not in known and began is not None:

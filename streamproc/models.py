@@ -34,6 +34,9 @@ STATE_VERSION = 5
 OTHER = "(other)"
 MAX_METRICS = 200
 
+#: Why a measurement is ignored.
+METRIC_BEYOND = f"metric beyond the first {MAX_METRICS} of its model"
+
 #: Features an alert names at most.
 _MAX_SHARES = 5
 
@@ -569,8 +572,9 @@ class TelemetryState(ModelState):
         alerts: list[Alert] = []
         for name, at in rows.items():
             if name == OTHER:  # unlike things have no common normal
-                self._taken.scored -= len(at)
-                self._taken.ignored[f"metric beyond the first {MAX_METRICS} of its model"] += len(at)
+                timely = int(np.count_nonzero(~placed.late[at]))  # what is late was counted as that
+                self._taken.scored -= timely
+                self._taken.ignored[METRIC_BEYOND] += timely
                 continue
             values = np.array(
                 [e.value if e.value is not None else e.sum / e.count for e in (events[i] for i in at)], np.float64

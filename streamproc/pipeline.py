@@ -33,6 +33,7 @@ from streamproc.errors import SnapshotError
 from streamproc.events import (
     MAX_NAME,
     ORIGIN_HEADER,
+    REASONS,
     Alert,
     Feedback,
     Header,
@@ -47,10 +48,11 @@ from streamproc.events import (
     time_us,
 )
 from streamproc.feed import INCIDENTS, PAGES, FeedDecoder
-from streamproc.framed import Codec
+from streamproc.framed import Codec, SchemaName
 from streamproc.incidents import IncidentState
 from streamproc.joins import JoinDecoder
 from streamproc.models import (
+    METRIC_BEYOND,
     STATE_VERSION,
     EventRows,
     Group,
@@ -60,12 +62,12 @@ from streamproc.models import (
     TelemetryState,
 )
 from streamproc.pages import PageState
-from streamproc.predictions import PredictionState
+from streamproc.predictions import TOLD_TWICE, PredictionState
 from streamproc.quality import QualityState
 from streamproc.rules import RuleBook, detectors_of
 from streamproc.signals import Kind
 from streamproc.templates import Templates
-from streamproc.unpack import Unpacked, unpack
+from streamproc.unpack import OTHER_SPAN, Unpacked, unpack
 from streamproc.windows import ANY_STEP, new_clock
 
 _KINDS: dict[Kind, type[Prediction] | type[Telemetry] | type[Label]] = {
@@ -101,6 +103,10 @@ OUTCOMES = ("scored", "rejected", "paired", "late", "fenced", "ignored")
 
 #: Records after which a path of the field map that never found anything is named.
 _MAPPED = 500
+_BEYOND, _NOT_WATCHED, _PART = "model beyond max_series", "model not to be watched", "part of a record: {}"
+
+#: Why events are ignored; of spans there are as many reasons more as they have words for themselves.
+IGNORED = (_BEYOND, _NOT_WATCHED, OTHER_SPAN, TOLD_TWICE, METRIC_BEYOND, *map(_PART.format, REASONS))
 
 _SUMS = (
     "came", "scored", "paired", "events", "late", "fenced", "refused", "misplaced", "unanswered", "outnumbered",
@@ -186,10 +192,10 @@ class Pipeline:
         max_series: int | None = None,
         budget_share: float = 1.0,
         deduplicate: bool = False,
-        codecs: Mapping[int, Codec] | None = None,
+        codecs: Mapping[SchemaName, Codec] | None = None,
     ) -> None:
         self.book = book
-        self.codecs = codecs  # by number of their schemas; None where no registry is asked
+        self.codecs = codecs  # by what names their schemas; None where no registry is asked
         self.kind = kind
         self.topic = topic
         self.partition = partition
@@ -264,7 +270,7 @@ class Pipeline:
         for rejected in (*unpacked.rejected, *found):
             row = rejected.row
             if failed[row] < events[row] or row in by_row:
-                out.ignored[f"part of a record: {rejected.error_type}"] += 1
+                out.ignored[_PART.format(rejected.error_type)] += 1
             else:
                 by_row[row] = rejected
         return [by_row[row] for row in sorted(by_row)]
@@ -443,7 +449,7 @@ class Pipeline:
             if model is None:
                 known = self.kind == "alerts" or self.book.discovers(name)
                 out.refused += len(group) if known else 0
-                out.ignored["model beyond max_series" if known else "model not to be watched"] += len(group)
+                out.ignored[_BEYOND if known else _NOT_WATCHED] += len(group)
                 return
         self.fleet.note(name)
         if group.shared.offsets[0] < model.next_offset:  # the fence: its snapshot already covers these

@@ -34,6 +34,9 @@ MAX_ERRORS = 20
 #: Calls of language models that are remembered by the id of their response: the two spans of one end seconds apart.
 _CALLS_SEEN = 2048
 
+#: Why the second span of one call is ignored.
+TOLD_TWICE = "span: a call told twice"
+
 #: Windows with enough samples after which a signal is missed, and the most that are counted: so long is it missed.
 _ENOUGH, _ENOUGH_OF = 10, 40
 
@@ -125,7 +128,7 @@ class PredictionState(ModelState):
                 del self.calls_seen[next(iter(self.calls_seen))]
         if kept.all():
             return group
-        self._taken.ignored["span: a call told twice"] += int(np.count_nonzero(~kept))
+        self._taken.ignored[TOLD_TWICE] += int(np.count_nonzero(~kept))
         return group.at(kept)
 
     def _observe(self, group: Group) -> list[Alert]:

@@ -13,7 +13,7 @@ import orjson
 from msgspec import Struct
 
 from streamproc import compression, framed, genai, otlp
-from streamproc.events import TOPIC_HEADER, RecordBatch, Rejected
+from streamproc.events import TOPIC_HEADER, Header, RecordBatch, Rejected
 
 
 class Unpacked(Struct, gc=False):
@@ -28,22 +28,31 @@ class Unpacked(Struct, gc=False):
     ignored: Counter[str]
 
 
-def schema_ids(values: Sequence[bytes | None]) -> set[int]:
-    """Return the numbers of the schemas that values are framed by."""
-    return {number for v in values if (number := framed.schema_id(v)) is not None}
+def schemas(batch: RecordBatch) -> set[framed.SchemaName]:
+    """Return what names the schemas that values are framed by, or that their headers name."""
+    pairs = zip(batch.values, batch.headers, strict=True)
+    return {name for v, h in pairs if v is not None and (name := framed.schema_name(v, h)) is not None}
 
 
 def unpack(
-    batch: RecordBatch, codecs: Mapping[int, framed.Codec] | None, *, traces: bool, max_bytes: int = 4_000_000
+    batch: RecordBatch,
+    codecs: Mapping[framed.SchemaName, framed.Codec] | None,
+    *,
+    traces: bool,
+    max_bytes: int = 4_000_000,
 ) -> Unpacked | None:
     """Return a batch unpacked, None where nothing in it is packed.
 
     codecs: of every schema there is, None where no registry is asked; traces: whether spans may come.
     """
+    headed = codecs is not None and any(map(framed.has_header, batch.headers))
     # Of most batches the few different beginnings tell that nothing in them is packed.
-    if not any(_may_be_packed(head) for head in {v[:_HEAD] for v in batch.values if v}):
+    if not headed and not any(_may_be_packed(head) for head in {v[:_HEAD] for v in batch.values if v}):
         return None
     marked = [_kind(v, codecs is not None, traces=traces) for v in batch.values]
+    if headed:
+        pairs = zip(marked, batch.headers, strict=True)
+        marked = [_FRAMED if framed.has_header(own) else kind for kind, own in pairs]
     if not any(marked):
         return None
     rows: list[int] = []
@@ -59,15 +68,14 @@ def unpack(
             values.append(value)
             continue
         try:
-            found = _records(value, kind, codecs or {}, max_bytes)
+            found = _records(value, kind, codecs or {}, max_bytes, batch.headers[row])
         except compression.CompressionError as e:
             rejected.append(Rejected(row, batch.offsets[row], e.error_type, str(e)))
             continue
         except KeyError:
-            number = framed.schema_id(value)
-            rejected.append(
-                Rejected(row, batch.offsets[row], "unknown_schema", f"the registry has no schema of number {number}")
-            )
+            name = framed.schema_name(value, batch.headers[row])
+            why = f"the registry has no schema of {'GUID' if isinstance(name, str) else 'number'} {name}"
+            rejected.append(Rejected(row, batch.offsets[row], "unknown_schema", why))
             continue
         except (ValueError, RecursionError) as e:
             if kind == _MAYBE:  # not OTLP's after all
@@ -123,10 +131,16 @@ def _kind(value: bytes | None, registry: bool, *, traces: bool) -> int:
     return _COMPRESSED if compression.is_compressed(value) else 0
 
 
-def _records(value: bytes, kind: int, codecs: Mapping[int, framed.Codec], max_bytes: int) -> list[bytes]:
+def _records(
+    value: bytes,
+    kind: int,
+    codecs: Mapping[framed.SchemaName, framed.Codec],
+    max_bytes: int,
+    headers: Sequence[Header],
+) -> list[bytes]:
     """Return the events in a value; empty for what is none to us."""
     if kind == _FRAMED:
-        return [framed.json_of(value, codecs)]
+        return [framed.json_of(value, codecs, headers)]
     if kind == _COMPRESSED:
         plain = compression.decompress(value, max_bytes=max_bytes)
         kind = _kind(plain, registry=False, traces=True)

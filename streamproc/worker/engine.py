@@ -26,7 +26,7 @@ from streamproc.config import Config
 from streamproc.errors import ForeignState, SnapshotError, StreamprocError
 from streamproc.events import FLEET_KEY, Alert, Feedback, RecordBatch, Rejected, Span
 from streamproc.rules import RuleBook
-from streamproc.unpack import schema_ids
+from streamproc.unpack import schemas
 from streamproc.worker import driver, snapshots
 from streamproc.worker.beginnings import Beginning, Log, begin, inside, outside
 from streamproc.worker.deadletters import dead_letter
@@ -296,7 +296,7 @@ class Engine:
     async def receive(self, batch: RecordBatch) -> None:
         """Take one batch from Kafka: to score it, or to send it on under its models' keys."""
         if self.registry is not None:
-            await self.registry.learn(schema_ids(batch.values))
+            await self.registry.learn(schemas(batch))
         if batch.topic in self.forwarders:
             await self.forward(batch)
         else:
@@ -459,18 +459,22 @@ class Engine:
         m.unanswered.inc(out.unanswered)
         m.outnumbered.inc(out.outnumbered)
         m.repeated.inc(out.repeated)
-        for outcome, n in out.accounts().items():
-            m.outcomes.labels(outcome=outcome).inc(n)
+        if pipeline.kind in SOURCES:  # what we send ourselves has been counted where it came from
+            self._count(out)
         for model, note in out.notes:
             log.info("a model", model=model, what=note)
-        for reason, n in out.ignored.items():
-            # A word that nobody knows is a producer's own: as a label of a metric there would be no end of them.
-            m.ignored.labels(reason=reason.partition(" of an unknown kind")[0]).inc(n)
         if out.evicted:
             m.evicted.inc(len(out.evicted))
         if len(held.unawaited) > 5000:
             await asyncio.gather(*held.unawaited)
             held.unawaited.clear()
+
+    def _count(self, out: Output) -> None:
+        for outcome, n in out.accounts().items():
+            self.metrics.outcomes.labels(outcome=outcome).inc(n)
+        for reason, n in out.ignored.items():
+            # A word that nobody knows is a producer's own: as a label of a metric there would be no end of them.
+            self.metrics.ignored.labels(reason=reason.partition(" of an unknown kind")[0]).inc(n)
 
     async def _send(
         self, held: Owned, topic: str, key: bytes | None, value: bytes | None, headers: list[tuple[str, bytes]]

@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 
 from streamproc.config import Severity
 from streamproc.events import REASONS, Category
-from streamproc.pipeline import OUTCOMES
+from streamproc.pipeline import IGNORED, OUTCOMES
 
 #: Steps of alerts and of incidents.
 _ACTIONS = ("opened", "updated", "escalated", "resolved")
@@ -104,6 +104,8 @@ class Metrics:
             self.bytes.labels(topic=topic)
         for outcome in OUTCOMES:
             self.outcomes.labels(outcome=outcome)
+        for reason in IGNORED:
+            self.ignored.labels(reason=reason)
         for reason in REASONS:
             self.dead_letters.labels(reason=reason)
         for kind in ("unknown_model", "other_classes"):

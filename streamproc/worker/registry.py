@@ -1,4 +1,4 @@
-"""The schema registry: schemas by the numbers that framed values carry, asked once each.
+"""The schema registry: schemas by the numbers or GUIDs that records carry, asked once each.
 
 While it cannot be reached its partitions wait; a schema that it says it has not is asked for again a minute later.
 """
@@ -33,53 +33,54 @@ class Registry:
 
     def __init__(self, config: SchemaRegistry) -> None:
         self._config = config
-        self._codecs: dict[int, framed.Codec] = {}
-        self._missing: dict[int, float] = {}  # when each was last asked for
+        self._codecs: dict[framed.SchemaName, framed.Codec] = {}
+        self._missing: dict[framed.SchemaName, float] = {}  # when each was last asked for
         self._session: aiohttp.ClientSession | None = None
         self._lock = asyncio.Lock()
 
     @property
-    def codecs(self) -> Mapping[int, framed.Codec]:
-        """Return codecs by the numbers of their schemas; it grows as schemas are learned."""
+    def codecs(self) -> Mapping[framed.SchemaName, framed.Codec]:
+        """Return codecs by what names their schemas; it grows as schemas are learned."""
         return self._codecs
 
-    async def learn(self, numbers: Iterable[int]) -> None:
+    async def learn(self, names: Iterable[framed.SchemaName]) -> None:
         """Ask for schemas that are not known yet, until the registry has answered."""
-        for number in sorted(numbers):
-            if number in self._codecs or time.monotonic() - self._missing.get(number, -_ASKED_AGAIN_S) < _ASKED_AGAIN_S:
+        for name in sorted(names, key=str):
+            if name in self._codecs or time.monotonic() - self._missing.get(name, -_ASKED_AGAIN_S) < _ASKED_AGAIN_S:
                 continue
             async with self._lock:
-                if number not in self._codecs:
-                    await self._learn(number)
+                if name not in self._codecs:
+                    await self._learn(name)
 
-    async def _learn(self, number: int) -> None:
+    async def _learn(self, name: framed.SchemaName) -> None:
         wait_s, longest_s = _PATIENCE_S
         while True:
             try:
-                found = await self._codec(number)
+                found = await self._codec(name)
             except (aiohttp.ClientError, TimeoutError, OSError) as e:
-                log.warning("the schema registry cannot be asked; its records wait", schema=number, error=repr(e))
+                log.warning("the schema registry cannot be asked; its records wait", schema=name, error=repr(e))
                 await asyncio.sleep(wait_s)
                 wait_s = min(2 * wait_s, longest_s)
                 continue
             except (ValueError, KeyError, TypeError, ImportError) as e:
-                log.error("a schema cannot be used; its records go to the dead letters", schema=number, error=str(e))
+                log.error("a schema cannot be used; its records go to the dead letters", schema=name, error=str(e))
                 found = None
             if found is None:
-                self._missing[number] = time.monotonic()
+                self._missing[name] = time.monotonic()
             else:
-                self._codecs[number] = found
+                self._codecs[name] = found
             return
 
-    async def _codec(self, number: int) -> framed.Codec | None:
-        tree = await self._get("schemas", "ids", str(number))
+    async def _codec(self, name: framed.SchemaName) -> framed.Codec | None:
+        path = ("schemas", "guids" if isinstance(name, str) else "ids", str(name))
+        tree = await self._get(*path)
         if tree is None:
             return None
         kind = tree.get("schemaType", "AVRO")
         # A file's descriptor says what its text does, and needs no compiler.
         form = {"format": "serialized"} if kind == "PROTOBUF" else {}
         if form:
-            tree = await self._get("schemas", "ids", str(number), **form) or tree
+            tree = await self._get(*path, **form) or tree
         references: dict[str, str] = {}
         await self._refer(tree.get("references") or (), references, form, 0)
         return framed.codec(kind, _checked(kind, tree["schema"]), list(references.values()))

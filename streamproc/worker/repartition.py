@@ -37,7 +37,7 @@ from streamproc.events import (
     Telemetry,
     model_name,
 )
-from streamproc.framed import Codec
+from streamproc.framed import Codec, SchemaName
 from streamproc.serving import seldon_topic
 from streamproc.signals import SourceKind
 from streamproc.topology import internal_topic
@@ -104,7 +104,13 @@ class Repartitioner:
     """Sends one source topic's records on, keyed by model."""
 
     def __init__(
-        self, app: Any, config: Config, *, topic: str, kind: SourceKind, codecs: Mapping[int, Codec] | None = None
+        self,
+        app: Any,
+        config: Config,
+        *,
+        topic: str,
+        kind: SourceKind,
+        codecs: Mapping[SchemaName, Codec] | None = None,
     ) -> None:
         self.app = app
         self._codecs = codecs

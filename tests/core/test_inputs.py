@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import datetime as dt
 import gzip
 import json
@@ -485,3 +486,27 @@ def test_raw_contents_of_each_datatype_are_read(datatype: str, raw: bytes, expec
 def test_no_number_of_a_payload_is_more_than_state_can_hold() -> None:
     found = tensors.row_features([[10**400, math.inf, math.nan, "x" * 1000, [1], None, 2**63]])
     assert found == {"f0": None, "f1": None, "f2": None, "f3": "x" * 256, "f5": None, "f6": None}
+
+
+def test_nan_that_base64_hides_is_a_missing_value_and_no_reason_to_refuse_the_event() -> None:
+    body = b'{"model": {"name": "m"}, "prediction": 1.5, "features": {"x": NaN}}'
+    envelope = {"specversion": "1.0", "type": "t", "id": "1", "source": "s",
+                "data_base64": base64.b64encode(body).decode()}  # fmt: skip
+    event = Decoder(Prediction).decode_one(orjson.dumps(envelope))
+    assert (event.prediction, event.features) == (1.5, {"x": None})
+
+
+@pytest.mark.parametrize("told", [{"status_code": "OK"}, {"http.response.status_code": 200}, {}])
+def test_a_failure_that_a_header_tells_of_is_one_whatever_the_payload_says(told: dict[str, Any]) -> None:
+    value = orjson.dumps({"model": {"name": "m"}, "prediction": 1.5, **told})
+    event = Decoder(Prediction).decode_one(value, [("ce_specversion", b"1.0"), ("ce_statuscode", b"503")])
+    assert error_type(event) == "503"
+    event = Decoder(Prediction).decode_one(value, [("ce_specversion", b"1.0"), ("ce_statuscode", b"200")])
+    assert error_type(event) == ""
+
+
+def test_a_duration_among_the_attributes_of_a_call_is_read() -> None:
+    attributes = {"gen_ai.request.model": "m", "duration_s": 0.5}
+    found = genai.call({"time": 1_790_000_000, "attributes": attributes})
+    assert isinstance(found, Prediction)
+    assert found.duration_s == 0.5

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import gzip
 import io
 import json
+import uuid
 from typing import Any
 
 import orjson
@@ -16,7 +18,7 @@ from streamproc import framed, otlp
 from streamproc.events import RecordBatch
 from streamproc.pipeline import Pipeline
 from streamproc.rules import RuleBook
-from streamproc.unpack import OTHER_SPAN, unpack
+from streamproc.unpack import OTHER_SPAN, schemas, unpack
 from tests.core.make import BEGIN_US, SECOND, batch, config, cut, feed, pipeline, prediction, state
 
 
@@ -92,8 +94,6 @@ def test_compressed_traces_are_unpacked_too() -> None:
 def as_protobuf(value: bytes) -> bytes:
     """Return what OpenTelemetry's own classes make of traces in JSON."""
     pytest.importorskip("opentelemetry.proto", reason="opentelemetry-proto is not installed")
-    import base64
-
     from google.protobuf import json_format
     from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
@@ -168,7 +168,7 @@ def framed_avro(event: dict[str, Any], number: int = 7) -> bytes:
     return b"\0" + number.to_bytes(4, "big") + out.getvalue()
 
 
-def reading(codecs: dict[int, framed.Codec] | None) -> Pipeline:
+def reading(codecs: dict[Any, framed.Codec] | None) -> Pipeline:
     return Pipeline(RuleBook(config()), kind="predictions", topic="predictions", codecs=codecs)
 
 
@@ -229,3 +229,84 @@ def test_a_schema_that_cannot_be_used_is_refused(kind: str, schema: str) -> None
 def test_a_batch_with_nothing_packed_is_left_alone() -> None:
     whole: RecordBatch = batch([prediction(BEGIN_US), None, b""])
     assert unpack(whole, {}, traces=True) is None
+
+
+# ------------------------------------------------------------------------------ schemas named by headers
+
+GUID = "0b1c2d3e-4f50-6172-8394-a5b6c7d8e9f0"
+
+
+def bare_avro(event: dict[str, Any]) -> bytes:
+    return framed_avro(event)[framed.FRAME :]
+
+
+def by_guid(rest: bytes = b"") -> tuple[str, bytes]:
+    return framed.HEADER, b"\1" + uuid.UUID(GUID).bytes + rest
+
+
+def test_a_schema_that_a_header_names_by_guid_or_number_reads_the_whole_value() -> None:
+    codec = framed.codec("AVRO", json.dumps(AVRO))
+    events = [prediction(BEGIN_US + i * SECOND, id=str(i), features={"x": i / 7}) for i in range(60)]
+    stamps = [BEGIN_US + i * SECOND for i in range(60)]
+    one = pipeline(config())
+    one.process(batch(events, stamps_us=stamps))
+    for header in (by_guid(), (framed.HEADER, b"\0\0\0\0\x07")):
+        other = reading({7: codec, GUID: codec})
+        headers = [[("trace", b"1"), header]] * 60
+        out = other.process(batch([bare_avro(e) for e in events], stamps_us=stamps, headers=headers))
+        assert (out.events, out.rejected) == (60, [])
+        assert state(one) == state(other)
+
+
+def test_of_protobuf_the_header_says_which_message_of_its_file_a_value_is() -> None:
+    from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+
+    file = descriptor_pb2.FileDescriptorProto(name="p.proto", syntax="proto3")
+    file.message_type.add(name="Other").field.add(name="x", number=1, type=9, label=1)
+    kind = file.message_type.add(name="Prediction")
+    kind.field.add(name="note", number=1, type=9, label=1)
+    kind.field.add(name="prediction", number=2, type=1, label=1)
+    kind.field.add(name="model", number=3, type=9, label=1)
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    made = message_factory.GetMessageClass(pool.FindMessageTypeByName("Prediction"))
+    # Its first byte is that of a trace.
+    value = made(note="x", prediction=0.5, model="m").SerializeToString()
+    assert value[:1] == b"\n"
+    p = reading({GUID: framed.codec("PROTOBUF", base64.b64encode(file.SerializeToString()).decode())})
+    out = p.process(batch([value], headers=[[by_guid(b"\2\2")]]))
+    assert (out.events, out.rejected, list(p.models)) == (1, [], ["m"])
+
+
+def test_frames_headers_and_json_of_no_schema_stand_beside_one_another() -> None:
+    codec = framed.codec("AVRO", json.dumps(AVRO))
+    event = prediction(BEGIN_US, features={})
+    values = [framed_avro(event), bare_avro(event), orjson.dumps(event), orjson.dumps(event)]
+    p = reading({7: codec, GUID: codec, 3: framed.codec("JSON", "{}")})
+    out = p.process(batch(values, headers=[(), [by_guid()], [(framed.HEADER, b"\0\0\0\0\3")], ()]))
+    assert (out.events, out.rejected) == (4, [])
+
+
+def test_a_header_that_names_no_schema_or_one_the_registry_has_not_is_refused_by_name() -> None:
+    event = orjson.dumps(prediction(BEGIN_US))
+    headers = [[by_guid()], [(framed.HEADER, b"\1short")], [(framed.HEADER, b"")], [(framed.HEADER, None)]]
+    out = reading({}).process(batch([event] * 4, headers=headers))
+    found = [(r.row, r.error_type) for r in out.rejected]
+    assert found == [(0, "unknown_schema"), (1, "schema"), (2, "schema")]
+    assert GUID in out.rejected[0].message
+    assert out.events == 1
+
+
+def test_without_a_registry_json_whose_schema_a_header_names_is_read_and_avro_is_said_to_be_it() -> None:
+    event = prediction(BEGIN_US, features={})
+    out = reading(None).process(batch([orjson.dumps(event), b"\x02" + bare_avro(event)], headers=[[by_guid()]] * 2))
+    assert out.events == 1
+    assert [r.error_type for r in out.rejected] == ["unknown_format"]
+    assert "schema registry" in out.rejected[0].message
+
+
+def test_schemas_are_asked_for_by_what_frames_and_headers_name() -> None:
+    event = orjson.dumps(prediction(BEGIN_US))
+    headers = [(), [by_guid()], [(framed.HEADER, b"?")], [by_guid()]]
+    whole = batch([b"\0\0\0\0\x09x", event, event, None], headers=headers)
+    assert schemas(whole) == {9, GUID}

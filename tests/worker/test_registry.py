@@ -7,6 +7,7 @@ import contextlib
 import json
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -47,7 +48,10 @@ class Registry:
             number = next((n for n, s in self.schemas.items() if s["schema"] == body["schema"]), len(self.schemas) + 1)
             self.schemas[number] = body
             self.subjects.setdefault(parts[1], []).append(number)
-            return 200, {"id": number, "version": 1, "subject": parts[1], **body}
+            return 200, {"id": number, "guid": guid(number), "version": 1, "subject": parts[1], **body}
+        if parts[:2] == ["schemas", "guids"]:
+            number = next((n for n in self.schemas if guid(n) == parts[2]), 0)
+            return self.answer("GET", f"/schemas/ids/{number}?{query}", None)
         if parts[:2] == ["schemas", "ids"] and int(parts[2]) in self.schemas:
             self.asked.append(parts[2])
             found = dict(self.schemas[int(parts[2])])
@@ -58,6 +62,10 @@ class Registry:
             number = self.subjects[parts[1]][-1]
             return 200, {"id": number, "version": 1, "subject": parts[1], **self.schemas[number]}
         return 404, {"error_code": 40403, "message": "Schema not found"}
+
+
+def guid(number: int) -> str:
+    return str(uuid.uuid5(uuid.NAMESPACE_URL, str(number)))
 
 
 @contextlib.contextmanager
@@ -121,6 +129,50 @@ def test_avro_by_confluents_serializer_is_watched_as_json_is(kafka: KafkaCluster
             assert running.stop() == 0
     assert ("latency", 5.0) in {(a["signal"], a.get("value")) for a in found if a["action"] == "opened"}
     assert registry.asked.count("1") <= 3  # by the serializer, and once by the worker
+
+
+def with_headers(url: str, subject: str, events: list[dict[str, Any]], kind: str) -> list[tuple[Any, ...]]:
+    """Return records by Confluent's own serializers, told to put the schema's GUID into a header."""
+    from confluent_kafka.schema_registry import SchemaRegistryClient, header_schema_id_serializer
+    from confluent_kafka.schema_registry.avro import AvroSerializer
+    from confluent_kafka.schema_registry.protobuf import ProtobufSerializer
+    from confluent_kafka.serialization import MessageField, SerializationContext
+
+    from tests.oracles.messages import PREDICTIONS
+
+    client, conf = SchemaRegistryClient({"url": url}), {"schema.id.serializer": header_schema_id_serializer}
+    if kind == "AVRO":
+        serialize = AvroSerializer(client, AVRO, conf=conf)
+    else:
+        of = PREDICTIONS["Prediction"]
+        inner = ProtobufSerializer(of, client, {**conf, "use.deprecated.format": False})
+        serialize = lambda e, context: inner(of(**{k: v for k, v in e.items() if k != "source"}), context)  # noqa: E731
+    found: list[tuple[Any, ...]] = []
+    for event in events:
+        headers: list[tuple[str, bytes]] = [("trace", b"1")]
+        value = serialize(event, SerializationContext(subject, MessageField.VALUE, headers))
+        found.append((b"m", value, int(event["time"] * 1000), headers))
+    return found
+
+
+@pytest.mark.kafka
+@pytest.mark.parametrize("kind", ["AVRO", "PROTOBUF"])
+def test_schemas_that_confluents_serializers_name_in_headers_are_read_over_kafka(
+    kafka: KafkaCluster, tmp_path: Path, kind: str
+) -> None:
+    name = f"headers-{kind.lower()}"
+    registry = Registry()
+    topic(kafka.bootstrap, f"{name}-in")
+    with serving(registry) as url:
+        records = with_headers(url, f"{name}-in", events("m", 50), kind)
+        assert all(len(headers) == 2 and value[:1] != b"\0" for _, value, _, headers in records)
+        publish(kafka.bootstrap, f"{name}-in", records)
+        text = config(kafka.bootstrap, name) + f"schema_registry: {{url: {url}}}\n"
+        with worker(tmp_path, text) as running:
+            running.until(lambda: running.metric("streamproc_events_total") == 50, "50 events")
+            found = [json.loads(m.value()) for m in read(kafka.bootstrap, f"{name}-alerts", at_least=1)]
+            assert running.stop() == 0
+    assert ("latency", 5.0) in {(a["signal"], a.get("value")) for a in found if a["action"] == "opened"}
 
 
 @pytest.mark.kafka
