@@ -494,12 +494,14 @@ class Pipeline:
         for i in np.nonzero(future | past)[0]:
             apart, ahead = int(group.times[i] - stamps[i]) / 1e6, bool(future[i])
             said = f"event time is {abs(apart):.0f} s {'ahead of' if ahead else 'before'} its record"
-            key = "max_future" if ahead else "max_past"
+            error_type, key = "past_time", "max_past"
+            if ahead:
+                error_type, key = "future_time", "max_future"
             out.rejected.append(
                 Rejected(
                     int(group.rows[i]),
                     int(group.shared.offsets[i]),
-                    "future_time" if ahead else "past_time",
+                    error_type,
                     f"{said}{_likely_zone(apart)}; see `{key}`",
                 )
             )
