@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from typing import ClassVar, Final, TypeAlias
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from detectors.kernels import MAX_SCORE, all_finite, as_times, as_values, kernel, refuse_non_finite
 from detectors.params import DetectorSpec, Sensitivity
-from detectors.protocol import F64, I64, State
-from detectors.robust_z import SIDES, RobustZ, RobustZParams, score_robust_z
+from detectors.protocol import F64, I64, Evidence, State
+from detectors.robust_z import SIDES, RobustZ, RobustZParams, centre, scale_of, score_robust_z
 from detectors.state import StateError
 from detectors.tail import FURTHEST, TAIL, tail_limit
 
@@ -56,6 +57,24 @@ _RUN: Final = 8
 _RUN_SCALES: Final = 3.0
 _LEAST_LEVEL: Final = 0.05
 _MOST_LEVEL: Final = 1e6
+# A loss of a part is far in no single value, but in the mean of the latest: of deviations in scales, none of which counts
+# for more than the clip, some thirty weigh in it.
+_LATE: Final = 1.0 / 30.0
+_LATE_CLIP: Final = 4.0
+# How large that mean is of itself is learned beside it. From so many times that on it is out, and until it is below so
+# many; meanwhile nothing is learned, and half the limit holds: what ended an alert would else be the night.
+_OUT: Final = 6.0
+_IN: Final = 2.0
+_WHILE_OUT: Final = 0.5
+# It needs a profile no worse than the rolling median by this, and a visit of the same hour a week ago, lest a weekend
+# be a loss. So many values in a row that are back, by half, end it.
+_AS_GOOD: Final = 1.1
+_BACK: Final = 8
+# Means before their usual size is known: those of a day, and of some hours at least where windows are long.
+_SETTLED_MEANS: Final = 60
+_TO_SIGMA: Final = math.sqrt(math.pi / 2.0)
+# What is out so long is a new level.
+_HELD_US: Final = 30 * _HOUR_US
 # Kept in single precision; no count of events comes near.
 _LARGEST: Final = 1e30
 
@@ -71,7 +90,9 @@ _USED: Final = 4  # 1 while the profile is used
 _SINCE: Final = 5  # time of the first comparison with the rolling median
 _RUN_SINCE: Final = 6  # time at which the run of values far out began, and its side; 0: none
 _RUN_SIDE: Final = 7
-_INTEGERS: Final = 8
+_OUT_SIDE: Final = 8  # side on which the mean of the latest is out; 0: it is not
+_RETURNED: Final = 9  # values in a row that were back meanwhile
+_INTEGERS: Final = 10
 
 _SLOT: Final = 0  # of the floats: sum and count of the open quarter hour, of the open hour
 _HOUR: Final = 2
@@ -88,7 +109,11 @@ _OF_DAY: Final = _WEEKS + 1
 _OF_WEEK: Final = _WEEKS + 2
 _RUN_COUNT: Final = _WEEKS + 3  # values of the run, and their mean as a share of what was expected
 _RUN_SHARE: Final = _WEEKS + 4
-_FLOATS: Final = _WEEKS + 5
+_MEAN: Final = _WEEKS + 5  # mean of the latest deviations, in scales
+_MEANS_SEEN: Final = _WEEKS + 6  # how many of such means their usual size is of, and that
+_MEAN_SIZE: Final = _WEEKS + 7
+_SURE: Final = _WEEKS + 8  # the first mean again, of deviations from last week too, where that is all there is
+_FLOATS: Final = _WEEKS + 9
 
 _PARTS: Final = ("residual_tail", "means", "visits", "clock", "sums")
 
@@ -177,19 +202,47 @@ def _judge(s: F64, clock: I64, time: int, median: float, ours: float, days: floa
 @kernel
 def _level(s: F64, clock: I64, place: I64, time: int, side: int, share: float) -> None:
     """Count a value out on a side (0: none), `share` of what was expected; after a day of them take their level up."""
+    held = clock[_OUT_SIDE] != 0
     if side == 0 or side != clock[_RUN_SIDE]:
-        clock[_RUN_SINCE], clock[_RUN_SIDE] = time, side if place[_FAR] > 0 else 0
+        clock[_RUN_SINCE], clock[_RUN_SIDE] = time, side if held or place[_FAR] > 0 else 0
         s[_RUN_COUNT], s[_RUN_SHARE] = 0.0, 0.0
         if clock[_RUN_SIDE] == 0:
             return
     s[_RUN_COUNT] += 1.0
     s[_RUN_SHARE] += (share - s[_RUN_SHARE]) / s[_RUN_COUNT]
-    if time - clock[_RUN_SINCE] < _DAY_US or s[_RUN_COUNT] < _RUN:
+    if time - clock[_RUN_SINCE] < (_HELD_US if held else _DAY_US) or s[_RUN_COUNT] < _RUN:
         return
     if s[_RUN_SHARE] >= _LEAST_LEVEL and 1.0 / _MOST_LEVEL < s[_LEVEL] * s[_RUN_SHARE] < _MOST_LEVEL:
         s[_LEVEL] *= s[_RUN_SHARE]
         s[_USUAL] *= s[_RUN_SHARE]
     place[_FAR], clock[_RUN_SIDE] = 0, 0
+    s[_MEAN], s[_SURE], clock[_OUT_SIDE] = 0.0, 0.0, 0
+
+
+@kernel
+def _move(s: F64, clock: I64, z: float, sure: float, days: float, as_good: bool) -> None:
+    """Take one more deviation, in scales, into the mean of the latest, and see whether that is out.
+
+    sure: the same, but no further than it is from what it was a week ago.
+    """
+    z, sure = min(max(z, -_LATE_CLIP), _LATE_CLIP), min(max(sure, -_LATE_CLIP), _LATE_CLIP)
+    s[_MEAN] += _LATE * (z - s[_MEAN])
+    s[_SURE] += _LATE * (sure - s[_SURE])
+    side = clock[_OUT_SIDE]
+    deviation = _TO_SIGMA * s[_MEAN_SIZE]
+    if side == 0:
+        if as_good and s[_MEANS_SEEN] >= _SETTLED_MEANS and abs(s[_SURE]) >= _OUT * deviation:
+            clock[_OUT_SIDE], clock[_RETURNED] = 1 if s[_SURE] > 0.0 else -1, 0
+            return
+        s[_MEANS_SEEN] += 1.0
+        share = max(1.0 / s[_MEANS_SEEN], days / _MEMORY_DAYS)
+        _average(s, _MEAN_SIZE, abs(s[_MEAN]), share, s[_MEANS_SEEN])
+        return
+    clock[_RETURNED] = clock[_RETURNED] + 1 if side * sure < 0.5 * min(side * s[_SURE], 2.0) else 0
+    if clock[_RETURNED] >= _BACK:
+        s[_MEAN], s[_SURE], clock[_OUT_SIDE] = 0.0, 0.0, 0
+    elif side * s[_SURE] <= _IN * deviation:
+        clock[_OUT_SIDE] = 0
 
 
 @kernel
@@ -214,11 +267,13 @@ def score_seasonal(
     scores: F64,
     medians: F64,
     widths: F64,
+    nows: F64,
 ) -> None:
     """Learn each value in order, all finite; where the profile is used, put its score, forecast and width.
 
     scores, medians and widths come as `score_robust_z` leaves them. ring to tail are a window of its own, of
-    residuals; room is (4,), for one of them.
+    residuals; room is (4,), for one of them. nows: what the latest values are on average where it is they that score,
+    else nan; the width is then theirs.
     """
     for i in range(values.size):
         time = times[i]
@@ -249,11 +304,17 @@ def score_seasonal(
             # Where windows are short the residuals are those of the last hours: the week has seen more.
             floor = max(rel_floor, abs_floor / unit, error)
             # With a limit of 1 the score is the distance itself.
-            score_robust_z(
-                room[:1], ring, ordered, place, tail, warm_up, side, 1.0, 0.0, 0.0, floor, True,
-                room[1:2], room[2:3], room[3:],
-            )  # fmt: skip
-            middle, scale = room[2], room[3]
+            if clock[_OUT_SIDE] == 0:
+                score_robust_z(
+                    room[:1], ring, ordered, place, tail, warm_up, side, 1.0, 0.0, 0.0, floor, True,
+                    room[1:2], room[2:3], room[3:],
+                )  # fmt: skip
+                middle, scale = room[2], room[3]
+            else:  # what it is measured by stays as it was
+                middle = centre(ordered, place[_N])
+                scale = scale_of(ordered, place[_N], middle, 0.0, floor)[0]
+                distance = (room[0] - middle) / scale
+                room[1] = abs(distance) if side == 0 else max(side * distance, 0.0)
             if not math.isnan(middle):  # it is known how far residuals lie apart
                 expected = forecast + middle * unit
                 if not math.isnan(medians[i]):
@@ -261,16 +322,36 @@ def score_seasonal(
                     if clock[_USED] == 1:
                         scores[i] = min(room[1], most) / least
                         medians[i], widths[i] = expected, scale * least * unit
-                    _judge(s, clock, time, abs(x - before), abs(x - expected), days)
+                    if clock[_OUT_SIDE] == 0:
+                        _judge(s, clock, time, abs(x - before), abs(x - expected), days)
+                    sure = z = (room[0] - middle) / scale
+                    if visits[hour] < _WEEKS_KNOWN:
+                        # Of one visit: what was so a week ago too is no loss.
+                        weekly = (x - s[_LEVEL] * means[hour]) / (unit * scale)
+                        sure = 0.0 if visits[hour] == 0 or weekly * z <= 0.0 else min(max(weekly, -abs(z)), abs(z))
+                    as_good = clock[_USED] == 1 or (
+                        time - clock[_SINCE] >= _DAY_US and s[_OURS] < _AS_GOOD * s[_MEDIANS]
+                    )
+                    _move(s, clock, z, sure, days, as_good)
+                    if clock[_OUT_SIDE] != 0 or as_good:
+                        mean = abs(s[_SURE]) if side == 0 else max(side * s[_SURE], 0.0)
+                        width = limit * _TO_SIGMA * s[_MEAN_SIZE]
+                        if clock[_OUT_SIDE] != 0:
+                            width *= _WHILE_OUT
+                        if s[_MEANS_SEEN] >= _SETTLED_MEANS and mean >= width and mean > scores[i] * width:
+                            scores[i] = min(mean / width, MAX_SCORE)
+                            medians[i], widths[i] = expected, width * scale * unit
+                            nows[i] = max(expected + s[_SURE] * scale * unit, 0.0)
                 nearest = min(max(room[0], middle - _CLIP * scale), middle + _CLIP * scale)
                 learned = max(forecast + nearest * unit, 0.0)
-                counts = place[_FAR] % _LEARN_ONE_OF == 0
-            _learn_spread(s, x, forecast, days, abs_floor)
-            if visits[slot] > 0 and visits[hour] >= _WEEKS_KNOWN:
-                s[_WEEKS] += 1.0
-                share = max(1.0 / s[_WEEKS], days / _MEMORY_DAYS)
-                _average(s, _OF_DAY, abs(x - s[_LEVEL] * means[slot]), share, s[_WEEKS])
-                _average(s, _OF_WEEK, abs(x - s[_LEVEL] * means[hour]), share, s[_WEEKS])
+                counts = place[_FAR] % _LEARN_ONE_OF == 0 and clock[_OUT_SIDE] == 0
+            if clock[_OUT_SIDE] == 0:
+                _learn_spread(s, x, forecast, days, abs_floor)
+                if visits[slot] > 0 and visits[hour] >= _WEEKS_KNOWN:
+                    s[_WEEKS] += 1.0
+                    share = max(1.0 / s[_WEEKS], days / _MEMORY_DAYS)
+                    _average(s, _OF_DAY, abs(x - s[_LEVEL] * means[slot]), share, s[_WEEKS])
+                    _average(s, _OF_WEEK, abs(x - s[_LEVEL] * means[hour]), share, s[_WEEKS])
         if counts:
             s[_SLOT] += learned / s[_LEVEL]
             s[_SLOT + 1] += 1.0
@@ -279,6 +360,8 @@ def score_seasonal(
         if not math.isnan(middle):
             above = room[0] - middle
             out = 0 if abs(above) <= _RUN_SCALES * scale else 1 if above > 0.0 else -1
+            if clock[_OUT_SIDE] != 0:
+                out = clock[_OUT_SIDE]
             if out != 0 or clock[_RUN_SIDE] != 0:
                 _level(s, clock, place, time, out, x / max(expected, _LEAST_SHAPE * s[_USUAL], abs_floor))
 
@@ -404,6 +487,7 @@ class Seasonal(RobustZ):
         self._clock: I64 = np.zeros(_INTEGERS, dtype=np.int64)
         self._sums: F64 = np.zeros(_FLOATS)
         self._sums[_LEVEL] = 1.0
+        self._nows: F64 = np.empty(0)
 
     def _season(self) -> tuple[F64, F64, I64, F64, F32, U8, I64, F64, F64]:
         return (
@@ -424,6 +508,7 @@ class Seasonal(RobustZ):
         if not all_finite(array):
             raise refuse_non_finite("seasonal")
         scores = super().score(array, times)
+        self._nows = np.full(array.size, np.nan)
         params = self.params
         score_seasonal(
             array,
@@ -438,8 +523,15 @@ class Seasonal(RobustZ):
             scores,
             self._medians,
             self._widths,
+            self._nows,
         )
         return scores
+
+    def explain(self, index: int = -1) -> Evidence:
+        """Give what is usual then and the band outside which the score is 1.0 or more: of the value, or of `now`."""
+        found = super().explain(index)
+        now = float(self._nows[index])
+        return found if math.isnan(now) else msgspec.structs.replace(found, now=now)
 
     def learn_undamped(self, values: F64, times: I64) -> None:
         """Learn (n,) values in full, however far out; see `detectors.protocol.Damped`."""
