@@ -58,23 +58,26 @@ _RUN_SCALES: Final = 3.0
 _LEAST_LEVEL: Final = 0.05
 _MOST_LEVEL: Final = 1e6
 # A loss of a part is far in no single value, but in the mean of the latest: of deviations in scales, none of which counts
-# for more than the clip, some thirty weigh in it.
-_LATE: Final = 1.0 / 30.0
+# for more than the clip, some fifty weigh in it.
+_LATE: Final = 1.0 / 50.0
 _LATE_CLIP: Final = 4.0
 # How large that mean is of itself is learned beside it. From so many times that on it is out, and until it is below so
 # many; meanwhile nothing is learned, and half the limit holds: what ended an alert would else be the night.
-_OUT: Final = 6.0
+_OUT: Final = 4.5
 _IN: Final = 2.0
+_EASIER: Final = 0.75  # a mean of fifty strays less far than a value does
 _WHILE_OUT: Final = 0.5
-# It needs a profile no worse than the rolling median by this, and a visit of the same hour a week ago, lest a weekend
-# be a loss. So many values in a row that are back, by half, end it.
+# Nearer than this share of what is usual it matters to nobody, however sure it is.
+_LEAST_SHARE: Final = 0.1
+# It needs a profile no worse than the rolling median by this, and is no further out than it is from the same hour a week
+# ago, lest a weekend be a loss. So many values in a row that are back, by half, end it.
 _AS_GOOD: Final = 1.1
 _BACK: Final = 8
 # Means before their usual size is known: those of a day, and of some hours at least where windows are long.
 _SETTLED_MEANS: Final = 60
 _TO_SIGMA: Final = math.sqrt(math.pi / 2.0)
 # What is out so long is a new level.
-_HELD_US: Final = 30 * _HOUR_US
+_HELD_US: Final = _DAY_US + _HOUR_US // 2
 # Kept in single precision; no count of events comes near.
 _LARGEST: Final = 1e30
 
@@ -113,9 +116,10 @@ _MEAN: Final = _WEEKS + 5  # mean of the latest deviations, in scales
 _MEANS_SEEN: Final = _WEEKS + 6  # how many of such means their usual size is of, and that
 _MEAN_SIZE: Final = _WEEKS + 7
 _SURE: Final = _WEEKS + 8  # the first mean again, of deviations from last week too, where that is all there is
-_FLOATS: Final = _WEEKS + 9
+_RAW: Final = _WEEKS + 9  # sum and count of the open hour's values as they are
+_FLOATS: Final = _WEEKS + 11
 
-_PARTS: Final = ("residual_tail", "means", "visits", "clock", "sums")
+_PARTS: Final = ("residual_tail", "means", "visits", "clock", "sums", "last_week")
 
 
 class SeasonalParams(RobustZParams, frozen=True, kw_only=True):
@@ -192,7 +196,7 @@ def _judge(s: F64, clock: I64, time: int, median: float, ours: float, days: floa
     share = max(1.0 / s[_COMPARED], days / _MEMORY_DAYS)
     _average(s, _MEDIANS, median, share, s[_COMPARED])
     _average(s, _OURS, ours, share, s[_COMPARED])
-    if time - clock[_SINCE] >= _DAY_US and s[_COMPARED] >= _TRIED:
+    if time - clock[_SINCE] >= _DAY_US and s[_COMPARED] >= _TRIED:  # a day, since the mean of the latest was out too
         if s[_OURS] < _BETTER * s[_MEDIANS]:
             clock[_USED] = 1
         elif s[_OURS] >= _NO_BETTER * s[_MEDIANS]:
@@ -220,10 +224,10 @@ def _level(s: F64, clock: I64, place: I64, time: int, side: int, share: float) -
 
 
 @kernel
-def _move(s: F64, clock: I64, z: float, sure: float, days: float, as_good: bool) -> None:
+def _move(s: F64, clock: I64, z: float, sure: float, days: float, as_good: bool, least: float) -> None:
     """Take one more deviation, in scales, into the mean of the latest, and see whether that is out.
 
-    sure: the same, but no further than it is from what it was a week ago.
+    sure: the same, but no further than it is from what it was a week ago. least: what any mean is out by at least.
     """
     z, sure = min(max(z, -_LATE_CLIP), _LATE_CLIP), min(max(sure, -_LATE_CLIP), _LATE_CLIP)
     s[_MEAN] += _LATE * (z - s[_MEAN])
@@ -231,7 +235,7 @@ def _move(s: F64, clock: I64, z: float, sure: float, days: float, as_good: bool)
     side = clock[_OUT_SIDE]
     deviation = _TO_SIGMA * s[_MEAN_SIZE]
     if side == 0:
-        if as_good and s[_MEANS_SEEN] >= _SETTLED_MEANS and abs(s[_SURE]) >= _OUT * deviation:
+        if as_good and s[_MEANS_SEEN] >= _SETTLED_MEANS and abs(s[_SURE]) >= max(_OUT * deviation, least):
             clock[_OUT_SIDE], clock[_RETURNED] = 1 if s[_SURE] > 0.0 else -1, 0
             return
         s[_MEANS_SEEN] += 1.0
@@ -241,7 +245,7 @@ def _move(s: F64, clock: I64, z: float, sure: float, days: float, as_good: bool)
     clock[_RETURNED] = clock[_RETURNED] + 1 if side * sure < 0.5 * min(side * s[_SURE], 2.0) else 0
     if clock[_RETURNED] >= _BACK:
         s[_MEAN], s[_SURE], clock[_OUT_SIDE] = 0.0, 0.0, 0
-    elif side * s[_SURE] <= _IN * deviation:
+    elif side * s[_SURE] <= max(_IN * deviation, 0.5 * least):
         clock[_OUT_SIDE] = 0
 
 
@@ -257,6 +261,7 @@ def score_seasonal(
     visits: U8,
     clock: I64,
     s: F64,
+    last: F32,
     room: F64,
     warm_up: int,
     side: int,
@@ -289,6 +294,9 @@ def score_seasonal(
             clock[_OPEN_SLOT] = time // _SLOT_US
         if time // _HOUR_US != clock[_OPEN_HOUR]:
             _close(means, visits, s, _HOUR, _SLOTS + clock[_OPEN_HOUR] % _HOURS, _OF_A_WEEK)
+            if s[_RAW + 1] > 0.0:
+                last[clock[_OPEN_HOUR] % _HOURS] = np.float32(s[_RAW] / s[_RAW + 1])
+                s[_RAW], s[_RAW + 1] = 0.0, 0.0
             clock[_OPEN_HOUR] = time // _HOUR_US
         slot, hour = clock[_OPEN_SLOT] % _SLOTS, _SLOTS + clock[_OPEN_HOUR] % _HOURS
         learned, counts, middle, scale, expected = x, True, math.nan, 0.0, 0.0
@@ -325,17 +333,22 @@ def score_seasonal(
                     if clock[_OUT_SIDE] == 0:
                         _judge(s, clock, time, abs(x - before), abs(x - expected), days)
                     sure = z = (room[0] - middle) / scale
-                    if visits[hour] < _WEEKS_KNOWN:
-                        # Of one visit: what was so a week ago too is no loss.
-                        weekly = (x - s[_LEVEL] * means[hour]) / (unit * scale)
-                        sure = 0.0 if visits[hour] == 0 or weekly * z <= 0.0 else min(max(weekly, -abs(z)), abs(z))
+                    weekly = (x - s[_LEVEL] * last[hour - _SLOTS]) / (unit * scale)
+                    if last[hour - _SLOTS] < 0.0 or weekly * z <= 0.0 or _LEAST_LEVEL * x > expected:
+                        sure = 0.0
+                    elif abs(weekly) < abs(z):
+                        sure = weekly
+                    least_mean = _LEAST_SHARE * expected / (scale * unit)
                     as_good = clock[_USED] == 1 or (
                         time - clock[_SINCE] >= _DAY_US and s[_OURS] < _AS_GOOD * s[_MEDIANS]
                     )
-                    _move(s, clock, z, sure, days, as_good)
+                    _move(s, clock, z, sure, days, as_good, least_mean)
+                    if clock[_OUT_SIDE] != 0:
+                        # The rolling median follows what is out, and takes what comes back for a rise.
+                        clock[_USED], clock[_SINCE] = 1, time
                     if clock[_OUT_SIDE] != 0 or as_good:
                         mean = abs(s[_SURE]) if side == 0 else max(side * s[_SURE], 0.0)
-                        width = limit * _TO_SIGMA * s[_MEAN_SIZE]
+                        width = max(_EASIER * limit * _TO_SIGMA * s[_MEAN_SIZE], least_mean)
                         if clock[_OUT_SIDE] != 0:
                             width *= _WHILE_OUT
                         if s[_MEANS_SEEN] >= _SETTLED_MEANS and mean >= width and mean > scores[i] * width:
@@ -352,6 +365,8 @@ def score_seasonal(
                     share = max(1.0 / s[_WEEKS], days / _MEMORY_DAYS)
                     _average(s, _OF_DAY, abs(x - s[_LEVEL] * means[slot]), share, s[_WEEKS])
                     _average(s, _OF_WEEK, abs(x - s[_LEVEL] * means[hour]), share, s[_WEEKS])
+        s[_RAW] += x / s[_LEVEL]
+        s[_RAW + 1] += 1.0
         if counts:
             s[_SLOT] += learned / s[_LEVEL]
             s[_SLOT + 1] += 1.0
@@ -419,14 +434,22 @@ class Seasonal(RobustZ):
 
     All this is used only while it is clearly better: from when its mean error is less than .75 of that of the rolling
     median, over a day of both at least, until it is over .9. Until then, which is in the first two days, and for a
-    series without a season, scores are those of `robust_z` to the bit. So they are for a series that was ever below 0,
-    whose swing is in proportion to nothing. Event time alone counts, whatever the windows' length.
+    series without a season, scores of values are those of `robust_z` to the bit. So they are for a series that was ever
+    below 0, whose swing is in proportion to nothing. Event time alone counts, whatever the windows' length.
 
     What is learned is damped as there: the profile learns no value further out than 2 scales, and of far values in a
     row one in four, so that an incident hardly enters it. What has been out on one side for a whole day is a new
     level: the profile is multiplied by what the day was of it, and is at rest at once and on the days to come.
 
-    An instance keeps some 9 kB, its snapshot takes 3 kB more than that of `robust_z`.
+    A part of the traffic that is gone, or added, is far out in no single value. So beside the score of a value there is one
+    of the latest, for rises and losses that last: of deviations in scales, none beyond 4, the mean with the memory of
+    50 values, in robust standard deviations of itself as it was of late, 3/4 of the limit and a tenth of what is usual at
+    least. No deviation counts for more than the one from the same hour a week ago, so that no weekend is a loss, and it
+    takes a week to begin; nor does any where the profile is worse than the rolling median by a tenth. Where the mean is
+    out (4.5, whatever the limit), nothing is learned until it is back (2, or 8 values in a row nearer by half), half the
+    limit holds, and after a day and half an hour what it was of what is usual is the new level. Evidence is then of `now`.
+
+    An instance keeps some 10 kB, its snapshot takes 4 kB more than that of `robust_z`.
 
     Parameters
     ----------
@@ -487,9 +510,10 @@ class Seasonal(RobustZ):
         self._clock: I64 = np.zeros(_INTEGERS, dtype=np.int64)
         self._sums: F64 = np.zeros(_FLOATS)
         self._sums[_LEVEL] = 1.0
+        self._last_week: F32 = np.full(_HOURS, -1.0, dtype=np.float32)
         self._nows: F64 = np.empty(0)
 
-    def _season(self) -> tuple[F64, F64, I64, F64, F32, U8, I64, F64, F64]:
+    def _season(self) -> tuple[F64, F64, I64, F64, F32, U8, I64, F64]:
         return (
             self._residuals,
             self._by_size,
@@ -499,7 +523,6 @@ class Seasonal(RobustZ):
             self._visits,
             self._clock,
             self._sums,
-            self._room,
         )
 
     def score(self, values: F64, times: I64) -> F64:
@@ -514,6 +537,8 @@ class Seasonal(RobustZ):
             array,
             as_times(times),
             *self._season(),
+            self._last_week,
+            self._room,
             params.warm_up,
             SIDES[params.direction],
             self._limit,
@@ -538,7 +563,7 @@ class Seasonal(RobustZ):
         array = as_values(values, times, name="seasonal")
         super().learn_undamped(array, times)
         self._place[_FAR] = 0
-        learn_residuals(array, as_times(times), *self._season(), self.params.abs_floor)
+        learn_residuals(array, as_times(times), *self._season(), self._room, self.params.abs_floor)
 
     def snapshot(self) -> State:
         """Return what `robust_z` does, and the profile, its residuals, oldest first, and how well both did."""

@@ -151,6 +151,11 @@ class Naive:
         self.last = self.since = 0
         self.run: list[float] = []
         self.run_since, self.run_side = 0, 0
+        self.last_week: dict[int, float] = {}
+        self.raw: list[float] = []
+        self.late, self.sure, self.late_size, self.lates = 0.0, 0.0, 0.0, 0
+        self.out = self.returned = 0
+        self.now = math.nan
 
     def window(self, kept: list[float], far: int, x: float, *, rel: float, floor: float, size: int) -> Any:
         """Score x among those kept, learn it; return distance, median, scale and the run of far ones."""
@@ -192,6 +197,9 @@ class Naive:
         days = min(time - self.last, DAY_US) / DAY_US
         self.last = time
         quarter, hour = time // (15 * MINUTE_US), time // HOUR_US
+        if self.open["week"][0] != hour and self.raw:
+            self.last_week[self.open["week"][0] % 168] = float(np.float32(sum(self.raw) / len(self.raw)))
+            self.raw = []
         self.close("day", quarter, 1 / 7)
         self.close("week", hour, 0.25)
         daily = self.day.get(quarter % 96)
@@ -209,49 +217,90 @@ class Naive:
             unit = usual * shape ** (0.5 * power)
             r = (x - forecast) / unit
             floor = max(0.01, 1e-9 / unit, self.errors[power])
+            was, far = list(self.kept), self.far
             own, middle, scale, self.far = self.window(self.kept, self.far, r, rel=0.0, floor=floor, size=150)
+            if self.out:
+                self.kept, self.far = was, far
             if not math.isnan(middle):
                 expected = forecast + middle * unit
                 if self.used:
                     z = own
-                self.n["judged"] += 1
-                if self.n["judged"] == 1:
-                    self.since = time
-                for name, error in (("median", abs(x - before)), ("ours", abs(x - expected))):
-                    self.mean[name] = self.average(self.mean[name], error, self.n["judged"], days)
-                if time - self.since >= DAY_US and self.n["judged"] >= 24:
-                    share = self.mean["ours"] / self.mean["median"]
-                    self.used = share < 0.75 or (self.used and share < 0.9)
+                if not self.out:
+                    self.n["judged"] += 1
+                    if self.n["judged"] == 1:
+                        self.since = time
+                    for name, error in (("median", abs(x - before)), ("ours", abs(x - expected))):
+                        self.mean[name] = self.average(self.mean[name], error, self.n["judged"], days)
+                    if time - self.since >= DAY_US and self.n["judged"] >= 24:
+                        share = self.mean["ours"] / self.mean["median"]
+                        self.used = share < 0.75 or (self.used and share < 0.9)
+                z = self.lasting(x, time, z, (r - middle) / scale, expected, unit * scale, days)
                 nearest = min(max(r, middle - 2.0 * scale), middle + 2.0 * scale)
                 learned = max(forecast + nearest * unit, 0.0)
-            self.n["spread"] += 1
-            share = max(1.0 / self.n["spread"], days / 7.0)
-            self.usual += share * (forecast - self.usual)
-            shape = max(forecast / self.usual, 0.05)
-            self.shape += share * (math.log(shape) - self.shape)
-            for k in range(3):
-                error = abs(x - forecast) / self.usual / shape ** (0.5 * k)
-                self.errors[k] = self.average(self.errors[k], error, self.n["spread"], days)
-            if known:
-                self.n["weeks"] += 1
-                for name, (mean, _) in (("day", daily), ("week", weekly)):
-                    error = abs(x - self.level * mean)
-                    self.mean[name] = self.average(self.mean[name], error, self.n["weeks"], days)
-        if self.far % 4 == 0:
+            if not self.out:
+                self.n["spread"] += 1
+                share = max(1.0 / self.n["spread"], days / 7.0)
+                self.usual += share * (forecast - self.usual)
+                shape = max(forecast / self.usual, 0.05)
+                self.shape += share * (math.log(shape) - self.shape)
+                for k in range(3):
+                    error = abs(x - forecast) / self.usual / shape ** (0.5 * k)
+                    self.errors[k] = self.average(self.errors[k], error, self.n["spread"], days)
+                if known:
+                    self.n["weeks"] += 1
+                    for name, (mean, _) in (("day", daily), ("week", weekly)):
+                        error = abs(x - self.level * mean)
+                        self.mean[name] = self.average(self.mean[name], error, self.n["weeks"], days)
+        self.raw.append(x / self.level)
+        if self.far % 4 == 0 and not self.out:
             self.open["day"][1].append(learned / self.level)
             self.open["week"][1].append(learned / self.level)
         if not math.isnan(middle):
-            side = int(np.sign(r - middle)) if abs(r - middle) > 3.0 * scale else 0
+            side = self.out or (int(np.sign(r - middle)) if abs(r - middle) > 3.0 * scale else 0)
             if side == 0 or side != self.run_side:
-                self.run, self.run_since, self.run_side = [], time, side if self.far else 0
+                self.run, self.run_since, self.run_side = [], time, side if self.far or self.out else 0
             if self.run_side:
                 self.run.append(x / max(expected, 0.05 * self.usual, 1e-9))
-            if self.run_side and time - self.run_since >= DAY_US and len(self.run) >= 8:
+            whole = DAY_US + (HOUR_US // 2 if self.out else 0)
+            if self.run_side and time - self.run_since >= whole and len(self.run) >= 8:
                 if np.mean(self.run) >= 0.05:
                     self.level *= float(np.mean(self.run))
                     self.usual *= float(np.mean(self.run))
-                self.far = self.run_side = 0
+                self.far = self.run_side = self.out = 0
+                self.late = self.sure = 0.0
         return z / 6.0
+
+    def lasting(self, x: float, time: int, z: float, r: float, expected: float, scale: float, days: float) -> float:
+        """Return the distance of the latest values on average, in limits as of a value, where it is the larger."""
+        ago = self.last_week.get(time // HOUR_US % 168)
+        weekly = math.nan if ago is None else (x - self.level * ago) / scale
+        sure = 0.0
+        if weekly * r > 0.0 and 0.05 * x <= expected:
+            sure = math.copysign(min(abs(weekly), abs(r)), r)
+        self.late += (min(max(r, -4.0), 4.0) - self.late) / 50.0
+        sure = min(max(sure, -4.0), 4.0)
+        self.sure += (sure - self.sure) / 50.0
+        good = time - self.since >= DAY_US and self.mean["ours"] < 1.1 * self.mean["median"]
+        good, least = good or self.used, 0.1 * expected / scale
+        deviation = math.sqrt(math.pi / 2.0) * self.late_size
+        if not self.out and good and self.lates >= 60 and abs(self.sure) >= max(4.5 * deviation, least):
+            self.out, self.returned = int(np.sign(self.sure)), 0
+        elif not self.out:
+            self.lates += 1
+            self.late_size = self.average(self.late_size, abs(self.late), self.lates, days)
+        else:
+            near = self.out * sure < 0.5 * min(self.out * self.sure, 2.0)
+            self.returned = self.returned + 1 if near else 0
+            if self.returned >= 8:
+                self.late, self.sure, self.out = 0.0, 0.0, 0
+            elif self.out * self.sure <= max(2.0 * deviation, 0.5 * least):
+                self.out = 0
+        if self.out:
+            self.used, self.since = True, time
+        width = max(0.75 * 6.0 * math.sqrt(math.pi / 2.0) * self.late_size, least) * (0.5 if self.out else 1.0)
+        if (self.out or good) and self.lates >= 60 and abs(self.sure) >= max(width, z / 6.0 * width):
+            return 6.0 * abs(self.sure) / width
+        return z
 
 
 @pytest.mark.parametrize("minutes", [12, 30])
@@ -361,7 +410,7 @@ def test_a_state_is_small_and_one_of_another_detector_is_refused() -> None:
     detector.score(values, times)
     plain.score(values, times)
     state = detector.snapshot()
-    assert len(dumps(state)) <= len(dumps(plain.snapshot())) + 3_072
+    assert len(dumps(state)) <= len(dumps(plain.snapshot())) + 4_096
     for spoilt in ({}, plain.snapshot(), {**state, "means": np.zeros(5)}, {**state, "residuals": np.zeros(500)}):
         with pytest.raises(StateError, match="seasonal"):
             registry.create("seasonal").restore(spoilt)
