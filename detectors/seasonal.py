@@ -70,14 +70,17 @@ _WHILE_OUT: Final = 0.5
 # Nearer than this share of what is usual it matters to nobody, however sure it is.
 _LEAST_SHARE: Final = 0.1
 # It needs a profile no worse than the rolling median by this, and is no further out than it is from the same hour a week
-# ago, lest a weekend be a loss. So many values in a row that are back, by half, end it.
+# ago, lest a weekend be a loss. The last few, eight weigh in their mean, end it sooner: where that is nearer by more than
+# their chance, and by two thirds.
 _AS_GOOD: Final = 1.1
-_BACK: Final = 8
+_FEW: Final = 1.0 / 8.0
+_NEARER: Final = 0.8
+_BACK: Final = 0.35
 # Means before their usual size is known: those of a day, and of some hours at least where windows are long.
 _SETTLED_MEANS: Final = 60
 _TO_SIGMA: Final = math.sqrt(math.pi / 2.0)
 # What is out so long is a new level.
-_HELD_US: Final = _DAY_US + _HOUR_US // 2
+_HELD_US: Final = 30 * _HOUR_US
 # Kept in single precision; no count of events comes near.
 _LARGEST: Final = 1e30
 
@@ -94,8 +97,7 @@ _SINCE: Final = 5  # time of the first comparison with the rolling median
 _RUN_SINCE: Final = 6  # time at which the run of values far out began, and its side; 0: none
 _RUN_SIDE: Final = 7
 _OUT_SIDE: Final = 8  # side on which the mean of the latest is out; 0: it is not
-_RETURNED: Final = 9  # values in a row that were back meanwhile
-_INTEGERS: Final = 10
+_INTEGERS: Final = 9
 
 _SLOT: Final = 0  # of the floats: sum and count of the open quarter hour, of the open hour
 _HOUR: Final = 2
@@ -117,7 +119,8 @@ _MEANS_SEEN: Final = _WEEKS + 6  # how many of such means their usual size is of
 _MEAN_SIZE: Final = _WEEKS + 7
 _SURE: Final = _WEEKS + 8  # the first mean again, of deviations from last week too, where that is all there is
 _RAW: Final = _WEEKS + 9  # sum and count of the open hour's values as they are
-_FLOATS: Final = _WEEKS + 11
+_SOON: Final = _WEEKS + 11  # mean of the last few, while the mean of the latest is out
+_FLOATS: Final = _WEEKS + 12
 
 _PARTS: Final = ("residual_tail", "means", "visits", "clock", "sums", "last_week")
 
@@ -235,15 +238,15 @@ def _move(s: F64, clock: I64, z: float, sure: float, days: float, as_good: bool,
     side = clock[_OUT_SIDE]
     deviation = _TO_SIGMA * s[_MEAN_SIZE]
     if side == 0:
-        if as_good and s[_MEANS_SEEN] >= _SETTLED_MEANS and abs(s[_SURE]) >= max(_OUT * deviation, least):
-            clock[_OUT_SIDE], clock[_RETURNED] = 1 if s[_SURE] > 0.0 else -1, 0
+        if as_good and s[_MEANS_SEEN] >= _SETTLED_MEANS and abs(s[_SURE]) > max(_OUT * deviation, least):
+            clock[_OUT_SIDE], s[_SOON] = 1 if s[_SURE] > 0.0 else -1, s[_SURE]
             return
         s[_MEANS_SEEN] += 1.0
         share = max(1.0 / s[_MEANS_SEEN], days / _MEMORY_DAYS)
         _average(s, _MEAN_SIZE, abs(s[_MEAN]), share, s[_MEANS_SEEN])
         return
-    clock[_RETURNED] = clock[_RETURNED] + 1 if side * sure < 0.5 * min(side * s[_SURE], 2.0) else 0
-    if clock[_RETURNED] >= _BACK:
+    s[_SOON] += _FEW * (sure - s[_SOON])
+    if side * (s[_SURE] - s[_SOON]) > _NEARER and side * s[_SOON] < _BACK * side * s[_SURE]:
         s[_MEAN], s[_SURE], clock[_OUT_SIDE] = 0.0, 0.0, 0
     elif side * s[_SURE] <= max(_IN * deviation, 0.5 * least):
         clock[_OUT_SIDE] = 0
@@ -351,7 +354,7 @@ def score_seasonal(
                         width = max(_EASIER * limit * _TO_SIGMA * s[_MEAN_SIZE], least_mean)
                         if clock[_OUT_SIDE] != 0:
                             width *= _WHILE_OUT
-                        if s[_MEANS_SEEN] >= _SETTLED_MEANS and mean >= width and mean > scores[i] * width:
+                        if s[_MEANS_SEEN] >= _SETTLED_MEANS and mean > 0.0 and mean >= width and mean > scores[i] * width:
                             scores[i] = min(mean / width, MAX_SCORE)
                             medians[i], widths[i] = expected, width * scale * unit
                             nows[i] = max(expected + s[_SURE] * scale * unit, 0.0)
@@ -446,8 +449,8 @@ class Seasonal(RobustZ):
     50 values, in robust standard deviations of itself as it was of late, 3/4 of the limit and a tenth of what is usual at
     least. No deviation counts for more than the one from the same hour a week ago, so that no weekend is a loss, and it
     takes a week to begin; nor does any where the profile is worse than the rolling median by a tenth. Where the mean is
-    out (4.5, whatever the limit), nothing is learned until it is back (2, or 8 values in a row nearer by half), half the
-    limit holds, and after a day and half an hour what it was of what is usual is the new level. Evidence is then of `now`.
+    out (4.5, whatever the limit), nothing is learned until it is back (2, or the last 8 by two thirds), half the
+    limit holds, and after 30 hours what it was of what is usual is the new level. Evidence is then of `now`.
 
     An instance keeps some 10 kB, its snapshot takes 4 kB more than that of `robust_z`.
 
@@ -576,8 +579,18 @@ class Seasonal(RobustZ):
             **{name: getattr(self, f"_{name}").copy() for name in _PARTS},
         }
 
+    def _grown(self, state: State) -> State:
+        """Return a state of before the mean of the latest as one of now, which knows nothing of it yet."""
+        clock, sums = state.get("clock"), state.get("sums")
+        if "last_week" in state or getattr(clock, "shape", ()) != (_OUT_SIDE,) or getattr(sums, "shape", ()) != (_MEAN,):
+            return state
+        more = np.zeros(_INTEGERS - _OUT_SIDE, dtype=np.int64), np.zeros(_FLOATS - _MEAN)
+        grown = {"clock": np.concatenate((clock, more[0])), "sums": np.concatenate((sums, more[1]))}
+        return {**state, **grown, "last_week": np.full(_HOURS, -1.0, dtype=np.float32)}
+
     def restore(self, state: State) -> None:
         """Take up a state; raise `StateError` when it is not one of this detector."""
+        state = self._grown(state)
         residuals = state.get("residuals")
         if (
             not isinstance(residuals, np.ndarray)
