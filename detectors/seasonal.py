@@ -276,12 +276,13 @@ def score_seasonal(
     medians: F64,
     widths: F64,
     nows: F64,
+    levels: F64,
 ) -> None:
     """Learn each value in order, all finite; where the profile is used, put its score, forecast and width.
 
     scores, medians and widths come as `score_robust_z` leaves them. ring to tail are a window of its own, of
     residuals; room is (4,), for one of them. nows: what the latest values are on average where it is they that score,
-    else nan; the width is then theirs.
+    else nan; the width is then theirs. levels: by what the profile is multiplied in the forecast, nan where it is not used.
     """
     for i in range(values.size):
         time = times[i]
@@ -333,6 +334,7 @@ def score_seasonal(
                     if clock[_USED] == 1:
                         scores[i] = min(room[1], most) / least
                         medians[i], widths[i] = expected, scale * least * unit
+                        levels[i] = s[_LEVEL] * expected / forecast if forecast > 0.0 else np.nan
                     if clock[_OUT_SIDE] == 0:
                         _judge(s, clock, time, abs(x - before), abs(x - expected), days)
                     sure = z = (room[0] - middle) / scale
@@ -357,6 +359,7 @@ def score_seasonal(
                         if s[_MEANS_SEEN] >= _SETTLED_MEANS and mean > 0.0 and mean >= width and mean > scores[i] * width:
                             scores[i] = min(mean / width, MAX_SCORE)
                             medians[i], widths[i] = expected, width * scale * unit
+                            levels[i] = s[_LEVEL] * expected / forecast if forecast > 0.0 else np.nan
                             nows[i] = max(expected + s[_SURE] * scale * unit, 0.0)
                 nearest = min(max(room[0], middle - _CLIP * scale), middle + _CLIP * scale)
                 learned = max(forecast + nearest * unit, 0.0)
@@ -515,6 +518,7 @@ class Seasonal(RobustZ):
         self._sums[_LEVEL] = 1.0
         self._last_week: F32 = np.full(_HOURS, -1.0, dtype=np.float32)
         self._nows: F64 = np.empty(0)
+        self._levels: F64 = np.empty(0)
 
     def _season(self) -> tuple[F64, F64, I64, F64, F32, U8, I64, F64]:
         return (
@@ -534,7 +538,7 @@ class Seasonal(RobustZ):
         if not all_finite(array):
             raise refuse_non_finite("seasonal")
         scores = super().score(array, times)
-        self._nows = np.full(array.size, np.nan)
+        self._nows, self._levels = np.full((2, array.size), np.nan)
         params = self.params
         score_seasonal(
             array,
@@ -552,14 +556,17 @@ class Seasonal(RobustZ):
             self._medians,
             self._widths,
             self._nows,
+            self._levels,
         )
         return scores
 
     def explain(self, index: int = -1) -> Evidence:
         """Give what is usual then and the band outside which the score is 1.0 or more: of the value, or of `now`."""
         found = super().explain(index)
-        now = float(self._nows[index])
-        return found if math.isnan(now) else msgspec.structs.replace(found, now=now)
+        now, level = float(self._nows[index]), float(self._levels[index])
+        return msgspec.structs.replace(
+            found, now=None if math.isnan(now) else now, level=None if math.isnan(level) else level
+        )
 
     def learn_undamped(self, values: F64, times: I64) -> None:
         """Learn (n,) values in full, however far out; see `detectors.protocol.Damped`."""
