@@ -58,7 +58,7 @@ _COUNTED: Final = 2  # values in the bins
 _WHITENED: Final = 3  # 1 where residuals are watched too
 
 # What values are of late: a mean with the memory of so many, and how far they are from it.
-_LATE: Final = 1.0 / 25.0
+_LATE: Final = 1.0 / 12.0
 _LATE_N: Final = 0
 _LATE_MEAN: Final = 1
 _LATE_VARIANCE: Final = 2
