@@ -164,7 +164,7 @@ def test_evidence_names_what_moved_and_gives_the_old_normal(
     assert evidence.usual == pytest.approx((90.2, 109.8), abs=3.0)
     assert evidence.now is not None
     assert evidence.late is not None
-    assert evidence.now - 100.0 == pytest.approx(5.0 * change.get("by", 0.0), abs=2.5)
+    assert evidence.now - 100.0 == pytest.approx(5.0 * change.get("by", 0.0), abs=2.5 * change.get("wider", 1.0))
     spread = (evidence.late[1] - evidence.late[0]) / 19.6
     assert np.sign(spread - 1.0) == np.sign(change.get("wider", spread) - 1.0)
     assert detector.explain(100) == drift.Evidence()
