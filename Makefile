@@ -5,7 +5,9 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 KAFKA_TESTS ?= -m "not slow"
 
-.PHONY: run test test-quick test-slow lint schemas bench clean help
+REAL := .cache/real
+
+.PHONY: run test test-quick test-slow test-real test-real-newest lint schemas bench clean help
 
 help:            ## What there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -25,6 +27,21 @@ test: $(STAMP)   ## The tests; those on real Apache Kafka too where Java and Mav
 
 test-quick: $(STAMP)  ## Those of the core that take no seconds each: less than two minutes, once loops are compiled
 	$(BIN)/python -m pytest tests/core tests/detectors -m "not kafka and not slow and not long"
+
+$(REAL)/.installed: tests/real/requirements.txt
+	$(PYTHON) -m venv --clear $(REAL)
+	$(REAL)/bin/python -m pip install --quiet --disable-pip-version-check --requirement tests/real/requirements.txt
+	@touch $@
+
+test-real: $(STAMP) $(REAL)/.installed  ## What real libraries emit, at the versions pinned in tests/real/requirements.txt
+	STREAMPROC_REQUIRE_REAL=1 $(BIN)/python -m pytest tests/real
+
+test-real-newest: $(STAMP)  ## The same at their newest versions
+	$(PYTHON) -m venv --clear $(REAL)-newest
+	sed 's/[=#].*//' tests/real/requirements.txt > $(REAL)-newest/requirements.txt
+	$(REAL)-newest/bin/python -m pip install --quiet --disable-pip-version-check --requirement $(REAL)-newest/requirements.txt
+	$(REAL)-newest/bin/python -m pip freeze
+	STREAMPROC_REAL=$(REAL)-newest STREAMPROC_REQUIRE_REAL=1 $(BIN)/python -m pytest tests/real
 
 test-slow: $(STAMP)  ## The slow proofs: three brokers, chaos over several seeds
 	$(BIN)/python -m pytest -m slow

@@ -382,7 +382,7 @@ def _add_more(known: dict[str, Any], attributes: dict[str, Any]) -> None:
     that failures share with it, so that they are not put down to another model.
     """
     asked_by_name = "gen_ai.request.model" in attributes
-    for name in ("llm.invocation_parameters", "mlflow.spanInputs"):
+    for name in ("llm.invocation_parameters", "embedding.invocation_parameters", "mlflow.spanInputs"):
         inside = {} if asked_by_name else _json(attributes.get(name))
         model = next((m for k in ("model", "model_name", "model_id") if (m := _text(inside.get(k)))), None)
         if model is not None:
@@ -407,6 +407,9 @@ def _add_more(known: dict[str, Any], attributes: dict[str, Any]) -> None:
     if (number := _converted("cost", cost.get("total_cost"))) is not None:
         known.setdefault("cost", number)
     answer = _json(attributes.get("mlflow.spanOutputs"))
+    used = _json(answer.get("usage"))  # of embeddings MLflow tells it nowhere else
+    if "input_tokens" not in known and (number := _converted("input_tokens", used.get("prompt_tokens"))) is not None:
+        known["input_tokens"] = number
     choices = answer.get("choices")
     if isinstance(choices, list):
         reasons = [r for c in choices if isinstance(c, dict) and (r := _text(c.get("finish_reason"))) is not None]

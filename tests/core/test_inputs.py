@@ -510,3 +510,20 @@ def test_a_duration_among_the_attributes_of_a_call_is_read() -> None:
     found = genai.call({"time": 1_790_000_000, "attributes": attributes})
     assert isinstance(found, Prediction)
     assert found.duration_s == 0.5
+
+
+def test_a_failed_embedding_names_its_model_in_its_parameters() -> None:
+    asked = {"openinference.span.kind": "EMBEDDING", "service.name": "shop",
+             "embedding.invocation_parameters": '{"model": "embed-x"}'}  # fmt: skip
+    found = genai.call({"attributes": asked, "status": {"code": 2}, "spanId": "a"})
+    assert isinstance(found, Prediction)
+    assert (name_of(found), error_type(found)) == ("embed-x", "_OTHER")
+
+
+def test_what_an_embedding_used_stands_in_what_mlflow_has_of_its_answer() -> None:
+    own = {"mlflow.spanType": '"EMBEDDING"', "model": '"embed-x"',
+           "mlflow.spanOutputs": '{"data": [], "usage": {"prompt_tokens": 5, "total_tokens": 5}}'}  # fmt: skip
+    found = genai.call({"attributes": own, "spanId": "a"})
+    assert isinstance(found, Prediction)
+    assert found.llm is not None
+    assert found.llm.input_tokens == 5
