@@ -5,10 +5,11 @@ elsewhere; then they start anew, as river has it. They decide for themselves: a 
 Anomaly detectors (river.anomaly) score a value, then learn it; `detectors.calibrate` turns river's raw score
 into ours. Rows for `loda`, `local_outlier_factor` and `one_class_svm` are standardised online first.
 
-`adwin` and `page_hinkley` are not free of scale: their bounds and defaults are for values of about one, so that a drift of
-latencies of 1e-4 is never found by them, and prices of 1e6 drift for ever. They are fed (x - m) / s (parameter `scaled`),
-m the mean of the first 30 values and s the larger of four standard deviations and a hundredth of it, learned again after
-a drift; where all were 0, s is the first that is not. The others are free of scale, or standardised, or calibrated.
+`adwin` and `page_hinkley` are not free of scale: their bounds and defaults are for values of about one, so that a drift
+of latencies of 1e-4 is never found by them, and prices of 1e6 drift for ever. They are fed (x - m) / s (parameter
+`scaled`), m the mean of the first 30 values and s the larger of four standard deviations and a hundredth of it, learned
+again after a drift; where all were 0, s is the first that is not. The others are free of scale, or standardised, or
+calibrated.
 
 What was constant has no deviation: to river's GaussianScorer nothing is out of it. Here what is further from it than a
 millionth of it scores as the furthest there is.
@@ -61,8 +62,8 @@ _LARGEST: Final = 1e100
 
 # A standardised feature goes no further: one column must not drown the rest.
 _LARGEST_Z: Final = 30.0
-# Values that the scale is learned from of detectors that are not free of it; deviations in it, and its least share of the
-# mean.
+# Values that the scale is learned from of detectors that are not free of it; deviations in it, and its least share of
+# the mean.
 _SIZED: Final = 30.0
 _DEVIATIONS: Final = 4.0
 _LEAST_SCALE: Final = 0.01
@@ -357,7 +358,8 @@ class RiverDetector:
         self._lead = entry.lead(params)
         self._model = entry.make(params, seed, columns)
         self._moments: F64 = np.zeros((3, columns))
-        self._scaled = bool(params.scales() if isinstance(params, PageHinkleyParams) else getattr(params, "scaled", False))
+        of_itself = isinstance(params, PageHinkleyParams)
+        self._scaled = bool(params.scales() if of_itself else getattr(params, "scaled", False))
         self._scale: F64 = np.zeros(4)
         self._seen = 0
         self._scores: F64 = np.empty(0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar, Final, TypeAlias
+from typing import Any, ClassVar, Final, TypeAlias
 
 import msgspec
 import numpy as np
@@ -57,8 +57,8 @@ _RUN: Final = 8
 _RUN_SCALES: Final = 3.0
 _LEAST_LEVEL: Final = 0.05
 _MOST_LEVEL: Final = 1e6
-# A loss of a part is far in no single value, but in the mean of the latest: of deviations in scales, none of which counts
-# for more than the clip, some fifty weigh in it.
+# A loss of a part is far in no single value, but in the mean of the latest: of deviations in scales, none of which
+# counts for more than the clip, some fifty weigh in it.
 _LATE: Final = 1.0 / 50.0
 _LATE_CLIP: Final = 4.0
 # How large that mean is of itself is learned beside it. From so many times that on it is out, and until it is below so
@@ -69,9 +69,9 @@ _EASIER: Final = 0.75  # a mean of fifty strays less far than a value does
 _WHILE_OUT: Final = 0.5
 # Nearer than this share of what is usual it matters to nobody, however sure it is.
 _LEAST_SHARE: Final = 0.1
-# It needs a profile no worse than the rolling median by this, and is no further out than it is from the same hour a week
-# ago, lest a weekend be a loss. The last few, eight weigh in their mean, end it sooner: where that is nearer by more than
-# their chance, and by two thirds.
+# It needs a profile no worse than the rolling median by this, and is no further out than it is from the same hour a
+# week ago, lest a weekend be a loss. The last few, eight weigh in their mean, end it sooner: where that is nearer by
+# more than their chance, and by two thirds.
 _AS_GOOD: Final = 1.1
 _FEW: Final = 1.0 / 8.0
 _NEARER: Final = 0.8
@@ -282,7 +282,8 @@ def score_seasonal(
 
     scores, medians and widths come as `score_robust_z` leaves them. ring to tail are a window of its own, of
     residuals; room is (4,), for one of them. nows: what the latest values are on average where it is they that score,
-    else nan; the width is then theirs. levels: by what the profile is multiplied in the forecast, nan where it is not used.
+    else nan; the width is then theirs. levels: by what the profile is multiplied in the forecast, nan where it is not
+    used.
     """
     for i in range(values.size):
         time = times[i]
@@ -356,7 +357,8 @@ def score_seasonal(
                         width = max(_EASIER * limit * _TO_SIGMA * s[_MEAN_SIZE], least_mean)
                         if clock[_OUT_SIDE] != 0:
                             width *= _WHILE_OUT
-                        if s[_MEANS_SEEN] >= _SETTLED_MEANS and mean > 0.0 and mean >= width and mean > scores[i] * width:
+                        known = s[_MEANS_SEEN] >= _SETTLED_MEANS and mean > 0.0
+                        if known and mean >= width and mean > scores[i] * width:
                             scores[i] = min(mean / width, MAX_SCORE)
                             medians[i], widths[i] = expected, width * scale * unit
                             levels[i] = s[_LEVEL] * expected / forecast if forecast > 0.0 else np.nan
@@ -447,13 +449,14 @@ class Seasonal(RobustZ):
     row one in four, so that an incident hardly enters it. What has been out on one side for a whole day is a new
     level: the profile is multiplied by what the day was of it, and is at rest at once and on the days to come.
 
-    A part of the traffic that is gone, or added, is far out in no single value. So beside the score of a value there is one
-    of the latest, for rises and losses that last: of deviations in scales, none beyond 4, the mean with the memory of
-    50 values, in robust standard deviations of itself as it was of late, 3/4 of the limit and a tenth of what is usual at
-    least. No deviation counts for more than the one from the same hour a week ago, so that no weekend is a loss, and it
-    takes a week to begin; nor does any where the profile is worse than the rolling median by a tenth. Where the mean is
-    out (4.5, whatever the limit), nothing is learned until it is back (2, or the last 8 by two thirds), half the
-    limit holds, and after 30 hours what it was of what is usual is the new level. Evidence is then of `now`.
+    A part of the traffic that is gone, or added, is far out in no single value. So beside the score of a value there is
+    one of the latest, for rises and losses that last: of deviations in scales, none beyond 4, the mean with the memory
+    of 50 values, in robust standard deviations of itself as it was of late, 3/4 of the limit and a tenth of what is
+    usual at least. No deviation counts for more than the one from the same hour a week ago, so that no weekend is a
+    loss, and it takes a week to begin; nor does any where the profile is worse than the rolling median by a tenth.
+    Where the mean is out (4.5, whatever the limit), nothing is learned until it is back (2, or the last 8 by two
+    thirds), half the limit holds, and after 30 hours what it was of what is usual is the new level. Evidence is then of
+    `now`.
 
     An instance keeps some 10 kB, its snapshot takes 4 kB more than that of `robust_z`.
 
@@ -588,8 +591,10 @@ class Seasonal(RobustZ):
 
     def _grown(self, state: State) -> State:
         """Return a state of before the mean of the latest as one of now, which knows nothing of it yet."""
-        clock, sums = state.get("clock"), state.get("sums")
-        if "last_week" in state or getattr(clock, "shape", ()) != (_OUT_SIDE,) or getattr(sums, "shape", ()) != (_MEAN,):
+        clock: Any = state.get("clock")
+        sums: Any = state.get("sums")
+        shapes = getattr(clock, "shape", ()), getattr(sums, "shape", ())
+        if "last_week" in state or shapes != ((_OUT_SIDE,), (_MEAN,)):
             return state
         more = np.zeros(_INTEGERS - _OUT_SIDE, dtype=np.int64), np.zeros(_FLOATS - _MEAN)
         grown = {"clock": np.concatenate((clock, more[0])), "sums": np.concatenate((sums, more[1]))}

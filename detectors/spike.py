@@ -103,8 +103,8 @@ def score_spike(
 ) -> bool:
     """Score, then learn, each value in order; False, untouched, when one is not finite.
 
-    alpha 0: the limit is never raised. means: of the memory a value is nearer to. bands is (2, n): below and above which
-    a value would score 1.0, which is out by both memories.
+    alpha 0: the limit is never raised. means: of the memory a value is nearer to. bands is (2, n): below and above
+    which a value would score 1.0, which is out by both memories.
     """
     if not all_finite(values):
         return False

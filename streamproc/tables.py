@@ -90,7 +90,7 @@ def _why(error: Exception) -> str:
     """Return in a line what is wrong."""
     said = getattr(error, "strerror", None) or str(error).strip()
     known = isinstance(error, _Unusable | OSError)
-    return (said.splitlines()[0] if said else "") if known and said else f"{type(error).__name__}: {' '.join(said.split())}"
+    return said.splitlines()[0] if known and said else f"{type(error).__name__}: {' '.join(said.split())}"
 
 
 def _remedy(error: Exception, said: ReferenceRule) -> str:
@@ -120,7 +120,8 @@ def _table(said: ReferenceRule, beside: Path) -> Table:
     features = [flat({c: v for c, v in row.items() if c not in apart}) for row in rows]
     if said.features is not None:
         wanted = frozenset(said.features)
-        features = [{c: v for c, v in row.items() if c in wanted or not wanted.isdisjoint(_above(c))} for row in features]
+        chosen = {c: c in wanted or not wanted.isdisjoint(_above(c)) for row in features for c in row}
+        features = [{c: v for c, v in row.items() if chosen[c]} for row in features]
     values = [_number(row.get(said.prediction)) if said.prediction else None for row in rows]
     labels = [_text(row.get(said.label)) if said.label else None for row in rows]
     for column, given, kind in ((said.prediction, values, "number"), (said.label, labels, "class")):
@@ -138,8 +139,9 @@ def _above(name: str) -> Iterator[str]:
 
 def _check_columns(said: ReferenceRule, columns: Iterable[str]) -> None:
     known = list(map(str, columns))
+    nested = [c for c in said.features or () if c.split(".")[0] in known]
     for what in (said.prediction, said.label, *(said.features or ())):
-        if what is not None and what not in known and (what in (said.prediction, said.label) or what.split(".")[0] not in known):
+        if what is not None and what not in known and what not in nested:
             shown = ", ".join(known[:20]) + (f" and {len(known) - 20} more" if len(known) > 20 else "")
             raise _Unusable(f"it has no column `{what}`; it has {shown}", f"name one of them{closest(what, known)}")
 
@@ -186,8 +188,9 @@ def _parquet(path: Path, said: ReferenceRule) -> Iterator[dict[str, Any]]:
                     plain[name] = _plain_column(column, pyarrow)
                 except (pyarrow.ArrowException, ValueError, OverflowError, TypeError) as e:
                     why = f"its column `{name}` of {column.type} cannot be read: {str(e).splitlines()[0]}"
-                    others = "`features` names the columns that are read" if name not in asked else "write it as a number or text"
-                    raise _Unusable(why, others) from None
+                    by_name = name in asked
+                    remedy = "write it as a number or text" if by_name else "name the columns to read in `features`"
+                    raise _Unusable(why, remedy) from None
             if plain:
                 yield from _across(plain)
             else:

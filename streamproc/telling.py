@@ -75,7 +75,7 @@ def build_alert(
     confidence: float | None = None,
     ended: Ended | None = None,
 ) -> Alert:
-    """Return the alert that one transition is published as; ended: how a resolved one did, None for as it was before."""
+    """Return the alert that one transition is published as; ended: how a resolved one did, None for normally."""
     condition = fingerprint(rule, subject)
     episode = identity(condition, subject.topic, subject.partition, step.opening)
     attribution = [

@@ -376,7 +376,8 @@ class Watch:
         middle, by = evidence.expected, self.tolerance
         if by == 1.0 or middle is None:
             return evidence
-        lower, upper = (None if edge is None else middle + by * (edge - middle) for edge in (evidence.lower, evidence.upper))
+        edges = evidence.lower, evidence.upper
+        lower, upper = (None if edge is None else middle + by * (edge - middle) for edge in edges)
         return msgspec.structs.replace(evidence, lower=lower, upper=upper)
 
     def _hold(self, evidence: Evidence) -> list[float | None]:

@@ -297,7 +297,8 @@ class Naive:
         if self.out:
             self.used, self.since = True, time
         width = max(0.75 * 6.0 * math.sqrt(math.pi / 2.0) * self.late_size, least) * (0.5 if self.out else 1.0)
-        if self.sure != 0.0 and (self.out or good) and self.lates >= 60 and abs(self.sure) >= max(width, z / 6.0 * width):
+        known = self.sure != 0.0 and (self.out or good) and self.lates >= 60
+        if known and abs(self.sure) >= max(width, z / 6.0 * width):
             return 6.0 * abs(self.sure) / width
         return z
 
