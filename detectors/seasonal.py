@@ -589,20 +589,8 @@ class Seasonal(RobustZ):
             **{name: getattr(self, f"_{name}").copy() for name in _PARTS},
         }
 
-    def _grown(self, state: State) -> State:
-        """Return a state of before the mean of the latest as one of now, which knows nothing of it yet."""
-        clock: Any = state.get("clock")
-        sums: Any = state.get("sums")
-        shapes = getattr(clock, "shape", ()), getattr(sums, "shape", ())
-        if "last_week" in state or shapes != ((_OUT_SIDE,), (_MEAN,)):
-            return state
-        more = np.zeros(_INTEGERS - _OUT_SIDE, dtype=np.int64), np.zeros(_FLOATS - _MEAN)
-        grown = {"clock": np.concatenate((clock, more[0])), "sums": np.concatenate((sums, more[1]))}
-        return {**state, **grown, "last_week": np.full(_HOURS, -1.0, dtype=np.float32)}
-
     def restore(self, state: State) -> None:
         """Take up a state; raise `StateError` when it is not one of this detector."""
-        state = self._grown(state)
         residuals = state.get("residuals")
         if (
             not isinstance(residuals, np.ndarray)
