@@ -234,6 +234,8 @@ def _what_is(
     elif evidence.usual is not None:
         out = not evidence.usual[0] <= value <= evidence.usual[1]
         text += f": {evidence.note}" + (f"; usual is {_band(*evidence.usual, unit, of=value)}" if out else "")
+    elif evidence.lower is not None and evidence.upper is not None and evidence.lower <= value <= evidence.upper:
+        text += f": {evidence.note or rule.spec.summary}"  # what is out is no single value
     elif evidence.lower is not None and evidence.upper is not None:
         upper = min(1.0, evidence.upper) if rule.spec.share and value <= 1.0 else evidence.upper
         text += f", expected {_band(_least(rule, evidence.lower), upper, unit, of=value)}"

@@ -387,7 +387,9 @@ class Watch:
             least = self._least_effect(evidence)
             lower = None if lower is None else min(lower, middle - least)
             upper = None if upper is None else max(upper, middle + least)
-        held = [middle, lower, upper, evidence.now, evidence.level, middle, evidence.level]
+        # Of a spread that changed the mean tells nothing.
+        moved = evidence.late is None or evidence.note.startswith("drifted")
+        held = [middle, lower, upper, evidence.now if moved else None, evidence.level, middle, evidence.level]
         return [None if x is None else float(x) for x in held]
 
     def _ended(self, step: Step, pool: list[tuple[float, int]], expected: float | None, level: float | None) -> Ended:

@@ -851,4 +851,23 @@ _FEATURES = (
     ),
 )
 
-CASES: dict[str, Case] = {c.name: c for c in (*_SPANS, *_ANSWERS, *_CLASSES, *_SERVED, *_NUMBERS, *_FEATURES)}
+_SMALL = frozenset({"latency", "latency_p50", "latency_p95", "latency_p99"})
+
+_MOVES: tuple[Case, ...] = (
+    *(
+        Case(
+            name=f"a_constant_and_then_a_jump_under_{detector}",
+            says="to a constant, or to milliseconds in seconds, nothing is out",
+            lines=_each(lambda i, _: _native(i, _rng(i), duration_s=0.0004 if i < AFTER else 0.0012)),
+            config=f"defaults: {{signals: {{latency: {{detector: {detector}}}}}}}\n",
+            expect=(Expect("latency_p50", 0.0004, 0.0012),),
+            alerts=frozenset({"latency", "latency_p50"}),
+            may=_SMALL,
+        )
+        for detector in ("gaussian_scorer", "adwin", "page_hinkley")
+    ),
+)
+
+_ALL = (*_SPANS, *_ANSWERS, *_CLASSES, *_SERVED, *_NUMBERS, *_FEATURES, *_MOVES)
+
+CASES: dict[str, Case] = {c.name: c for c in _ALL}

@@ -89,6 +89,19 @@ def test_a_drift_that_is_gone_is_back_to_normal() -> None:
     assert "is back to normal" in told(alerts, "resolved").summary
 
 
+def test_a_spread_that_changed_is_not_said_to_be_at_a_level_nor_normal() -> None:
+    rng = np.random.default_rng(3)
+    times = MONDAY_US + np.arange(9000, dtype=np.int64) * 1_000_000
+    values = rng.normal(0.48, 0.05, 9000)
+    values[3000:] = rng.normal(0.48, 0.15, 6000)
+    alerts = run(watch("prediction_value", "drift"), values, times)
+    found = re.search(r"spread wider: it is about (\S+) to (\S+) of late and was (\S+) to (\S+)$", alerts[0].summary)
+    assert found, alerts[0].summary
+    least, most, low, high = map(float, found.groups())
+    assert least < low < high < most
+    assert "no longer stands out" in told(alerts, "resolved").summary
+
+
 def test_a_level_that_a_rolling_window_has_learned_is_settled_and_one_that_is_left_is_normal() -> None:
     rng = np.random.default_rng(1)
     times = MONDAY_US + np.arange(3000, dtype=np.int64) * MINUTE_US
