@@ -53,6 +53,8 @@ LONG = frozenset({
     "test_the_generators_history_has_the_demos_fault_and_no_other",
     "test_the_loop_agrees_with_the_definition",
     "test_the_size_of_its_batches_changes_no_incident_and_not_their_order",
+    "test_what_became_of_events_sums_to_what_came_however_they_are_cut",
+    "test_what_is_in_the_state_already_is_fenced_and_sums_too",
     "test_what_a_day_costs_has_a_limit_and_begins_anew_at_midnight",
     "test_what_is_kept_is_bounded_however_many_alerts_and_incidents_there_are",
     "test_wherever_the_log_is_cut_or_restored_periods_limits_and_alerts_are_the_same",
