@@ -42,6 +42,10 @@ POISON: dict[str, Any] = {
 }
 
 
+#: Such as are read all the same: what Python's `json` writes for a number that is none is a missing value.
+READ = ("nan", "infinity")
+
+
 def records(n: int, seed: int) -> list[tuple[str | None, bytes, bytes | None, int]]:
     """Return (kind of poison or None, key, value, timestamp) of n records, one in ten of them bad."""
     rng = random.Random(seed)
@@ -51,7 +55,8 @@ def records(n: int, seed: int) -> list[tuple[str | None, bytes, bytes | None, in
         kind = rng.choice(kinds) if rng.random() < 0.1 else None
         if kind == "huge" and rng.random() > 0.05:
             kind = "truncated"  # a gigabyte of them proves no more
-        made.append((kind, key, value if kind is None else POISON[kind](rng, value), at))
+        value = value if kind is None else POISON[kind](rng, value)
+        made.append((None if kind in READ else kind, key, value, at))
     made.append(("no_model", b"", b'{"prediction": 1}', made[-1][3]))
     return made
 

@@ -37,9 +37,10 @@ _NARROWER: Final = (0.8, 0.6)
 _BETS: Final = 2 * len(_SHIFTS) + len(_WIDER) + len(_NARROWER)
 # Where the bets of each kind end, in the order of `_NOTES`.
 _ENDS: Final = (len(_SHIFTS), 2 * len(_SHIFTS), 2 * len(_SHIFTS) + len(_WIDER), _BETS)
-_NOTES: Final = ("moved up", "moved down", "spread wider", "drew together")
+_NOTES: Final = ("drifted up", "drifted down", "spread wider", "drew together")
 _LARGEST: Final = 1e308
 _OUTSIDE: Final = 0.025  # share of the past on either side of the band in evidence
+_TWO_SIDED: Final = 1.96  # deviations within which as many of the latest are
 
 # splitmix64 (Steele, Lea and Flood 2014).
 _STEP: Final = np.uint64(0x9E3779B97F4A7C15)
@@ -55,6 +56,17 @@ _FILLED: Final = 0  # values of the reference gathered
 _READY: Final = 1  # 1 once a reference was complete
 _COUNTED: Final = 2  # values in the bins
 _WHITENED: Final = 3  # 1 where residuals are watched too
+
+# What values are of late: a mean with the memory of so many, and how far they are from it.
+_LATE: Final = 1.0 / 12.0
+_LATE_N: Final = 0
+_LATE_MEAN: Final = 1
+_LATE_VARIANCE: Final = 2
+_LATE_RESIDUAL: Final = 3  # the mean of whitened residuals
+_LATE_SIZE: Final = 4
+_WHY: Final = 7
+# Values beyond this are taken as this in it, so that no square overflows.
+_LATE_MOST: Final = 1e150
 
 
 def _betting() -> F64:
@@ -185,6 +197,17 @@ def _quantile(edges: F64, counts: I64, target: float) -> float:
 
 
 @kernel
+def _note_late(late: F64, x: float) -> None:
+    """Take a value into the mean of the latest, and its distance from it into theirs."""
+    x = min(max(x, -_LATE_MOST), _LATE_MOST)
+    late[_LATE_N] += 1.0
+    share = max(_LATE, 1.0 / late[_LATE_N])
+    distance = x - late[_LATE_MEAN]
+    late[_LATE_VARIANCE] = (1.0 - share) * (late[_LATE_VARIANCE] + share * distance * distance)
+    late[_LATE_MEAN] += share * distance
+
+
+@kernel
 def score_drift(
     values: F64,
     times: I64,
@@ -200,6 +223,7 @@ def score_drift(
     gain: F64,
     draws: U64,
     clock: I64,
+    late: F64,
     wins: F64,
     reference: int,
     prewhiten: bool,
@@ -211,8 +235,9 @@ def score_drift(
     """Score, then learn, each value in order from `start` on; return how many were taken, or -1, all untouched.
 
     -1: a value is not finite. Fewer than all: a new reference is to be gathered, and `first` has no room for it.
-    edges is (2, 63), counts (2, 64), bets (2, 13): of values as they are, and of residuals. why is (n, 4), filled
-    where the score is 1.0 or more: the kind of bet that won most, then median and band of the past.
+    edges is (2, 63), counts (2, 64), bets (2, 13): of values as they are, and of residuals. late is (4,). why is
+    (n, 7), filled where the score is 1.0 or more: the kind of bet that won most, median and band of the past, mean and
+    band of late.
     """
     if start == 0 and not all_finite(values):
         return -1
@@ -221,6 +246,7 @@ def score_drift(
         if clock[_FILLED] < reference:
             if first.size < reference:
                 return i
+            _note_late(late, x)
             scores[i] = 0.0 if clock[_READY] == 1 else np.nan
             first[clock[_FILLED]] = x
             first_times[clock[_FILLED]] = times[i]
@@ -238,12 +264,14 @@ def score_drift(
                 clock[_READY] = 1
                 bets[:] = 0.0
             continue
+        _note_late(late, x)
         clock[_COUNTED] += 1
         total = float(clock[_COUNTED])
         evidence = _bet(edges[0], counts[0], bets[0], total, x, uniform(draws), wins)
         binding, foreseen, width = 0, 0.0, 1.0
         if clock[_WHITENED] == 1:
             w, foreseen, width = whiten_one(head, theta, cov, row, gain, x, times[i])
+            late[_LATE_RESIDUAL] += _LATE * (min(max(w, -_LATE_MOST), _LATE_MOST) - late[_LATE_RESIDUAL])
             whitened = _bet(edges[1], counts[1], bets[1], total, w, uniform(draws), wins)
             if whitened < evidence:
                 evidence, binding = whitened, 1
@@ -251,8 +279,17 @@ def score_drift(
         if scores[i] >= 1.0:
             why[i, 0] = _leading(bets[binding])
             for k, share in enumerate((0.5, _OUTSIDE, 1.0 - _OUTSIDE)):
-                at = _quantile(edges[binding], counts[binding], share * total)
-                why[i, 1 + k] = unwhiten(head, at, foreseen, width) if binding == 1 else at
+                why[i, 1 + k] = _quantile(edges[0], counts[0], share * total)
+            now = late[_LATE_MEAN]
+            side = 1.0 if why[i, 0] == 0.0 else -1.0 if why[i, 0] == 1.0 else 0.0
+            if binding == 1 and side * (now - why[i, 1]) < 0.0:
+                # By night the usual is above what has risen: it is compared with what was foreseen.
+                middle = _quantile(edges[1], counts[1], 0.5 * total)
+                gone = unwhiten(head, late[_LATE_RESIDUAL], foreseen, width) - unwhiten(head, middle, foreseen, width)
+                why[i, 1] = now - gone
+                why[i, 2], why[i, 3] = np.nan, np.nan
+            reach = _TWO_SIDED * math.sqrt(late[_LATE_VARIANCE])
+            why[i, 4], why[i, 5], why[i, 6] = now, now - reach, now + reach
         if evidence >= RESTART:
             clock[_FILLED] = 0
             clock[_COUNTED] = 0
@@ -310,8 +347,8 @@ class Drift:
     >>> bool(3000 < np.flatnonzero(scores >= 1)[0] < 3060)
     True
     >>> evidence = detector.explain(int(np.flatnonzero(scores >= 1)[0]))
-    >>> evidence.note, round(evidence.expected), round(evidence.lower), round(evidence.upper)
-    ('moved up', 100, 90, 111)
+    >>> evidence.note, round(evidence.now), round(evidence.expected), [round(x) for x in evidence.usual]
+    ('drifted up', 105, 100, [90, 111])
 
     References
     ----------
@@ -342,8 +379,9 @@ class Drift:
         self._whitener = Whitener()
         self._draws: U64 = np.array([seed % 2**64, 0], dtype=np.uint64)
         self._clock: npt.NDArray[np.int64] = np.zeros(4, dtype=np.int64)
+        self._late: F64 = np.zeros(_LATE_SIZE)
         self._scores: F64 = np.empty(0)
-        self._why: F64 = np.empty((0, 4))
+        self._why: F64 = np.empty((0, _WHY))
 
     def reconfigure(self, params: DriftParams, *, sensitivity: Sensitivity | None = None) -> None:
         """Take another limit from the next value on, keeping what was learned.
@@ -368,7 +406,7 @@ class Drift:
         """Score each of (n,) values, then learn it; see `detectors.protocol.Detector.score`."""
         array, moments = as_values(values, times, name="drift"), as_times(times)
         scores = np.empty(array.size)
-        why = np.empty((array.size, 4))  # filled where the score is 1.0 or more
+        why = np.empty((array.size, _WHY))  # filled where the score is 1.0 or more
         filter_, params, done = self._whitener, self.params, 0
         while True:
             done = score_drift(
@@ -386,6 +424,7 @@ class Drift:
                 filter_.gain,
                 self._draws,
                 self._clock,
+                self._late,
                 _WINS,
                 params.reference,
                 params.prewhiten,
@@ -405,11 +444,12 @@ class Drift:
         return scores.copy()
 
     def explain(self, index: int = -1) -> Evidence:
-        """Say what moved, and give the median and the central 95 % of the past, to a 64th of it."""
+        """Say what changed: what values are of late, and the median and central 95 % of the past, to a 64th of it."""
         if not self._scores[index] >= 1.0:
             return Evidence()
-        kind, median, lower, upper = (float(number) for number in self._why[index])
-        return Evidence(expected=median, lower=lower, upper=upper, note=_NOTES[int(kind)])
+        kind, median, lower, upper, now, least, most = (float(number) for number in self._why[index])
+        usual = None if math.isnan(lower) else (lower, upper)
+        return Evidence(expected=median, usual=usual, now=now, late=(least, most), note=_NOTES[int(kind)])
 
     def warming(self) -> int:
         """Return how many more values the first reference needs; a later one scores 0.0 meanwhile."""
@@ -418,7 +458,7 @@ class Drift:
     def snapshot(self) -> State:
         """Return bins, bets and filter, or the part of the reference gathered."""
         filled = int(self._clock[_FILLED])
-        state: State = {"clock": self._clock.copy(), "draws": self._draws.copy()}
+        state: State = {"clock": self._clock.copy(), "draws": self._draws.copy(), "late": self._late.copy()}
         if self.params.prewhiten:
             state["whitener"] = self._whitener.snapshot()
         if filled < self.params.reference:
@@ -436,8 +476,9 @@ class Drift:
         own = slice(None) if self.params.prewhiten else slice(0, 1)
         try:
             clock, draws = state["clock"], state["draws"]
+            late = state.get("late", np.zeros(_LATE_SIZE))  # states of before have none
             filled = int(clock[_FILLED])
-            if clock.shape != self._clock.shape or draws.shape != self._draws.shape:
+            if clock.shape != self._clock.shape or draws.shape != self._draws.shape or late.shape != (_LATE_SIZE,):
                 raise StateError("drift: the state is of another shape")
             if filled < self.params.reference:
                 self._gather()
@@ -457,4 +498,4 @@ class Drift:
             mine[:] = theirs
         if filled == self.params.reference:
             self._first, self._first_times = _NO_VALUES, _NO_TIMES
-        self._clock[:], self._draws[:] = clock, draws
+        self._clock[:], self._draws[:], self._late[:] = clock, draws, late

@@ -840,7 +840,7 @@ class Pattern:
         expected, reach = float(self._bands[0, index]), float(self._bands[1, index])
         if math.isnan(expected):
             return Evidence(note=note)
-        return Evidence(expected=expected, lower=expected - reach, upper=expected + reach, note=note)
+        return Evidence(expected=expected, usual=(expected - reach, expected + reach), note=note)
 
     def warming(self) -> int:
         """Return how many more values are needed before scores are given."""

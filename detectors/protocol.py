@@ -26,6 +26,11 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
 
     expected, lower, upper are in the value's own unit; None where a detector has no such notion.
     shares holds (column index, share of the score), largest first, summing to at most 1.
+    lower and upper are the line that alarms: where the score is 1.0. usual is the range that values were in, which
+    alarms nobody.
+    now is what the series is of late, on average, in its unit, where it is that which scored rather than the value
+    itself; a band is then of that. late is the range that values are in of late.
+    level is by what the usual rhythm is multiplied, where what is expected has one.
     note is one short phrase for a person, such as "nothing for 90 s".
     side is 1 for up and -1 for down where a single value does not tell, as of a rate; else 0.
     """
@@ -33,6 +38,10 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
     expected: float | None = None
     lower: float | None = None
     upper: float | None = None
+    usual: tuple[float, float] | None = None
+    now: float | None = None
+    late: tuple[float, float] | None = None
+    level: float | None = None
     shares: tuple[tuple[int, float], ...] = ()
     note: str = ""
     side: int = 0

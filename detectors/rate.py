@@ -35,6 +35,9 @@ _LAST: Final = 3  # the last value: ones may come in runs, so each value has the
 
 _PARTS: Final = ("clock", "counts", "level", "bets")
 
+# The rate of late is a mean with the memory of so many values.
+_LATE: Final = 1.0 / 50.0
+
 _RATE: Final = 0  # of the reference
 _ERROR: Final = 1  # its standard error
 
@@ -65,6 +68,7 @@ def score_rate(
     counts: I64,
     level: F64,
     bets: F64,
+    late: F64,
     effect: float,
     log_limit: float,
     scores: F64,
@@ -73,8 +77,9 @@ def score_rate(
     """Score, then learn, each value in order; False, untouched, when one is not finite.
 
     counts is (2, 2): values after a zero and after a one, and ones among them; level (3, 2): the reference's rate and
-    standard error after a zero, after a one, and in all. bets is (2, 6): up and down, by stakes. why is (n, 3):
-    +1 for up or -1 for down, rate and standard error, filled where the score is 1.0 or more.
+    standard error after a zero, after a one, and in all. bets is (2, 6): up and down, by stakes. late is (2,):
+    values, and their rate of late. why is (n, 4): +1 for up or -1 for down, rate and standard error, the rate of late,
+    filled where the score is 1.0 or more.
     """
     if not all_finite(values):
         return False
@@ -82,6 +87,8 @@ def score_rate(
         one = values[i] >= 0.5
         after = clock[_LAST]
         clock[_LAST] = 1 if one else 0
+        late[0] += 1.0
+        late[1] += max(_LATE, 1.0 / late[0]) * ((1.0 if one else 0.0) - late[1])
         scores[i] = 0.0 if clock[_READY] == 1 else np.nan
         if clock[_NEXT] > 0:
             rate, error = level[after, _RATE], level[after, _ERROR]
@@ -99,7 +106,7 @@ def score_rate(
             scores[i] = max(math.log(evidence), 0.0) / log_limit
             if scores[i] >= 1.0:
                 why[i, 0] = 1.0 if risen >= fallen else -1.0
-                why[i, 1], why[i, 2] = level[2, _RATE], level[2, _ERROR]
+                why[i, 1], why[i, 2], why[i, 3] = level[2, _RATE], level[2, _ERROR], late[1]
             if evidence >= RESTART:
                 clock[_N], clock[_NEXT] = 0, 0
                 counts[:] = 0
@@ -199,7 +206,8 @@ class Rate:
         self._level: F64 = np.zeros((3, 2))
         self._bets: F64 = np.zeros((2, len(_STAKES)))
         self._scores: F64 = np.empty(0)
-        self._why: F64 = np.empty((0, 3))
+        self._late: F64 = np.zeros(2)
+        self._why: F64 = np.empty((0, 4))
 
     def reconfigure(self, params: RateParams, *, sensitivity: Sensitivity | None = None) -> None:
         """Take another limit or effect from the next value on, keeping what was learned.
@@ -219,7 +227,7 @@ class Rate:
         """Score each of (n,) zeros and ones, then learn it; see `detectors.protocol.Detector.score`."""
         array = as_values(values, times, name="rate")
         scores = np.empty(array.size)
-        why = np.empty((array.size, 3))  # filled where the score is 1.0 or more
+        why = np.empty((array.size, 4))  # filled where the score is 1.0 or more
         if not score_rate(
             array,
             self.params.reference,
@@ -227,6 +235,7 @@ class Rate:
             self._counts,
             self._level,
             self._bets,
+            self._late,
             self.params.effect,
             self._log_limit,
             scores,
@@ -237,14 +246,14 @@ class Rate:
         return scores.copy()
 
     def explain(self, index: int = -1) -> Evidence:
-        """Say which way the rate went, and give the rate it had, give or take two standard errors."""
+        """Say which way the rate went, what it is of late, and what it was, give or take two standard errors."""
         if not self._scores[index] >= 1.0:
             return Evidence()
-        side, rate, error = (float(number) for number in self._why[index])
+        side, rate, error, late = (float(number) for number in self._why[index])
         return Evidence(
             expected=rate,
-            lower=max(rate - 2.0 * error, 0.0),
-            upper=min(rate + 2.0 * error, 1.0),
+            usual=(max(rate - 2.0 * error, 0.0), min(rate + 2.0 * error, 1.0)),
+            now=late if side * (late - rate) > 0.0 else None,
             note="rate went up" if side > 0 else "rate went down",
             side=1 if side > 0 else -1,
         )
@@ -255,12 +264,13 @@ class Rate:
 
     def snapshot(self) -> State:
         """Return counts, reference and bets."""
-        return {name: getattr(self, f"_{name}").copy() for name in _PARTS}
+        return {name: getattr(self, f"_{name}").copy() for name in (*_PARTS, "late")}
 
     def restore(self, state: State) -> None:
         """Take up a state; raise `StateError` when it is not one of this detector."""
         try:
             parts = [(getattr(self, f"_{name}"), state[name]) for name in _PARTS]
+            parts.append((self._late, state.get("late", np.zeros(2))))  # states of before have none
             if any(mine.shape != theirs.shape for mine, theirs in parts):
                 raise StateError("rate: the state is of another shape")
         except (KeyError, AttributeError, TypeError) as error:

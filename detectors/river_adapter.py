@@ -5,6 +5,15 @@ elsewhere; then they start anew, as river has it. They decide for themselves: a 
 Anomaly detectors (river.anomaly) score a value, then learn it; `detectors.calibrate` turns river's raw score
 into ours. Rows for `loda`, `local_outlier_factor` and `one_class_svm` are standardised online first.
 
+`adwin` and `page_hinkley` are not free of scale: their bounds and defaults are for values of about one, so that a drift
+of latencies of 1e-4 is never found by them, and prices of 1e6 drift for ever. They are fed (x - m) / s (parameter
+`scaled`), m the mean of the first 30 values and s the larger of four standard deviations and a hundredth of it, learned
+again after a drift; where all were 0, s is the first that is not. The others are free of scale, or standardised, or
+calibrated.
+
+What was constant has no deviation: to river's GaussianScorer nothing is out of it. Here what is further from it than a
+millionth of it scores as the furthest there is.
+
 Values beyond ±1e100 are taken as ±1e100: river's running variances would overflow and stay nan.
 
 KSWIN and LocalOutlierFactor run in their compiled forms, `detectors.river_compiled`, which answer as river's do.
@@ -53,6 +62,15 @@ _LARGEST: Final = 1e100
 
 # A standardised feature goes no further: one column must not drown the rest.
 _LARGEST_Z: Final = 30.0
+# Values that the scale is learned from of detectors that are not free of it; deviations in it, and its least share of
+# the mean.
+_SIZED: Final = 30.0
+_DEVIATIONS: Final = 4.0
+_LEAST_SCALE: Final = 0.01
+# What is constant may jitter by this share of it.
+_JITTER: Final = 1e-6
+# Decades of tail, beyond which none are told apart.
+_DECADES: Final = 16.0
 # Values before standardised ones are clipped as they are learned.
 _SETTLED: Final = 30.0
 
@@ -73,6 +91,7 @@ class ADWINParams(msgspec.Struct, frozen=True, kw_only=True):
     max_buckets: Annotated[int, msgspec.Meta(ge=2, le=100, description="buckets of one size")] = 5
     min_window_length: Annotated[_Count, msgspec.Meta(description="least sub-window tested")] = 5
     grace_period: Annotated[_Count, msgspec.Meta(description="values before the first test")] = 10
+    scaled: Annotated[bool, msgspec.Meta(description="put values on a scale of order one; false: as river does")] = True
 
 
 class KSWINParams(msgspec.Struct, frozen=True, kw_only=True):
@@ -90,13 +109,26 @@ class KSWINParams(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PageHinkleyParams(msgspec.Struct, frozen=True, kw_only=True):
-    """Parameters of river's `drift.PageHinkley`; delta and threshold are in the value's unit."""
+    """Parameters of river's `drift.PageHinkley`; delta and threshold are of what `scaled` says."""
 
     min_instances: Annotated[_Count, msgspec.Meta(description="values before the first test")] = 30
     delta: Annotated[float, msgspec.Meta(ge=0, description="change of the mean that is let pass")] = 0.005
     threshold: Annotated[_Positive, msgspec.Meta(description="summed deviation that is a drift")] = 50.0
     alpha: Annotated[float, msgspec.Meta(gt=0, le=1, description="fading factor")] = 1 - 0.0001
     mode: Literal["up", "down", "both"] = "both"
+    scaled: Annotated[
+        bool | None,
+        msgspec.Meta(
+            description="put values on a scale of order one; false: as river does; "
+            "null: where delta and threshold are the defaults"
+        ),
+    ] = None
+
+    def scales(self) -> bool:
+        """Return whether values are put on a scale: who sets a threshold means it in the value's unit."""
+        default = type(self)()
+        left = (self.delta, self.threshold) == (default.delta, default.threshold)
+        return left if self.scaled is None else self.scaled
 
 
 class DDMParams(msgspec.Struct, frozen=True, kw_only=True):
@@ -238,6 +270,27 @@ def clip_finite(values: F64, out: F64) -> bool:
 
 
 @kernel
+def put_on_scale(values: F64, scale: F64, start: int, out: F64) -> None:
+    """Put (n,) values from `start` on on a scale of order one, learning it from the first of them.
+
+    scale is (4,): count, mean and sum of squared deviations of the first values (Welford 1962), and what values are
+    divided by, 0 while that is not known.
+    """
+    for i in range(start, values.size):
+        x = values[i]
+        if scale[0] < _SIZED or scale[3] == 0.0:
+            scale[0] += 1.0
+            step = x - scale[1]
+            scale[1] += step / scale[0]
+            scale[2] += step * (x - scale[1])
+            if scale[0] <= _SIZED:
+                scale[3] = max(_DEVIATIONS * math.sqrt(scale[2] / scale[0]), _LEAST_SCALE * abs(scale[1]))
+            else:  # all were 0 up to now
+                scale[1], scale[3] = 0.0, abs(x)
+        out[i] = (x - scale[1]) / scale[3] if scale[3] > 0.0 else 0.0
+
+
+@kernel
 def standardise(rows: F64, moments: F64, out: F64) -> None:
     """Standardise each of (n, d) rows by the mean and variance before it, then learn it.
 
@@ -305,6 +358,9 @@ class RiverDetector:
         self._lead = entry.lead(params)
         self._model = entry.make(params, seed, columns)
         self._moments: F64 = np.zeros((3, columns))
+        of_itself = isinstance(params, PageHinkleyParams)
+        self._scaled = bool(params.scales() if of_itself else getattr(params, "scaled", False))
+        self._scale: F64 = np.zeros(4)
         self._seen = 0
         self._scores: F64 = np.empty(0)
         self.raw: F64 = np.empty(0)  #: (n,) river's scores of the last batch
@@ -347,7 +403,7 @@ class RiverDetector:
             elif self._calibrator is not None:
                 raw = self._score_values(clipped.tolist())
             else:
-                raw = self._drifts(clipped.tolist())
+                raw = self._drifts_on_scale(clipped) if self._scaled else self._drifts(clipped.tolist())
         raw_scores = np.array(raw, dtype=np.float64)
         late = min(max(self._lead - self._seen, 0), raw_scores.size)
         self._seen += raw_scores.size
@@ -369,15 +425,40 @@ class RiverDetector:
             found.append(1.0 if model.drift_detected else 0.0)
         return found
 
+    def _drifts_on_scale(self, values: F64) -> list[float]:
+        """Return drifts of values on a scale of order one, which is learned anew after each."""
+        update, model = self._model.update, self._model
+        found: list[float] = []
+        scaled = np.empty(values.size)
+        while len(found) < values.size:
+            start = len(found)
+            put_on_scale(values, self._scale, start, scaled)
+            for x in scaled[start:].tolist():
+                update(x)
+                drifted = bool(model.drift_detected)
+                found.append(1.0 if drifted else 0.0)
+                if drifted:
+                    break
+            if found[-1]:
+                self._scale[:] = 0.0
+        return found
+
     def _score_values(self, values: Any) -> list[float]:
         score_one, learn_one = self._model.score_one, self._model.learn_one
         raw: list[float] = []
+        if self.spec.name == "gaussian_scorer":
+            gaussian, grace = self._model.gaussian, self._model.grace_period
+            for x in values:
+                # 2 |cdf - 1/2| says 1.0 to all that is far: its tail, in decades, tells far from farther.
+                tail = -math.log10(max(1.0 - score_one(None, x), 10.0**-_DECADES))
+                if gaussian.n_samples >= grace and gaussian.sigma <= _JITTER * abs(gaussian.mu):
+                    tail = _DECADES if abs(x - gaussian.mu) > _JITTER * abs(gaussian.mu) else 0.0
+                raw.append(tail)
+                learn_one(None, x)
+            return raw
         for x in values:
             raw.append(score_one(None, x))
             learn_one(None, x)
-        if self.spec.name == "gaussian_scorer":
-            # 2 |cdf - 1/2| says 1.0 to all that is far: its tail, in decades, tells far from farther.
-            raw = [-math.log10(max(1.0 - share, 1e-16)) for share in raw]
         return raw
 
     def _score_rows(self, rows: F64) -> list[float] | F64:
@@ -416,6 +497,8 @@ class RiverDetector:
             state["calibration"] = self._calibrator.snapshot()
         if self.spec.kind == "vector":
             state["moments"] = self._moments.copy()
+        if self._scaled:
+            state["scale"] = self._scale.copy()
         return state
 
     def restore(self, state: State) -> None:
@@ -431,6 +514,9 @@ class RiverDetector:
             moments = state["moments"] if self.spec.kind == "vector" else self._moments
             if moments.shape != self._moments.shape:
                 raise StateError(f"{self.spec.name}: the state is of another number of columns")
+            scale = state.get("scale", np.array([_SIZED, 0.0, 0.0, 1.0]))  # states of before are of values as they are
+            if scale.shape != self._scale.shape:
+                raise StateError(f"{self.spec.name}: the state is of another shape")
             seen = int(state["seen"])
             if self._calibrator is not None:
                 self._calibrator.restore(state["calibration"])
@@ -440,6 +526,7 @@ class RiverDetector:
             raise StateError(f"{self.spec.name}: not a state of this detector: {error!r}") from error
         self._model, self._seen = model, seen
         self._moments = moments.copy()
+        self._scale = scale.astype(np.float64)
 
 
 # A packed object is plain, or a list that begins with what it is. Functions and bound methods are never
@@ -570,6 +657,7 @@ def _plainly(module: str, kind: str, *, seeded: bool = False) -> Callable[[Any, 
         arguments: dict[str, Any] = msgspec.structs.asdict(params)
         if module == "river.anomaly":
             del arguments["alpha"]
+        arguments.pop("scaled", None)
         if seeded:
             arguments["seed"] = seed
         return getattr(importlib.import_module(module), kind)(**arguments)

@@ -15,7 +15,7 @@ from detectors.protocol import F64, I64, Evidence, State
 from detectors.state import StateError
 from detectors.tail import FURTHEST, TAIL, Alpha, learn_tail, tail_limit
 
-__all__ = ["SIDES", "RobustZ", "RobustZParams", "score_robust_z"]
+__all__ = ["SIDES", "RobustZ", "RobustZParams", "centre", "scale_of", "score_robust_z"]
 
 _LIMIT: Final[dict[Sensitivity, float]] = {"low": 9.0, "medium": 6.0, "high": 4.0}
 #: By direction: 1 and -1 for one side, 0 for both.
@@ -81,7 +81,7 @@ def _insertion_point(ordered: F64, n: int, value: float) -> int:
 
 
 @kernel
-def _centre(ordered: F64, n: int) -> float:
+def centre(ordered: F64, n: int) -> float:
     """Return the median of the first n of `ordered`, which ascend."""
     half = n // 2
     if n % 2 == 1:
@@ -167,7 +167,7 @@ def score_robust_z(
         learned = x
         scores[i], medians[i], widths[i] = np.nan, np.nan, np.nan
         if n > 0:
-            median = _centre(ordered, n)
+            median = centre(ordered, n)
             scale, clip = scale_of(ordered, n, median, rel_floor, abs_floor)
             if n >= warm_up:
                 distance = x - median

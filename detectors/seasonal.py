@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from typing import ClassVar, Final, TypeAlias
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from detectors.kernels import MAX_SCORE, all_finite, as_times, as_values, kernel, refuse_non_finite
 from detectors.params import DetectorSpec, Sensitivity
-from detectors.protocol import F64, I64, State
-from detectors.robust_z import SIDES, RobustZ, RobustZParams, score_robust_z
+from detectors.protocol import F64, I64, Evidence, State
+from detectors.robust_z import SIDES, RobustZ, RobustZParams, centre, scale_of, score_robust_z
 from detectors.state import StateError
 from detectors.tail import FURTHEST, TAIL, tail_limit
 
@@ -56,6 +57,30 @@ _RUN: Final = 8
 _RUN_SCALES: Final = 3.0
 _LEAST_LEVEL: Final = 0.05
 _MOST_LEVEL: Final = 1e6
+# A loss of a part is far in no single value, but in the mean of the latest: of deviations in scales, none of which
+# counts for more than the clip, some fifty weigh in it.
+_LATE: Final = 1.0 / 50.0
+_LATE_CLIP: Final = 4.0
+# How large that mean is of itself is learned beside it. From so many times that on it is out, and until it is below so
+# many; meanwhile nothing is learned, and half the limit holds: what ended an alert would else be the night.
+_OUT: Final = 4.5
+_IN: Final = 2.0
+_EASIER: Final = 0.75  # a mean of fifty strays less far than a value does
+_WHILE_OUT: Final = 0.5
+# Nearer than this share of what is usual it matters to nobody, however sure it is.
+_LEAST_SHARE: Final = 0.1
+# It needs a profile no worse than the rolling median by this, and is no further out than it is from the same hour a
+# week ago, lest a weekend be a loss. The last few, eight weigh in their mean, end it sooner: where that is nearer by
+# more than their chance, and by two thirds.
+_AS_GOOD: Final = 1.1
+_FEW: Final = 1.0 / 8.0
+_NEARER: Final = 0.8
+_BACK: Final = 0.35
+# Means before their usual size is known: those of a day, and of some hours at least where windows are long.
+_SETTLED_MEANS: Final = 60
+_TO_SIGMA: Final = math.sqrt(math.pi / 2.0)
+# What is out so long is a new level.
+_HELD_US: Final = 30 * _HOUR_US
 # Kept in single precision; no count of events comes near.
 _LARGEST: Final = 1e30
 
@@ -71,7 +96,8 @@ _USED: Final = 4  # 1 while the profile is used
 _SINCE: Final = 5  # time of the first comparison with the rolling median
 _RUN_SINCE: Final = 6  # time at which the run of values far out began, and its side; 0: none
 _RUN_SIDE: Final = 7
-_INTEGERS: Final = 8
+_OUT_SIDE: Final = 8  # side on which the mean of the latest is out; 0: it is not
+_INTEGERS: Final = 9
 
 _SLOT: Final = 0  # of the floats: sum and count of the open quarter hour, of the open hour
 _HOUR: Final = 2
@@ -88,9 +114,15 @@ _OF_DAY: Final = _WEEKS + 1
 _OF_WEEK: Final = _WEEKS + 2
 _RUN_COUNT: Final = _WEEKS + 3  # values of the run, and their mean as a share of what was expected
 _RUN_SHARE: Final = _WEEKS + 4
-_FLOATS: Final = _WEEKS + 5
+_MEAN: Final = _WEEKS + 5  # mean of the latest deviations, in scales
+_MEANS_SEEN: Final = _WEEKS + 6  # how many of such means their usual size is of, and that
+_MEAN_SIZE: Final = _WEEKS + 7
+_SURE: Final = _WEEKS + 8  # the first mean again, of deviations from last week too, where that is all there is
+_RAW: Final = _WEEKS + 9  # sum and count of the open hour's values as they are
+_SOON: Final = _WEEKS + 11  # mean of the last few, while the mean of the latest is out
+_FLOATS: Final = _WEEKS + 12
 
-_PARTS: Final = ("residual_tail", "means", "visits", "clock", "sums")
+_PARTS: Final = ("residual_tail", "means", "visits", "clock", "sums", "last_week")
 
 
 class SeasonalParams(RobustZParams, frozen=True, kw_only=True):
@@ -167,7 +199,7 @@ def _judge(s: F64, clock: I64, time: int, median: float, ours: float, days: floa
     share = max(1.0 / s[_COMPARED], days / _MEMORY_DAYS)
     _average(s, _MEDIANS, median, share, s[_COMPARED])
     _average(s, _OURS, ours, share, s[_COMPARED])
-    if time - clock[_SINCE] >= _DAY_US and s[_COMPARED] >= _TRIED:
+    if time - clock[_SINCE] >= _DAY_US and s[_COMPARED] >= _TRIED:  # a day, since the mean of the latest was out too
         if s[_OURS] < _BETTER * s[_MEDIANS]:
             clock[_USED] = 1
         elif s[_OURS] >= _NO_BETTER * s[_MEDIANS]:
@@ -177,19 +209,47 @@ def _judge(s: F64, clock: I64, time: int, median: float, ours: float, days: floa
 @kernel
 def _level(s: F64, clock: I64, place: I64, time: int, side: int, share: float) -> None:
     """Count a value out on a side (0: none), `share` of what was expected; after a day of them take their level up."""
+    held = clock[_OUT_SIDE] != 0
     if side == 0 or side != clock[_RUN_SIDE]:
-        clock[_RUN_SINCE], clock[_RUN_SIDE] = time, side if place[_FAR] > 0 else 0
+        clock[_RUN_SINCE], clock[_RUN_SIDE] = time, side if held or place[_FAR] > 0 else 0
         s[_RUN_COUNT], s[_RUN_SHARE] = 0.0, 0.0
         if clock[_RUN_SIDE] == 0:
             return
     s[_RUN_COUNT] += 1.0
     s[_RUN_SHARE] += (share - s[_RUN_SHARE]) / s[_RUN_COUNT]
-    if time - clock[_RUN_SINCE] < _DAY_US or s[_RUN_COUNT] < _RUN:
+    if time - clock[_RUN_SINCE] < (_HELD_US if held else _DAY_US) or s[_RUN_COUNT] < _RUN:
         return
     if s[_RUN_SHARE] >= _LEAST_LEVEL and 1.0 / _MOST_LEVEL < s[_LEVEL] * s[_RUN_SHARE] < _MOST_LEVEL:
         s[_LEVEL] *= s[_RUN_SHARE]
         s[_USUAL] *= s[_RUN_SHARE]
     place[_FAR], clock[_RUN_SIDE] = 0, 0
+    s[_MEAN], s[_SURE], clock[_OUT_SIDE] = 0.0, 0.0, 0
+
+
+@kernel
+def _move(s: F64, clock: I64, z: float, sure: float, days: float, as_good: bool, least: float) -> None:
+    """Take one more deviation, in scales, into the mean of the latest, and see whether that is out.
+
+    sure: the same, but no further than it is from what it was a week ago. least: what any mean is out by at least.
+    """
+    z, sure = min(max(z, -_LATE_CLIP), _LATE_CLIP), min(max(sure, -_LATE_CLIP), _LATE_CLIP)
+    s[_MEAN] += _LATE * (z - s[_MEAN])
+    s[_SURE] += _LATE * (sure - s[_SURE])
+    side = clock[_OUT_SIDE]
+    deviation = _TO_SIGMA * s[_MEAN_SIZE]
+    if side == 0:
+        if as_good and s[_MEANS_SEEN] >= _SETTLED_MEANS and abs(s[_SURE]) > max(_OUT * deviation, least):
+            clock[_OUT_SIDE], s[_SOON] = 1 if s[_SURE] > 0.0 else -1, s[_SURE]
+            return
+        s[_MEANS_SEEN] += 1.0
+        share = max(1.0 / s[_MEANS_SEEN], days / _MEMORY_DAYS)
+        _average(s, _MEAN_SIZE, abs(s[_MEAN]), share, s[_MEANS_SEEN])
+        return
+    s[_SOON] += _FEW * (sure - s[_SOON])
+    if side * (s[_SURE] - s[_SOON]) > _NEARER and side * s[_SOON] < _BACK * side * s[_SURE]:
+        s[_MEAN], s[_SURE], clock[_OUT_SIDE] = 0.0, 0.0, 0
+    elif side * s[_SURE] <= max(_IN * deviation, 0.5 * least):
+        clock[_OUT_SIDE] = 0
 
 
 @kernel
@@ -204,6 +264,7 @@ def score_seasonal(
     visits: U8,
     clock: I64,
     s: F64,
+    last: F32,
     room: F64,
     warm_up: int,
     side: int,
@@ -214,11 +275,15 @@ def score_seasonal(
     scores: F64,
     medians: F64,
     widths: F64,
+    nows: F64,
+    levels: F64,
 ) -> None:
     """Learn each value in order, all finite; where the profile is used, put its score, forecast and width.
 
     scores, medians and widths come as `score_robust_z` leaves them. ring to tail are a window of its own, of
-    residuals; room is (4,), for one of them.
+    residuals; room is (4,), for one of them. nows: what the latest values are on average where it is they that score,
+    else nan; the width is then theirs. levels: by what the profile is multiplied in the forecast, nan where it is not
+    used.
     """
     for i in range(values.size):
         time = times[i]
@@ -234,6 +299,9 @@ def score_seasonal(
             clock[_OPEN_SLOT] = time // _SLOT_US
         if time // _HOUR_US != clock[_OPEN_HOUR]:
             _close(means, visits, s, _HOUR, _SLOTS + clock[_OPEN_HOUR] % _HOURS, _OF_A_WEEK)
+            if s[_RAW + 1] > 0.0:
+                last[clock[_OPEN_HOUR] % _HOURS] = np.float32(s[_RAW] / s[_RAW + 1])
+                s[_RAW], s[_RAW + 1] = 0.0, 0.0
             clock[_OPEN_HOUR] = time // _HOUR_US
         slot, hour = clock[_OPEN_SLOT] % _SLOTS, _SLOTS + clock[_OPEN_HOUR] % _HOURS
         learned, counts, middle, scale, expected = x, True, math.nan, 0.0, 0.0
@@ -249,11 +317,17 @@ def score_seasonal(
             # Where windows are short the residuals are those of the last hours: the week has seen more.
             floor = max(rel_floor, abs_floor / unit, error)
             # With a limit of 1 the score is the distance itself.
-            score_robust_z(
-                room[:1], ring, ordered, place, tail, warm_up, side, 1.0, 0.0, 0.0, floor, True,
-                room[1:2], room[2:3], room[3:],
-            )  # fmt: skip
-            middle, scale = room[2], room[3]
+            if clock[_OUT_SIDE] == 0:
+                score_robust_z(
+                    room[:1], ring, ordered, place, tail, warm_up, side, 1.0, 0.0, 0.0, floor, True,
+                    room[1:2], room[2:3], room[3:],
+                )  # fmt: skip
+                middle, scale = room[2], room[3]
+            else:  # what it is measured by stays as it was
+                middle = centre(ordered, place[_N])
+                scale = scale_of(ordered, place[_N], middle, 0.0, floor)[0]
+                distance = (room[0] - middle) / scale
+                room[1] = abs(distance) if side == 0 else max(side * distance, 0.0)
             if not math.isnan(middle):  # it is known how far residuals lie apart
                 expected = forecast + middle * unit
                 if not math.isnan(medians[i]):
@@ -261,16 +335,46 @@ def score_seasonal(
                     if clock[_USED] == 1:
                         scores[i] = min(room[1], most) / least
                         medians[i], widths[i] = expected, scale * least * unit
-                    _judge(s, clock, time, abs(x - before), abs(x - expected), days)
+                        levels[i] = s[_LEVEL] * expected / forecast if forecast > 0.0 else np.nan
+                    if clock[_OUT_SIDE] == 0:
+                        _judge(s, clock, time, abs(x - before), abs(x - expected), days)
+                    sure = z = (room[0] - middle) / scale
+                    weekly = (x - s[_LEVEL] * last[hour - _SLOTS]) / (unit * scale)
+                    if last[hour - _SLOTS] < 0.0 or weekly * z <= 0.0 or _LEAST_LEVEL * x > expected:
+                        sure = 0.0
+                    elif abs(weekly) < abs(z):
+                        sure = weekly
+                    least_mean = _LEAST_SHARE * expected / (scale * unit)
+                    as_good = clock[_USED] == 1 or (
+                        time - clock[_SINCE] >= _DAY_US and s[_OURS] < _AS_GOOD * s[_MEDIANS]
+                    )
+                    _move(s, clock, z, sure, days, as_good, least_mean)
+                    if clock[_OUT_SIDE] != 0:
+                        # The rolling median follows what is out, and takes what comes back for a rise.
+                        clock[_USED], clock[_SINCE] = 1, time
+                    if clock[_OUT_SIDE] != 0 or as_good:
+                        mean = abs(s[_SURE]) if side == 0 else max(side * s[_SURE], 0.0)
+                        width = max(_EASIER * limit * _TO_SIGMA * s[_MEAN_SIZE], least_mean)
+                        if clock[_OUT_SIDE] != 0:
+                            width *= _WHILE_OUT
+                        known = s[_MEANS_SEEN] >= _SETTLED_MEANS and mean > 0.0
+                        if known and mean >= width and mean > scores[i] * width:
+                            scores[i] = min(mean / width, MAX_SCORE)
+                            medians[i], widths[i] = expected, width * scale * unit
+                            levels[i] = s[_LEVEL] * expected / forecast if forecast > 0.0 else np.nan
+                            nows[i] = max(expected + s[_SURE] * scale * unit, 0.0)
                 nearest = min(max(room[0], middle - _CLIP * scale), middle + _CLIP * scale)
                 learned = max(forecast + nearest * unit, 0.0)
-                counts = place[_FAR] % _LEARN_ONE_OF == 0
-            _learn_spread(s, x, forecast, days, abs_floor)
-            if visits[slot] > 0 and visits[hour] >= _WEEKS_KNOWN:
-                s[_WEEKS] += 1.0
-                share = max(1.0 / s[_WEEKS], days / _MEMORY_DAYS)
-                _average(s, _OF_DAY, abs(x - s[_LEVEL] * means[slot]), share, s[_WEEKS])
-                _average(s, _OF_WEEK, abs(x - s[_LEVEL] * means[hour]), share, s[_WEEKS])
+                counts = place[_FAR] % _LEARN_ONE_OF == 0 and clock[_OUT_SIDE] == 0
+            if clock[_OUT_SIDE] == 0:
+                _learn_spread(s, x, forecast, days, abs_floor)
+                if visits[slot] > 0 and visits[hour] >= _WEEKS_KNOWN:
+                    s[_WEEKS] += 1.0
+                    share = max(1.0 / s[_WEEKS], days / _MEMORY_DAYS)
+                    _average(s, _OF_DAY, abs(x - s[_LEVEL] * means[slot]), share, s[_WEEKS])
+                    _average(s, _OF_WEEK, abs(x - s[_LEVEL] * means[hour]), share, s[_WEEKS])
+        s[_RAW] += x / s[_LEVEL]
+        s[_RAW + 1] += 1.0
         if counts:
             s[_SLOT] += learned / s[_LEVEL]
             s[_SLOT + 1] += 1.0
@@ -279,6 +383,8 @@ def score_seasonal(
         if not math.isnan(middle):
             above = room[0] - middle
             out = 0 if abs(above) <= _RUN_SCALES * scale else 1 if above > 0.0 else -1
+            if clock[_OUT_SIDE] != 0:
+                out = clock[_OUT_SIDE]
             if out != 0 or clock[_RUN_SIDE] != 0:
                 _level(s, clock, place, time, out, x / max(expected, _LEAST_SHAPE * s[_USUAL], abs_floor))
 
@@ -336,14 +442,23 @@ class Seasonal(RobustZ):
 
     All this is used only while it is clearly better: from when its mean error is less than .75 of that of the rolling
     median, over a day of both at least, until it is over .9. Until then, which is in the first two days, and for a
-    series without a season, scores are those of `robust_z` to the bit. So they are for a series that was ever below 0,
-    whose swing is in proportion to nothing. Event time alone counts, whatever the windows' length.
+    series without a season, scores of values are those of `robust_z` to the bit. So they are for a series that was ever
+    below 0, whose swing is in proportion to nothing. Event time alone counts, whatever the windows' length.
 
     What is learned is damped as there: the profile learns no value further out than 2 scales, and of far values in a
     row one in four, so that an incident hardly enters it. What has been out on one side for a whole day is a new
     level: the profile is multiplied by what the day was of it, and is at rest at once and on the days to come.
 
-    An instance keeps some 9 kB, its snapshot takes 3 kB more than that of `robust_z`.
+    A part of the traffic that is gone, or added, is far out in no single value. So beside the score of a value there is
+    one of the latest, for rises and losses that last: of deviations in scales, none beyond 4, the mean with the memory
+    of 50 values, in robust standard deviations of itself as it was of late, 3/4 of the limit and a tenth of what is
+    usual at least. No deviation counts for more than the one from the same hour a week ago, so that no weekend is a
+    loss, and it takes a week to begin; nor does any where the profile is worse than the rolling median by a tenth.
+    Where the mean is out (4.5, whatever the limit), nothing is learned until it is back (2, or the last 8 by two
+    thirds), half the limit holds, and after 30 hours what it was of what is usual is the new level. Evidence is then of
+    `now`.
+
+    An instance keeps some 10 kB, its snapshot takes 4 kB more than that of `robust_z`.
 
     Parameters
     ----------
@@ -404,8 +519,11 @@ class Seasonal(RobustZ):
         self._clock: I64 = np.zeros(_INTEGERS, dtype=np.int64)
         self._sums: F64 = np.zeros(_FLOATS)
         self._sums[_LEVEL] = 1.0
+        self._last_week: F32 = np.full(_HOURS, -1.0, dtype=np.float32)
+        self._nows: F64 = np.empty(0)
+        self._levels: F64 = np.empty(0)
 
-    def _season(self) -> tuple[F64, F64, I64, F64, F32, U8, I64, F64, F64]:
+    def _season(self) -> tuple[F64, F64, I64, F64, F32, U8, I64, F64]:
         return (
             self._residuals,
             self._by_size,
@@ -415,7 +533,6 @@ class Seasonal(RobustZ):
             self._visits,
             self._clock,
             self._sums,
-            self._room,
         )
 
     def score(self, values: F64, times: I64) -> F64:
@@ -424,11 +541,14 @@ class Seasonal(RobustZ):
         if not all_finite(array):
             raise refuse_non_finite("seasonal")
         scores = super().score(array, times)
+        self._nows, self._levels = np.full((2, array.size), np.nan)
         params = self.params
         score_seasonal(
             array,
             as_times(times),
             *self._season(),
+            self._last_week,
+            self._room,
             params.warm_up,
             SIDES[params.direction],
             self._limit,
@@ -438,15 +558,25 @@ class Seasonal(RobustZ):
             scores,
             self._medians,
             self._widths,
+            self._nows,
+            self._levels,
         )
         return scores
+
+    def explain(self, index: int = -1) -> Evidence:
+        """Give what is usual then and the band outside which the score is 1.0 or more: of the value, or of `now`."""
+        found = super().explain(index)
+        now, level = float(self._nows[index]), float(self._levels[index])
+        return msgspec.structs.replace(
+            found, now=None if math.isnan(now) else now, level=None if math.isnan(level) else level
+        )
 
     def learn_undamped(self, values: F64, times: I64) -> None:
         """Learn (n,) values in full, however far out; see `detectors.protocol.Damped`."""
         array = as_values(values, times, name="seasonal")
         super().learn_undamped(array, times)
         self._place[_FAR] = 0
-        learn_residuals(array, as_times(times), *self._season(), self.params.abs_floor)
+        learn_residuals(array, as_times(times), *self._season(), self._room, self.params.abs_floor)
 
     def snapshot(self) -> State:
         """Return what `robust_z` does, and the profile, its residuals, oldest first, and how well both did."""

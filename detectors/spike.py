@@ -99,11 +99,12 @@ def score_spike(
     abs_floor: float,
     scores: F64,
     means: F64,
-    widths: F64,
+    bands: F64,
 ) -> bool:
     """Score, then learn, each value in order; False, untouched, when one is not finite.
 
-    alpha 0: the limit is never raised. widths: how far from the mean a value scores 1.0.
+    alpha 0: the limit is never raised. means: of the memory a value is nearer to. bands is (2, n): below and above
+    which a value would score 1.0, which is out by both memories.
     """
     if not all_finite(values):
         return False
@@ -116,7 +117,7 @@ def score_spike(
         fast_distance, slow_distance = x - state[_FAST], x - state[_SLOW]
         fast_deviation = _deviation(state, _FAST, rel_floor, abs_floor)
         slow_deviation = _deviation(state, _SLOW, rel_floor, abs_floor)
-        scores[i], means[i], widths[i] = np.nan, np.nan, np.nan
+        scores[i], means[i], bands[0, i], bands[1, i] = np.nan, np.nan, np.nan, np.nan
         if n >= warm_up:
             fast_z, slow_z = fast_distance / fast_deviation, slow_distance / slow_deviation
             if side == 0:
@@ -125,10 +126,10 @@ def score_spike(
                 fast_z, slow_z = max(side * fast_z, 0.0), max(side * slow_z, 0.0)
             z = min(fast_z, slow_z, _LARGEST_Z)
             least = max(limit, tail_limit(tail, alpha)) if alpha > 0.0 else limit
-            if fast_z <= slow_z:
-                means[i], widths[i] = state[_FAST], fast_deviation * least
-            else:
-                means[i], widths[i] = state[_SLOW], slow_deviation * least
+            means[i] = state[_FAST] if fast_z <= slow_z else state[_SLOW]
+            fast_reach, slow_reach = fast_deviation * least, slow_deviation * least
+            bands[0, i] = min(state[_FAST] - fast_reach, state[_SLOW] - slow_reach)
+            bands[1, i] = max(state[_FAST] + fast_reach, state[_SLOW] + slow_reach)
             scores[i] = z / least
             if n >= settled:
                 learn_tail(tail, z)
@@ -208,7 +209,7 @@ class Spike:
         self._tail: F64 = np.zeros(TAIL)
         self._scores: F64 = np.empty(0)
         self._means: F64 = np.empty(0)
-        self._widths: F64 = np.empty(0)
+        self._bands: F64 = np.empty((2, 0))
 
     def reconfigure(self, params: SpikeParams, *, sensitivity: Sensitivity | None = None) -> None:
         """Take other parameters from the next value on, keeping what was learned."""
@@ -228,7 +229,8 @@ class Spike:
 
     def _take(self, values: F64, times: I64, *, settled: int) -> F64:
         array = as_values(values, times, name="spike")
-        scores, means, widths = np.empty((3, array.size))
+        scores, means = np.empty((2, array.size))
+        bands = np.empty((2, array.size))
         params = self.params
         if not score_spike(
             array,
@@ -245,22 +247,22 @@ class Spike:
             params.abs_floor,
             scores,
             means,
-            widths,
+            bands,
         ):
             raise refuse_non_finite("spike")
-        self._scores, self._means, self._widths = scores, means, widths
+        self._scores, self._means, self._bands = scores, means, bands
         return scores
 
     def explain(self, index: int = -1) -> Evidence:
-        """Give the mean and the band of the memory that the value is nearer to, in its deviations."""
+        """Give the mean of the memory that the value is nearer to, and the band outside which it is out by both."""
         if math.isnan(self._scores[index]):
             return Evidence()
-        mean, width = float(self._means[index]), float(self._widths[index])
+        lower, upper = self._bands[:, index].tolist()
         direction = self.params.direction
         return Evidence(
-            expected=mean,
-            lower=None if direction == "up" else mean - width,
-            upper=None if direction == "down" else mean + width,
+            expected=float(self._means[index]),
+            lower=None if direction == "up" else lower,
+            upper=None if direction == "down" else upper,
         )
 
     def warming(self) -> int:

@@ -245,7 +245,8 @@ def check(config_path: str | None, models: tuple[str, ...]) -> None:
     from streamproc.rules import RuleBook
 
     config = _load(config_path)
-    book = RuleBook(config, _tables(config, config_path))
+    read = _tables(config, config_path)
+    book = RuleBook(config, read)
     unwatched = [m for m in models if not config.discovers(m)]
     # A block's own pattern stands for the models it matches.
     for name in models or list(dict.fromkeys(["*", *(b.match.model for b in config.models)])):
@@ -257,6 +258,7 @@ def check(config_path: str | None, models: tuple[str, ...]) -> None:
         for name, block in getattr(config.bridges, kind).items():
             which = ", ".join(f"{label} {glob}" for label, glob in block.match.items()) or "all"
             click.echo(f"bridge {kind} {name}: {which} of {block.topic}")
+    _show_references(config, book, read)
     now_us = round(time.time() * 1e6)
     for i, hidden in enumerate(config.silences):
         match = hidden.match
@@ -266,6 +268,33 @@ def check(config_path: str | None, models: tuple[str, ...]) -> None:
         else:
             click.echo(f"silence of {of} from {hidden.from_} to {hidden.to}")
     click.echo(f"{config_path or 'the built-in config'}: ok")
+
+
+def _show_references(config: Config, book: RuleBook, read: dict[str, Table]) -> None:
+    """Say what baselines are learned from tables, and of what."""
+    from streamproc.baseline import Baseline
+    from streamproc.feature_schema import FeatureSchema
+    from streamproc.reference import LEARN_EVENTS
+    from streamproc.rules import Measure
+
+    for block in config.models:
+        key = None if block.reference is None else block.reference.table()
+        told = None if key is None else book.told(Measure(key), max_features=config.defaults.max_features)
+        if key is None or told is None:
+            continue
+        schema, learned = FeatureSchema(max_features=config.defaults.max_features), Baseline.restored(told[1])
+        schema.restore(told[0])
+        answers = sum(value is not None for value in read[key].values)
+        parts = [f"{len(schema.numeric)} numeric and {len(schema.categorical)} categorical features"]
+        if schema.left_out:
+            parts.append(f"{schema.left_out} features beyond max_features left out")
+        if answers:
+            parts.append(f"{answers} answers")
+        if learned.classes:
+            parts.append(f"{len(learned.classes)} classes")
+        if learned.events < LEARN_EVENTS:
+            parts.append(f"fewer than {LEARN_EVENTS} rows: the first events are learned from too")
+        click.echo(f"reference of {block.match.model}: {learned.describe()}; {', '.join(parts)}")
 
 
 _COLUMNS = (
@@ -690,7 +719,7 @@ def _summarise(report: Report, seconds: float, config: Config, pipelines: list[P
     if report.late:
         say(f"late: {report.late:,}, after their window had closed; see `lateness`")
     if report.refused:
-        say(f"refused: {report.refused:,}, of models beyond max_series or outside discover.models")
+        say(f"refused: {report.refused:,}, of models beyond max_series")
     if report.untimed:
         say(f"without a time: {report.untimed:,}; taken as a millisecond after the event before")
     by_kind = {p.kind: p.models for p in pipelines}

@@ -864,6 +864,14 @@ def _expand(tree: Any, path: str, env: Mapping[str, str], report: Report) -> Any
     return _ENV.sub(value, tree)
 
 
+def place(path: Path, field: str) -> tuple[int, int]:
+    """Return line and column, from 1, of a field in a config's file; (0, 0) where it cannot be told."""
+    try:
+        return _place(_compose(path.read_text(encoding="utf-8"), str(path))[1], field)
+    except (OSError, UnicodeDecodeError, ConfigError):
+        return 0, 0
+
+
 def _place(places: Mapping[str, tuple[int, int]], path: str) -> tuple[int, int]:
     while path not in places:
         cut = max(path.rfind("."), path.rfind("["))

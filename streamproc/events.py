@@ -93,6 +93,7 @@ REASONS: dict[str, str] = {
     "too_deep": "nested too deeply",
     "no_model": "no model is named, and the record has no key",
     "future_time": "an event further ahead of its record than `max_future`",
+    "refused": "the internal topic of `repartition` never takes it: too large, or without a key",
     "past_time": "an event further behind its record than `max_past`",
     "implausible_time": "a time that is none, or that can be read in more than one way",
 }

@@ -44,6 +44,7 @@ class Explained(Struct):
     feeds: list[str]
     refused: list[tuple[str, str, str]]
     halves: list[str]  # which halves of a prediction its events are
+    ignored: list[str]  # why parts of it, or all, are not watched
 
 
 class _Repeated(Pipeline):
@@ -82,6 +83,7 @@ def explain(
         feeds=_feeds(config, kind, batch) if decoded.events and not halves and not found.rejected else [],
         refused=[(r.error_type, REASONS.get(r.error_type, ""), r.message) for r in rejected],
         halves=halves,
+        ignored=list(found.ignored),
     )
 
 
@@ -112,6 +114,10 @@ def _formats(
         yield f"{kind[:-1] if kind.endswith('s') else kind} in JSON"
 
 
+#: What goes without saying.
+_ORDINARY = {"prediction.unreadable": False, "prediction.rows": 1}
+
+
 def _fields(event: Any) -> dict[str, Any]:
     """Return the fields of an event that say something, by the names in the schemas, nested ones by their path."""
     found: dict[str, Any] = {}
@@ -120,7 +126,7 @@ def _fields(event: Any) -> dict[str, Any]:
         if isinstance(tree, dict) and tree:
             for name, value in tree.items():
                 walk(value, f"{path}.{name}" if path else name)
-        elif tree not in (None, "", {}, []) or tree is False:
+        elif (tree not in (None, "", {}, []) or tree is False) and _ORDINARY.get(path) != tree:
             found[path] = tree
 
     walk(msgspec.to_builtins(event, enc_hook=str), "")

@@ -116,7 +116,7 @@ class FeatureSchema:
         self.numeric: tuple[str, ...] = ()
         self.categorical: tuple[str, ...] = ()
         self.texts: tuple[str, ...] = ()  # names whose columns are `.length` and `.empty`, among the numeric ones
-        self.left_out = 0  # names beyond max_features
+        self.left_out = 0  # whether there are names beyond max_features
         self.rows = LEARN_FEATURES_FROM  # with features, so far
         self._joined: dict[str, int] = {}  # how many there were when a name joined later
         self._votes: dict[str, Vote] = {}
@@ -151,7 +151,7 @@ class FeatureSchema:
                 if name in self._votes or len(self._votes) < self.max_features:
                     self._votes.setdefault(name, Vote()).add(value)
                 else:
-                    self.left_out += 1
+                    self.left_out = 1
         self._settle()
         return used
 
@@ -262,7 +262,7 @@ class FeatureSchema:
         self.texts = tuple(n for n in self.texts if n not in lost)
         self._bind()
         room = max(self._room(), 0)
-        self.left_out += max(len(came) - room, 0)
+        self.left_out |= len(came) > room
         came = dict([*came.items()][:room])
         self._join(came)
         self._joined = {n: at for n, at in self._joined.items() if n not in lost}

@@ -857,7 +857,10 @@ AHEAD: Final = 2  # times beyond what is usual that came since, and the least an
 LEAST_AHEAD: Final = 3
 MOST_AHEAD: Final = 4
 AGAINST: Final = 5  # times that came since and were not
-CLOCK_SIZE: Final = 6
+AGREED: Final = 6  # at the start: times near the first or beyond it, and such as are far behind it, and their greatest
+BEHIND: Final = 7
+MOST_BEHIND: Final = 8
+CLOCK_SIZE: Final = 9
 
 #: So many times must be ahead, and more than were not, before a clock jumps; fewer than 3 might be one host's.
 _QUORUM: Final = 3
@@ -877,6 +880,16 @@ def step_clock(clock: I64, time: int, slack_us: int) -> None:
         return
     slack = max(slack_us, _USUAL * clock[GAP])
     step = time - latest
+    if clock[AGREED] < _QUORUM:  # the first may have been of a host that is ahead, and nothing was before it
+        if step >= -slack:
+            clock[AGREED] += 1
+        else:
+            clock[MOST_BEHIND] = time if clock[BEHIND] == 0 else max(clock[MOST_BEHIND], time)
+            clock[BEHIND] += 1
+            if clock[BEHIND] >= _QUORUM and clock[BEHIND] > clock[AGREED]:
+                clock[LATEST] = clock[MOST_BEHIND]
+                clock[AGREED], clock[AHEAD], clock[AGAINST] = _QUORUM, 0, 0
+                return
     if step <= slack:
         if step > 0:
             clock[LATEST] = time
@@ -933,6 +946,8 @@ def follow(
         earlier = clock[LATEST]
         step_clock(clock, times[i], slack_us)
         latest = clock[LATEST]
+        if latest < earlier:  # the first event was far ahead of all others: begin with these
+            reached = latest
         silence = before[i] - arrived - idle_us
         reached = max(reached, latest)
         if silence > 0 and earlier != NO_TIME:

@@ -207,8 +207,8 @@ def explain_record(
         click.echo(f"feeds    {', '.join(found.feeds)}")
     for reason, meaning, message in found.refused:
         click.echo(f"refused  {reason} ({meaning})\n  {message}")
-    if not found.events and not found.refused:
-        click.echo("passed over: it is understood, and nothing in it is watched")
+    for reason in found.ignored:
+        click.echo(f"ignored  {reason}: it is understood, and not watched")
     if found.refused:
         sys.exit(3)
 

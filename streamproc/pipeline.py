@@ -101,6 +101,8 @@ _REPLACEABLE_AFTER_US = 600_000_000
 #: What becomes of an event.
 OUTCOMES = ("scored", "rejected", "paired", "late", "fenced", "ignored")
 
+#: Records after which a path of the field map that never found anything is named.
+_MAPPED = 500
 _BEYOND, _NOT_WATCHED, _PART = "model beyond max_series", "model not to be watched", "part of a record: {}"
 
 #: Why events are ignored; of spans there are as many reasons more as they have words for themselves.
@@ -206,6 +208,7 @@ class Pipeline:
         self.gone: set[str] = set()
         self.clock_us = 0  # the arrival clock: the greatest record time that a quorum of records has come to
         self.clock = new_clock()
+        self._wall_us = 0  # to where the clock was let pass without a record
         # Our own records come seldom, and have the times of our own clocks.
         self._slack_us = ANY_STEP if kind in _OURS else _CLOCK_SLACK_US
         self.next_offset = 0
@@ -216,6 +219,7 @@ class Pipeline:
 
     def _read_by(self, book: RuleBook) -> None:
         self._templates: Templates | None = None
+        self._told_unmapped = False
         self._decoder: Decoder | OwnDecoder
         if self.kind in _OURS:
             self._decoder = _OURS[self.kind](book.config)
@@ -250,7 +254,7 @@ class Pipeline:
         out.ignored += unpacked.ignored
         out.came += len(unpacked.rejected) + unpacked.ignored.total()
         # What holds nothing for us moves the clock too.
-        self.clock_us = max(self.clock_us, int(settled[-1]))
+        self.clock_us = max(self._wall_us, int(settled[-1]))
         self.next_offset = int(batch.offsets[-1]) + 1
         self._run_due(out)
         return out
@@ -273,9 +277,18 @@ class Pipeline:
 
     def _clock(self) -> I64:
         """Return the arrival clock to go on with: the wall may have moved it since the last record."""
-        if self.clock_us > 0:
-            self.clock[kernels.LATEST] = max(int(self.clock[kernels.LATEST]), self.clock_us)
+        if self._wall_us > 0:
+            self.clock[kernels.LATEST] = max(int(self.clock[kernels.LATEST]), self._wall_us)
         return self.clock
+
+    def _tell_unmapped(self, out: Output) -> None:
+        """Name, once there were enough records, the paths of the field map at which none had anything."""
+        fields = None if isinstance(self._decoder, OwnDecoder) else self._decoder.field_map
+        if fields is None or self._told_unmapped or fields.records < _MAPPED:
+            return
+        self._told_unmapped = True
+        place = f"fields.{self.kind}"
+        out.notes += [(f"{place}.{name}", f"nothing was found at {path} yet") for name, path in fields.unseen()]
 
     def time_of(self, value: bytes, headers: Sequence[Header] = (), key: bytes | None = None) -> int | None:
         """Return the latest time in microseconds of the events in one record, None where none of them says one."""
@@ -322,6 +335,7 @@ class Pipeline:
         # A record that is ahead of the others counts as arrived at its own time, and moves nothing else.
         arrivals = np.maximum(settled, stamps)
         shared = Shared(np.asarray(batch.offsets, np.int64), stamps, arrivals, before, settled)
+        self._tell_unmapped(out)
         if self._templates is None:
             decoded = self._decoder.decode(batch)
             out.rejected = decoded.rejected
@@ -331,7 +345,7 @@ class Pipeline:
             groups = self._grouped_columns(batch, self._templates, shared, out)
         for group in groups:
             self._take(group, batch, out)
-        self.clock_us = max(self.clock_us, int(settled[-1]))
+        self.clock_us = max(self._wall_us, int(settled[-1]))
         self.next_offset = int(shared.offsets[-1]) + 1
         self._run_due(out)
         out.rejected.sort(key=lambda r: r.row)
@@ -340,6 +354,7 @@ class Pipeline:
     def advance(self, clock_us: int) -> Output:
         """Let the arrival clock pass without a record: what is silent or idle comes to its end."""
         out = Output()
+        self._wall_us = max(self._wall_us, clock_us)
         self.clock_us = max(self.clock_us, clock_us)
         self._run_due(out)
         return out
@@ -479,12 +494,14 @@ class Pipeline:
         for i in np.nonzero(future | past)[0]:
             apart, ahead = int(group.times[i] - stamps[i]) / 1e6, bool(future[i])
             said = f"event time is {abs(apart):.0f} s {'ahead of' if ahead else 'before'} its record"
-            key = "max_future" if ahead else "max_past"
+            error_type, key = "past_time", "max_past"
+            if ahead:
+                error_type, key = "future_time", "max_future"
             out.rejected.append(
                 Rejected(
                     int(group.rows[i]),
                     int(group.shared.offsets[i]),
-                    "future_time" if ahead else "past_time",
+                    error_type,
                     f"{said}{_likely_zone(apart)}; see `{key}`",
                 )
             )
@@ -585,7 +602,7 @@ class Pipeline:
     def restore_manifest(self, manifest: dict[str, Any]) -> None:
         """Take up what `manifest` gave."""
         self.next_offset = int(manifest["next_offset"])
-        self.clock_us = int(manifest["clock_us"])
+        self.clock_us = self._wall_us = int(manifest["clock_us"])
         if "clock" in manifest:
             self.clock = np.array(manifest["clock"], np.int64)
         if "fleet" in manifest:
@@ -627,7 +644,7 @@ class Pipeline:
         model = self.models[name]
         model.next_offset, model.sent_on = 0, -1  # offsets of another log
         # What it has had is the past: nothing that comes here is before it on the arrival clock.
-        self.clock_us = max(self.clock_us, model.last_arrival_us)
+        self.clock_us = self._wall_us = max(self.clock_us, model.last_arrival_us)
         self.gone.discard(name)
         self.dirty.add(name)
 

@@ -70,6 +70,7 @@ class PredictionState(ModelState):
         self.usual: dict[str, tuple[int, F64]] = {}  # by signal: windows, and each feature's mean part
         self.calls_seen: dict[int, int] = {}  # by hash of a call's response id, of late: the span that told of it
         self.enough: dict[str, int] = {}  # by signal: windows of late in which it had enough samples
+        self._told_left_out = False
         self.requested = False  # whether any record was a request; spans of agents and tools are none
         self._bind()
 
@@ -480,6 +481,7 @@ class PredictionState(ModelState):
         if features.dicts is not None:
             self.features.measure(features.dicts.tolist())
         start = 0 if self.features.ready else self.features.learn(features.rows())
+        self._tell_left_out()
         size_us, alerts = self.windows.size_us, list[Alert]()
         while start < len(features):
             rest = slice(start, None)
@@ -497,6 +499,7 @@ class PredictionState(ModelState):
                 return alerts
             start += change
             self._change_features(int(progress[start]))
+            self._tell_left_out()
         return alerts
 
     def _change_features(self, now_us: int) -> None:
@@ -514,6 +517,11 @@ class PredictionState(ModelState):
             if names:
                 more = f" and {len(names) - 5} more" if len(names) > 5 else ""
                 self._taken.notes.append(f"features that {what}: {', '.join(names[:5])}{more}")
+
+    def _tell_left_out(self) -> None:
+        if self.features.left_out and self.features.ready and not self._told_left_out:
+            self._told_left_out = True
+            self._taken.notes.append(f"features beyond max_features ({self.features.max_features}) are not watched")
 
     def _take_rows(
         self, features: Features, answers: F64, progress: I64, offsets: I64, placed: Placed, versions: Versions

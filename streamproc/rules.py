@@ -58,6 +58,7 @@ class Rule(Struct, frozen=True, kw_only=True):
     direction: Literal["up", "down", "both"]
     min_effect: float
     relative_effect: float  # a part of what is expected
+    lasting_effect: float  # the same, of the mean of the latest values
     min_samples: int
     shadow: bool
     policy: Policy
@@ -289,6 +290,10 @@ class RuleBook:
         absolute, relative = None, None
         if merged.min_effect is not None:
             absolute, relative = merged.min_effect.to(spec.unit, name=spec.name, share=spec.share)
+        effects = (relative, relative) if relative is not None else (0.0, 0.0)
+        if relative is None and own:
+            lasting = spec.lasting_effect if absolute is None else None
+            effects = (spec.relative_effect, spec.relative_effect if lasting is None else lasting)
         return Rule(
             signal=name,
             spec=spec,
@@ -298,7 +303,8 @@ class RuleBook:
             severity=severity,
             direction=merged.direction or (spec.direction if detector != "limits" else "both"),
             min_effect=absolute if absolute is not None else (spec.min_effect if own else 0.0),
-            relative_effect=relative if relative is not None else (spec.relative_effect if own else 0.0),
+            relative_effect=effects[0],
+            lasting_effect=effects[1],
             min_samples=(
                 merged.min_samples
                 if merged.min_samples is not None

@@ -31,7 +31,8 @@ class SignalSpec(Struct, frozen=True, kw_only=True):
     never touches what was learned. channels: further detectors, each with its own limit and alert,
     unless a config names one. family: the name is followed by `:` and a label or a metric. samples: how many times
     `min_samples` events a window's value rests on, that is to count; 0 where it is no estimate from a sample. never:
-    from where on a value is an anomaly whatever was learned, while a detector warms up too.
+    from where on a value is an anomaly whatever was learned, while a detector warms up too. lasting_effect: what
+    matters, instead of relative_effect, of the mean of the latest values rather than of a single one.
     """
 
     name: str
@@ -45,6 +46,7 @@ class SignalSpec(Struct, frozen=True, kw_only=True):
     direction: Literal["up", "down", "both"] = "both"
     min_effect: float = 0.0
     relative_effect: float = 0.0
+    lasting_effect: float | None = None
     for_us: int = 0
     resolve_after_us: int = 600_000_000
     breaches: tuple[int, int] = (1, 1)
@@ -414,6 +416,7 @@ SIGNALS: dict[str, SignalSpec] = {
             unit="1/s",
             detector="seasonal",
             relative_effect=0.5,
+            lasting_effect=0.15,
             breaches=_TWICE,
             category="traffic",
             samples=0.0,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import msgspec
@@ -14,7 +15,7 @@ from streamproc.rules import Rule
 from streamproc.segments import Change, History
 from streamproc.silences import Silence, Silences
 
-__all__ = ["Subject", "after", "amount", "answered", "build_alert", "fingerprint", "word"]
+__all__ = ["Ended", "Subject", "after", "amount", "answered", "build_alert", "fingerprint", "word"]
 
 #: What a dashboard shows before and after an alert.
 _BEFORE_MS = 3_600_000
@@ -39,6 +40,18 @@ class Subject(Struct, frozen=True, gc=False):
         return self.silences.of(self.model, signal, self.segment) if self.silences else ()
 
 
+class Ended(Struct, frozen=True):
+    """How an episode ended: what it is now and was before, in the signal's unit, and whether that is as before.
+
+    back: None where nothing tells. rhythm: it has a usual for each time of the day.
+    """
+
+    now: float | None
+    was: float | None
+    back: bool | None
+    rhythm: bool = False
+
+
 def fingerprint(rule: Rule, subject: Subject) -> str:
     """Return what names a condition for ever."""
     whole = (subject.model, rule.signal, rule.detector)
@@ -60,8 +73,9 @@ def build_alert(
     last_offset: int | None = None,
     version: str | None = None,
     confidence: float | None = None,
+    ended: Ended | None = None,
 ) -> Alert:
-    """Return the alert that one transition is published as."""
+    """Return the alert that one transition is published as; ended: how a resolved one did, None for normally."""
     condition = fingerprint(rule, subject)
     episode = identity(condition, subject.topic, subject.partition, step.opening)
     attribution = [
@@ -69,10 +83,13 @@ def build_alert(
         *carried,
     ]
     shown = step.action != "resolved"
-    effect = value - evidence.expected if value is not None and evidence.expected is not None else None
+    it_is = value if evidence.now is None else evidence.now
+    effect = it_is - evidence.expected if it_is is not None and evidence.expected is not None else None
     severity = "critical" if step.escalated else rule.severity
     change = subject.change(step) if shown else None
-    summary = _summary(rule, subject, step, value=value, evidence=evidence, attribution=attribution, change=change)
+    summary = _summary(
+        rule, subject, step, value=value, evidence=evidence, attribution=attribution, change=change, ended=ended
+    )
     labels = {
         "alertname": rule.signal,
         "model": subject.model,
@@ -174,8 +191,9 @@ def _summary(
     evidence: Evidence,
     attribution: list[Share],
     change: Change | None,
+    ended: Ended | None,
 ) -> str:
-    text = _what_is(rule, subject, step, value=value, evidence=evidence, attribution=attribution)
+    text = _what_is(rule, subject, step, value=value, evidence=evidence, attribution=attribution, ended=ended)
     if change is not None:
         text += f"; since version {change.version}"
         if (began_s := (step.started_us - change.at_us) / 1e6) > 0:
@@ -191,12 +209,12 @@ def _what_is(
     value: float | None,
     evidence: Evidence,
     attribution: list[Share],
+    ended: Ended | None,
 ) -> str:
     what = f"{subject.model} ({subject.segment})" if subject.segment else subject.model
     what += f": {rule.signal}"
     if step.action == "resolved":
-        lasted_s = _lasted_s(rule, step)
-        return f"{what} is back to normal after {amount(lasted_s, 's') if lasted_s else 'a single value'}"
+        return f"{what} {_how_it_ended(rule, step, ended)}"
     unit = rule.spec.unit
     if rule.spec.shape == "arrivals":
         return f"{what}: no event for {amount(value or 0.0, 's')}"
@@ -205,8 +223,19 @@ def _what_is(
         return f"{what}: {rule.spec.summary}" + (f"; carried by {carried}" if carried else "")
     lasted = "" if step.action == "opened" else f" after {amount(_lasted_s(rule, step), 's')} still"
     text = f"{what}{lasted} is {amount(value, unit)}"
-    if evidence.side and evidence.lower is not None and evidence.upper is not None:
-        text = f"{what}{lasted}: {evidence.note}; it was {_band(evidence.lower, evidence.upper, unit, of=value)}"
+    if evidence.now is not None and evidence.note and evidence.expected is not None:
+        text = f"{what}{lasted} {_moved(evidence, evidence.now, evidence.expected, unit)}"
+    elif evidence.now is not None and evidence.expected is not None:
+        now, line = (_least(rule, x) for x in (evidence.now, _line(evidence, evidence.now, evidence.expected)))
+        said = _apart((now, evidence.expected, line), evidence.now - evidence.expected, unit)
+        text = f"{what}{lasted} is about {said[0]} of late, usual is {said[1]}, the limit {said[2]}"
+    elif evidence.side and evidence.usual is not None:
+        text = f"{what}{lasted}: {evidence.note}; it was {_band(*evidence.usual, unit, of=value)}"
+    elif evidence.usual is not None:
+        out = not evidence.usual[0] <= value <= evidence.usual[1]
+        text += f": {evidence.note}" + (f"; usual is {_band(*evidence.usual, unit, of=value)}" if out else "")
+    elif evidence.lower is not None and evidence.upper is not None and evidence.lower <= value <= evidence.upper:
+        text += f": {evidence.note or rule.spec.summary}"  # what is out is no single value
     elif evidence.lower is not None and evidence.upper is not None:
         upper = min(1.0, evidence.upper) if rule.spec.share and value <= 1.0 else evidence.upper
         text += f", expected {_band(_least(rule, evidence.lower), upper, unit, of=value)}"
@@ -219,6 +248,48 @@ def _what_is(
     if attribution:
         text += "; " + ", ".join(f"{s.feature} {s.share:.0%}" for s in attribution[:3])
     return text
+
+
+def _how_it_ended(rule: Rule, step: Step, ended: Ended | None) -> str:
+    """Return what is said of an alert that is over: normal only where it is so."""
+    lasted_s = _lasted_s(rule, step)
+    after = f"after {amount(lasted_s, 's')}" if lasted_s else "after a single value"
+    if ended is None or ended.back:
+        return f"is back to normal {after}"
+    if ended.back is None or ended.now is None:
+        return f"no longer stands out {after}"
+    at = "at a new level: " if ended.rhythm else "at "
+    if ended.was is None:
+        return f"no longer changes; it has settled {at}{_apart((ended.now,), ended.now, rule.spec.unit)[0]} {after}"
+    now, was = _apart((ended.now, ended.was), ended.now - ended.was, rule.spec.unit)
+    return f"no longer changes; it has settled {at}{now} (was {was}) {after}"
+
+
+def _moved(evidence: Evidence, now: float, was: float, unit: str) -> str:
+    """Return how values of late differ from those before, each with its range."""
+    usual, late = evidence.usual, evidence.late
+    note = evidence.note.removeprefix("rate ")
+    if usual is not None and late is not None and note in ("spread wider", "drew together"):
+        least, most, low, high = _apart((*late, *usual), (late[1] - late[0]) - (usual[1] - usual[0]), unit)
+        return f"{note}: it is about {least} to {most} of late and was {low} to {high}"
+    numbers = (now, was) if usual is None else (now, was, *usual)
+    said = _apart(numbers, now - was, unit)
+    return f"{note}: it is about {said[0]} of late and was {said[1]}" + (f" ({said[2]} to {said[3]})" if usual else "")
+
+
+def _line(evidence: Evidence, now: float, expected: float) -> float:
+    """Return the edge of the band that the mean of the latest is beyond."""
+    edge = evidence.upper if now > expected else evidence.lower
+    return expected if edge is None else edge
+
+
+def _apart(numbers: Sequence[float], difference: float, unit: str) -> list[str]:
+    """Return numbers in words, with as many digits as a tenth of a difference needs."""
+    if unit == "s" or difference == 0.0 or not math.isfinite(difference):
+        return [amount(number, unit) for number in numbers]
+    digits = max(-300, min(300, math.ceil(1.0 - math.log10(abs(difference)))))
+    told = (f"{round(number, digits) + 0.0:.12g}" for number in numbers)
+    return [text if unit == "1" else f"{text} {unit}" for text in told]
 
 
 def _least(rule: Rule, lower: float) -> float:

@@ -19,7 +19,7 @@ from streamproc.config import Sensitivity
 from streamproc.events import Alert, Feedback, Share
 from streamproc.rules import Rule
 from streamproc.silences import Silence
-from streamproc.telling import Subject, after, answered, build_alert, fingerprint, word
+from streamproc.telling import Ended, Subject, after, answered, build_alert, fingerprint, word
 
 __all__ = ["Basis", "Watch", "end_unwatched"]
 
@@ -28,6 +28,8 @@ _SHARES: dict[Sensitivity, float] = {"low": 0.1, "medium": 1.0, "high": 10.0}
 
 #: Values kept of an episode, to begin anew with.
 _KEPT = 256
+#: Values that tell, on average, what it is at the end of an episode.
+_LATEST = 20
 #: Values over the limit that are kept, and numbers in them where they are rows.
 _KEPT_OVER = 64
 _NUMBERS_OVER = 640
@@ -70,6 +72,7 @@ class Watch:
         self.tolerance = 1.0  # by how much operators have raised the limit
         self.last_peak = 0.0  # of the episode before
         self.kept: list[tuple[float, int]] = []  # values and times of the episode, the latest
+        self.held: list[float | None] | None = None  # what the episode's end is measured by; see `_hold`
         self.over: list[tuple[Any, int]] = []  # values over the limit, whenever, and their times; the latest
 
     def observe(
@@ -159,7 +162,7 @@ class Watch:
             steps = [Step(action, -1, now_us, self.life.since_us, opening, opening, opening, peak)]
         else:
             self.muted = self.expected = ""
-            self.kept = []
+            self.kept, self.held = [], None
         return [answered(self._alert(subject, step), verdict, offset) for step in steps]
 
     def _learn_undamped(self) -> None:
@@ -241,6 +244,7 @@ class Watch:
         steps = self.life.observe(
             breach, scores, times, offsets, sizes=sizes, weight=basis.n or 1, opening=basis.opening
         )
+        before = self.kept
         self._keep(values, times, breach, steps)
         self._keep_over(values, times, breach)
         alerts = []
@@ -248,8 +252,22 @@ class Watch:
             if step.action == "opened":
                 self.version = versions[step.row] if versions else None
             evidence = Evidence(upper=never) if never is not None and step.row >= 0 and not own[step.row] else None
-            alerts.append(self._alert(subject, step, values, scores, basis, evidence))
+            ended = None
+            if values.ndim == 1 and step.action == "opened":
+                self.held = self._hold(self._explain(step.row) if evidence is None else evidence)
+            elif step.action == "resolved":
+                pool = [*before, *zip(values[: step.row + 1].tolist(), times[: step.row + 1].tolist(), strict=True)]
+                found = self.detector.explain(step.row) if values.ndim == 1 and self._has_rhythm() else Evidence()
+                ended = self._ended(step, pool, found.expected, found.level)
+                self.held = None
+            alerts.append(self._alert(subject, step, values, scores, basis, evidence, ended))
+        if self.held is not None and self._has_rhythm():
+            found = self.detector.explain(-1)
+            self.held[5:] = found.expected, found.level
         return alerts
+
+    def _has_rhythm(self) -> bool:
+        return self.held is not None and self.held[4] is not None
 
     def _scores(self, values: F64, times: I64, *, learn: bool) -> F64:
         """Return the detector's scores; it learns the values, but for those that it is not to begin with."""
@@ -310,9 +328,11 @@ class Watch:
         steps = self.life.expire(now_us)
         if not steps:
             return []
-        self.last_peak, self.kept = steps[-1].peak, []
+        held = self.held or [None] * 7
+        ended = self._ended(steps[-1], self.kept, held[5], held[6])
+        self.last_peak, self.kept, self.held = steps[-1].peak, [], None
         silence = silences.at(subject.silenced(self.rule.signal), steps[-1].at_us)
-        return self._told(subject, [self._alert(subject, step) for step in steps], silence, now_us)
+        return self._told(subject, [self._alert(subject, step, ended=ended) for step in steps], silence, now_us)
 
     def adopt(self, rule: Rule) -> None:
         """Take a changed rule of equal structure, keeping what was learned."""
@@ -329,8 +349,8 @@ class Watch:
     def _effect(self, values: F64, row: int) -> float:
         """Return how large an excess in the rule's direction is, in effects that just matter; inf where any does."""
         rule = self.rule
-        relative = rule.relative_effect
-        if values.ndim > 1 or (rule.direction == "both" and rule.min_effect == 0.0 and relative == 0.0):
+        least = max(rule.min_effect, rule.relative_effect, rule.lasting_effect)
+        if values.ndim > 1 or (rule.direction == "both" and least == 0.0):
             return math.inf
         evidence = self.detector.explain(row)
         expected = evidence.expected
@@ -338,11 +358,61 @@ class Watch:
             return math.inf
         if evidence.side:  # a single one or zero says nothing of a rate's size
             return math.inf if rule.direction in ("both", "up" if evidence.side > 0 else "down") else 0.0
-        change = float(values[row]) - expected
+        change = (float(values[row]) if evidence.now is None else evidence.now) - expected
         if (rule.direction == "up" and change < 0) or (rule.direction == "down" and change > 0):
             return 0.0
-        least = max(rule.min_effect, relative * abs(expected))
+        least = self._least_effect(evidence)
         return abs(change) / least if least > 0.0 else math.inf
+
+    def _least_effect(self, evidence: Evidence) -> float:
+        """Return how far from what is expected a value, or the mean of the latest, is before it matters."""
+        rule = self.rule
+        relative = rule.relative_effect if evidence.now is None else rule.lasting_effect
+        return max(rule.min_effect, relative * abs(evidence.expected or 0.0))
+
+    def _explain(self, row: int) -> Evidence:
+        """Return the detector's evidence, with the line that alarms where an operator's word has put it."""
+        evidence = self.detector.explain(row)
+        middle, by = evidence.expected, self.tolerance
+        if by == 1.0 or middle is None:
+            return evidence
+        edges = evidence.lower, evidence.upper
+        lower, upper = (None if edge is None else middle + by * (edge - middle) for edge in edges)
+        return msgspec.structs.replace(evidence, lower=lower, upper=upper)
+
+    def _hold(self, evidence: Evidence) -> list[float | None]:
+        """Return of the evidence that an episode opens with what its end is measured by."""
+        lower, upper, middle = evidence.lower, evidence.upper, evidence.expected
+        if middle is not None:  # what does not matter is no anomaly
+            least = self._least_effect(evidence)
+            lower = None if lower is None else min(lower, middle - least)
+            upper = None if upper is None else max(upper, middle + least)
+        # Of a spread that changed the mean tells nothing.
+        moved = evidence.late is None or evidence.note.startswith("drifted")
+        held = [middle, lower, upper, evidence.now if moved else None, evidence.level, middle, evidence.level]
+        return [None if x is None else float(x) for x in held]
+
+    def _ended(self, step: Step, pool: list[tuple[float, int]], expected: float | None, level: float | None) -> Ended:
+        """Return how an episode ended: what values are since it was last met, and whether that is as before.
+
+        pool: values and times. expected, level: what is expected at its end, and by what a rhythm is multiplied in it.
+        """
+        latest = [value for value, at in pool if at > step.until_us][-_LATEST:]
+        if not latest or self.held is None:
+            return Ended(None, None, None)
+        now = math.fsum(latest) / len(latest)
+        was, lower, upper, then, level_then = self.held[:5]
+        by = 1.0
+        if level is not None and level_then and expected and was:
+            # Another hour has another usual: what counts is whether the rhythm is as high as it was.
+            by = level_then / level * expected / was
+        was, lower, upper, then = (None if x is None else x * by for x in (was, lower, upper, then))
+        if lower is None and upper is None:
+            if was is None or then is None:
+                return Ended(now, was, None)
+            return Ended(now, was, abs(now - was) <= 0.5 * abs(then - was))
+        back = (lower is None or now >= lower) and (upper is None or now <= upper)
+        return Ended(now, was, back, rhythm=by != 1.0)
 
     def _alert(
         self,
@@ -352,11 +422,12 @@ class Watch:
         scores: F64 | None = None,
         basis: Basis = _OF_EVENTS,
         why: Evidence | None = None,
+        ended: Ended | None = None,
     ) -> Alert:
         shown = step.action != "resolved"
         evidence, value = Evidence(), None
         if shown and values is not None and step.row >= 0:
-            evidence = self.detector.explain(step.row) if why is None else why
+            evidence = self._explain(step.row) if why is None else why
             value = float(values[step.row]) if values.ndim == 1 else None
         score = float(scores[step.row]) if shown and scores is not None else step.peak
         return build_alert(
@@ -373,6 +444,7 @@ class Watch:
             last_offset=basis.last_offset,
             version=self.version,
             confidence=self._confidence(score) if shown else None,
+            ended=ended,
         )
 
     def _confidence(self, score: float) -> float | None:
@@ -398,6 +470,7 @@ class Watch:
             "told": [self.muted, self.expected, self.tolerance, self.last_peak, [list(k) for k in self.kept]],
             "over": [list(o) for o in self.over],
             "absolute": self.absolute,
+            "held": None if self.held is None else list(self.held),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -410,6 +483,8 @@ class Watch:
         self.kept = [(value, at) for value, at in kept]
         self.over = [(value, at) for value, at in state.get("over", ())]  # states of before have none
         self.absolute = state.get("absolute", True)  # likewise
+        held = state.get("held")  # likewise
+        self.held = None if held is None else list(held)
         if self.rule.budget is not None:
             self._budget(state["budgeted"])
 

@@ -5,6 +5,7 @@
     python -m benchmarks.detection drift    drift of values and of rates, delays at a given rate of false alarms
     python -m benchmarks.detection fleet    false alerts of a thousand signals against their budget, and its delay
     python -m benchmarks.detection outlier  odd rows among ADBench's
+    python -m benchmarks.detection traffic  a part of the traffic gone for a day, and quiet weeks
 
 One set of parameters for all series; labels take no part in detection; no file's length, least or largest value is
 looked at ahead. DIR is by default within the `shared` directory beside the repository, or $STREAMPROC_SHARED, which
@@ -19,7 +20,7 @@ from pathlib import Path
 
 import orjson
 
-from benchmarks.detection import cloud, drift, fleet, nab, outlier
+from benchmarks.detection import cloud, drift, fleet, nab, outlier, traffic
 from benchmarks.detection.shared import SHARED
 
 
@@ -51,10 +52,16 @@ def main() -> None:
     command.add_argument("--seed", type=int, default=1)
     command.add_argument("--kinds", nargs="+", choices=list(fleet.KINDS), default=list(fleet.KINDS), metavar="KIND")
     command.add_argument("--no-baselines", action="store_true", help="ours only")
+    command = commands.add_parser(
+        "traffic", description=traffic.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    command.add_argument("--seeds", type=int, default=8, help="series of each kind (default: %(default)s)")
     args = parser.parse_args()
     if "data" in args and not args.data.is_dir():
         sys.exit(f"{args.data} is not there; give --data, or set STREAMPROC_SHARED")
     match args.command:
+        case "traffic":
+            result = traffic.run(args.seeds)
         case "nab":
             result = nab.run(args.data)
         case "cloud":

@@ -607,6 +607,72 @@ _CLASSES = (
 )
 
 
+def _served(write: Callable[[int], Any], tell: Callable[[int], Any]) -> Callable[[], Iterator[Line]]:
+    """Return what `_three` does, with the answers in responses of a model server."""
+
+    def lines() -> Iterator[Line]:
+        rng = _rng()
+        for i in range(N):
+            at, y = BEGIN + i, rng.choice((0, 1, 2))
+            p = y if rng.random() < 0.925 else (y + 1) % 3
+            if i >= AFTER and y == 2:
+                p = 1
+            yield "p", _kserve("request", i, at, {"instances": [[0.1, 0.2]]})
+            yield "p", _kserve("response", i, at + 0.05, write(p))
+            yield "l", {"prediction_id": f"u{i}", "model": {"name": "prod/churn"}, "time": _iso(at + 20),
+                        "label": tell(y)}  # fmt: skip
+
+    return lines
+
+
+def _shares(p: int) -> list[float]:
+    return [0.9 if k == p else 0.05 for k in range(3)]
+
+
+def _out(*tensors: tuple[str, list[int], str, list[Any]]) -> dict[str, Any]:
+    return {"outputs": [{"name": n, "shape": s, "datatype": t, "data": d} for n, s, t, d in tensors]}
+
+
+def _letter(y: int) -> str:
+    return "abc"[y]
+
+
+_SERVED = tuple(
+    Case(
+        name=f"served_{name}",
+        says="the class of a model server's answer is not read, or read as another",
+        lines=_served(write, tell),
+        expect=_THREE,
+        alerts=_FELL,
+        may=_OF_ANSWERS,
+        reads=reads,
+    )
+    for name, write, tell, reads in (
+        ("whole_numbers_of_V1", lambda p: {"predictions": [p + 1]}, lambda y: y + 1,
+         "KServe V1: numbers, classes, objects"),
+        ("objects_of_V1", lambda p: {"predictions": [{"class": p + 1, "probabilities": _shares(p)}]},
+         lambda y: y + 1, ""),
+        ("integers_of_V2", lambda p: _out(("predict", [1], "INT64", [p + 1])), lambda y: str(y + 1), ""),
+        ("predict_beside_predict_proba", lambda p: _out(
+            ("predict", [1], "INT64", [p + 1]), ("predict_proba", [1, 3], "FP64", _shares(p))), lambda y: y + 1,
+         "MLServer: `predict` beside `predict_proba`"),
+        ("predict_proba_before_predict", lambda p: _out(
+            ("predict_proba", [1, 3], "FP64", _shares(p)), ("predict", [1, 1], "INT64", [p + 1])), lambda y: y + 1, ""),
+        ("shares_alone", lambda p: _out(("predict_proba", [1, 3], "FP64", _shares(p))), lambda y: y, ""),
+        ("shares_in_the_order_of_names", lambda p: _out(
+            ("classes", [1, 3], "BYTES", list("abc")), ("shares", [1, 3], "FP32", _shares(p))), _letter, ""),
+        ("json_in_bytes", lambda p: _out(
+            ("output", [1, 1], "BYTES", [json.dumps({"label": _letter(p), "score": 0.9})])), _letter,
+         "Hugging Face runtimes: JSON in BYTES"),
+        ("ranked_classes", lambda p: {"predictions": [
+            [{"label": _letter(k), "score": _shares(p)[k]} for k in range(3)]]}, _letter, ""),
+        ("classification_of_triton", lambda p: _out(
+            ("o", [1, 3], "BYTES", [f"{_shares(p)[k]}:{k}:{_letter(k)}" for k in range(3)])), _letter,
+         "Triton: the classification extension"),
+    )
+)  # fmt: skip
+
+
 # ---------------------------------------------------------------------------- numbers, times, features
 
 
@@ -785,4 +851,23 @@ _FEATURES = (
     ),
 )
 
-CASES: dict[str, Case] = {c.name: c for c in (*_SPANS, *_ANSWERS, *_CLASSES, *_NUMBERS, *_FEATURES)}
+_SMALL = frozenset({"latency", "latency_p50", "latency_p95", "latency_p99"})
+
+_MOVES: tuple[Case, ...] = (
+    *(
+        Case(
+            name=f"a_constant_and_then_a_jump_under_{detector}",
+            says="to a constant, or to milliseconds in seconds, nothing is out",
+            lines=_each(lambda i, _: _native(i, _rng(i), duration_s=0.0004 if i < AFTER else 0.0012)),
+            config=f"defaults: {{signals: {{latency: {{detector: {detector}}}}}}}\n",
+            expect=(Expect("latency_p50", 0.0004, 0.0012),),
+            alerts=frozenset({"latency", "latency_p50"}),
+            may=_SMALL,
+        )
+        for detector in ("gaussian_scorer", "adwin", "page_hinkley")
+    ),
+)
+
+_ALL = (*_SPANS, *_ANSWERS, *_CLASSES, *_SERVED, *_NUMBERS, *_FEATURES, *_MOVES)
+
+CASES: dict[str, Case] = {c.name: c for c in _ALL}

@@ -46,6 +46,8 @@ class Reloader:
         self.take: Callable[[Config], Awaitable[None]] | None = None
         self.ok: Gauge | None = None  # 1 where the last reload was taken
         self.taken: Callable[[str], None] | None = None  # told of the digest that is in force
+        self.stamps: Callable[[Config], object] | None = None  # when the files that a config names were changed
+        self._lacking: tuple[Config, object] | None = None  # the config that was not taken, and the stamps it had
         self._refused = ""  # the digest of what was not taken; ""; what runs is the latest
         self._one = asyncio.Lock()
         self._tasks: set[asyncio.Task[str] | asyncio.Task[None]] = set()
@@ -56,6 +58,7 @@ class Reloader:
             return "no config file to reload"
         async with self._one:
             digest = "unreadable"
+            self._lacking = None
             try:
                 digest = config_module.digest(self.path.read_bytes())
                 doubts: list[ConfigIssue] = []
@@ -63,7 +66,10 @@ class Reloader:
                 for block in self.fixed:
                     if getattr(config, block) != getattr(self.config, block):
                         raise StreamprocError(f"{self.path}: `{block}` has changed, which needs a restart")
+                if self.stamps is not None:
+                    self._lacking = config, await asyncio.to_thread(self.stamps, config)
                 await self.take(config)
+                self._lacking = None
             except (StreamprocError, OSError) as e:
                 self._refused = digest
                 self._tell(ok=False)
@@ -109,8 +115,15 @@ class Reloader:
                 continue
             if digest == self.digest and self._refused:
                 # Somebody took a bad change back: what is in the file is what runs.
-                self._refused = ""
+                self._refused, self._lacking = "", None
                 self._tell(ok=True)
                 log.info("the config file is what runs again", sha=digest)
-            elif digest not in (self.digest, self._refused):
+            elif digest not in (self.digest, self._refused) or await self._mended():
                 await self.reload()
+
+    async def _mended(self) -> bool:
+        """Return whether a file has changed that the config names which was not taken."""
+        if not self._refused or self._lacking is None or self.stamps is None:
+            return False
+        config, before = self._lacking
+        return await asyncio.to_thread(self.stamps, config) != before

@@ -228,6 +228,7 @@ async def _serve(
         await app.engine.reload(config, await asyncio.to_thread(tables.read, config, path=reloader.path))
 
     reloader.take, reloader.ok = take, app.metrics.reload_ok
+    reloader.stamps = functools.partial(tables.stamps, path=reloader.path)
     if on_built is not None:
         on_built(app)
     reloader.taken = functools.partial(_show_info, app.metrics)

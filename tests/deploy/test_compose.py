@@ -248,5 +248,6 @@ def test_every_reason_in_the_code_is_a_known_one() -> None:
     source = "".join(p.read_text("utf-8") for p in (REPOSITORY / "streamproc").rglob("*.py"))
     raised = re.findall(r'(?:_UnreadableError|CompressionError)\(\s*"(\w+)"', source)
     raised += re.findall(r'Rejected\([^"()]*(?:\([^()]*\)[^"()]*)*"(\w+)",', source)
+    raised += re.findall(r'error_type, key = "(\w+)"', source)
     assert {"malformed", "too_large", "no_model", "future_time", "unknown_schema"} <= set(raised)
     assert set(raised) == set(REASONS)

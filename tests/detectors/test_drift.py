@@ -145,8 +145,8 @@ def test_a_constant_that_changes_for_good_is_a_drift() -> None:
 @pytest.mark.parametrize(
     ("change", "note"),
     [
-        ({"by": 1.0}, "moved up"),
-        ({"by": -1.0}, "moved down"),
+        ({"by": 1.0}, "drifted up"),
+        ({"by": -1.0}, "drifted down"),
         ({"wider": 2.0}, "spread wider"),
         ({"wider": 0.4}, "drew together"),
     ],
@@ -160,8 +160,13 @@ def test_evidence_names_what_moved_and_gives_the_old_normal(
     evidence = detector.explain(2999 + first_alarm(scores, 3000))
     assert evidence.note == note
     assert evidence.expected == pytest.approx(100.0, abs=1.5)
-    assert evidence.lower == pytest.approx(90.2, abs=3.0)
-    assert evidence.upper == pytest.approx(109.8, abs=3.0)
+    assert (evidence.lower, evidence.upper) == (None, None)  # no line that a value crosses
+    assert evidence.usual == pytest.approx((90.2, 109.8), abs=3.0)
+    assert evidence.now is not None
+    assert evidence.late is not None
+    assert evidence.now - 100.0 == pytest.approx(5.0 * change.get("by", 0.0), abs=2.5 * change.get("wider", 1.0))
+    spread = (evidence.late[1] - evidence.late[0]) / 19.6
+    assert np.sign(spread - 1.0) == np.sign(change.get("wider", spread) - 1.0)
     assert detector.explain(100) == drift.Evidence()
 
 
@@ -216,3 +221,27 @@ def test_a_state_of_another_detector_is_refused() -> None:
     for spoilt in ({}, {**state, "clock": 3}, {**state, "first": None}, {**state, "draws": np.zeros(5)}):
         with pytest.raises(StateError, match="drift"):
             detector.restore(spoilt)
+
+
+def test_a_rise_by_night_is_told_as_a_rise_beside_what_was_foreseen_though_days_are_higher() -> None:
+    rng = np.random.default_rng(5)
+    wave = np.sin(2.0 * np.pi * np.arange(6000) / 1440.0)
+    values = 100.0 + 40.0 * wave + rng.normal(size=6000) * 2.0
+    values[5300:] += 8.0  # a trough
+    detector = registry.create("drift")
+    scores = detector.score(values, np.arange(6000, dtype=np.int64) * 60_000_000)
+    found = np.flatnonzero(scores[5300:5600] >= 1)
+    assert len(found)
+    evidence = detector.explain(5300 + int(found[0]))
+    assert evidence.note == "drifted up"
+    assert evidence.now is not None
+    assert evidence.expected is not None
+    assert 0.0 < evidence.now - evidence.expected < 20.0
+
+
+def test_a_state_from_before_values_of_late_is_taken_up() -> None:
+    detector = registry.create("drift")
+    detector.score(series(by=1.0)[:2000], TIMES[:2000])
+    state = detector.snapshot()
+    del state["late"]
+    registry.create("drift").restore(state)

@@ -215,7 +215,7 @@ def test_the_week_tells_when_the_day_does_not() -> None:
     np.testing.assert_allclose(raw[1:], naive(values, times)[1:], rtol=0, atol=1e-4)
     saturday = 5 * 168 + 130
     evidence = detector.explain(saturday)
-    assert evidence.lower < values[saturday] < evidence.upper
+    assert evidence.usual[0] < values[saturday] < evidence.usual[1]
     assert evidence.expected == pytest.approx(3.0, abs=4.0)
 
 
@@ -302,8 +302,9 @@ def test_a_normal_level_at_the_wrong_time_of_day_is_found_and_said() -> None:
     assert evidence.expected == pytest.approx(50 + 20 * math.sin(at / 288 * 2 * math.pi), abs=12)
     # Three sigmas of noise of 3 about a mean of few days.
     calm = detector.explain(2_300)
-    assert calm.upper - calm.expected == pytest.approx(10, abs=2)
-    assert evidence.expected - evidence.lower == pytest.approx(evidence.upper - evidence.expected)
+    assert calm.usual[1] - calm.expected == pytest.approx(10, abs=2)
+    assert evidence.expected - evidence.usual[0] == pytest.approx(evidence.usual[1] - evidence.expected)
+    assert evidence.lower is evidence.upper is None  # a stretch is out, not a value
 
 
 def test_a_time_of_day_never_seen_has_no_expected_value() -> None:
@@ -312,7 +313,7 @@ def test_a_time_of_day_never_seen_has_no_expected_value() -> None:
     detector.score(values, times)
     # The first value of its quarter of an hour.
     evidence = detector.explain()
-    assert evidence.expected is evidence.lower is evidence.upper is None
+    assert evidence.expected is evidence.usual is None
     assert evidence.note
 
 

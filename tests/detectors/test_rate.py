@@ -63,9 +63,12 @@ def test_evidence_names_the_way_and_the_old_rate(after: float, note: str) -> Non
     evidence = detector.explain(4999 + first_alarm(scores, 5000))
     assert evidence.note == note
     assert evidence.expected == pytest.approx(0.3, abs=0.03)
-    assert evidence.lower is not None
-    assert evidence.upper is not None
-    assert evidence.lower < 0.3 < evidence.upper
+    assert (evidence.lower, evidence.upper) == (None, None)  # no line that a zero or a one crosses
+    assert evidence.usual is not None
+    assert evidence.usual[0] < 0.3 < evidence.usual[1]
+    assert evidence.now is not None
+    assert evidence.now == pytest.approx(after, abs=0.2)
+    assert (evidence.now - 0.3) * evidence.side > 0.0
     assert detector.explain(1500) == rate.Evidence()
 
 

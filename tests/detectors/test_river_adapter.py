@@ -22,6 +22,9 @@ CLASSES = {
     "hddm_a": "river.drift.binary:HDDMA",
     "hddm_w": "river.drift.binary:HDDMW",
 }
+SCALED = ("adwin", "page_hinkley")
+VALUED = ("adwin", "kswin", "page_hinkley", "gaussian_scorer", "standard_absolute_deviation")
+ROWED = ("loda", "one_class_svm", "local_outlier_factor", "half_space_trees")
 
 
 @pytest.mark.parametrize("name", CLASSES)
@@ -35,7 +38,8 @@ def test_drifts_are_found_where_river_finds_them(name: str) -> None:
         theirs.update(x)
         if theirs.drift_detected:
             found.append(i)
-    detector = registry.create(name, seed=4)
+    as_they_are = {"scaled": False} if name in SCALED else {}
+    detector = registry.create(name, as_they_are, seed=4)
     scores = detector.score(values, np.arange(len(values)))
     assert np.flatnonzero(scores >= 1).tolist() == found
     assert found
@@ -93,3 +97,74 @@ def test_two_detectors_made_alike_have_the_same_state() -> None:
         columns = 2 if registry.spec(name).kind == "vector" else 1
         one, other = (registry.create(name, columns=columns, seed=5) for _ in range(2))
         assert dumps(one.snapshot()) == dumps(other.snapshot())
+
+
+@pytest.mark.parametrize("unit", [1e-9, 1e-4, 1.0, 1e6])
+@pytest.mark.parametrize("level", [0.0, 1.0, -3.0])
+@pytest.mark.parametrize("name", VALUED)
+def test_a_constant_and_then_a_jump_alarms_whatever_the_unit(name: str, level: float, unit: float) -> None:
+    values = np.full(1400, level * unit)
+    values[1000:] += unit
+    over = np.flatnonzero(registry.create(name).score(values, np.arange(1400)) >= 1)
+    assert len(over)
+    assert 1000 <= over[0] < 1100
+
+
+@pytest.mark.parametrize("unit", [1e-6, 1e6])
+@pytest.mark.parametrize("name", ROWED)
+def test_rows_of_constants_and_then_a_jump_alarm_whatever_the_unit(name: str, unit: float) -> None:
+    rows = np.tile([1.0, 2.0, 3.0], (2100, 1)) * unit
+    rows[2000:] += unit
+    over = np.flatnonzero(registry.create(name, columns=3).score(rows, np.arange(2100)) >= 1)
+    assert len(over)
+    assert 2000 <= over[0] < 2100
+
+
+@pytest.mark.parametrize("name", SCALED)
+def test_a_drift_is_found_at_the_same_values_whatever_the_unit_and_none_where_there_is_none(name: str) -> None:
+    noise = np.random.default_rng(1).normal(size=6000)
+    quiet, moved = 10.0 + noise, 10.0 + noise + 2.0 * (np.arange(6000) >= 3000)
+    found = set()
+    for unit in (2.0**-30, 1.0, 2.0**20):  # exact in binary
+        assert not (registry.create(name).score(quiet * unit, np.arange(6000)) >= 1).any()
+        found.add(tuple(np.flatnonzero(registry.create(name).score(moved * unit, np.arange(6000)) >= 1).tolist()))
+    assert len(found) == 1
+    (places,) = found
+    assert len(places) == 1
+    assert 3000 <= places[0] < 3200
+
+
+def test_who_sets_a_threshold_of_page_hinkley_means_it_in_the_unit_of_the_value() -> None:
+    kind = importlib.import_module("river.drift").PageHinkley(threshold=20.0)
+    found = []
+    for i, x in enumerate(VALUES.tolist()):
+        kind.update(x)
+        if kind.drift_detected:
+            found.append(i)
+    scores = registry.create("page_hinkley", {"threshold": 20.0}).score(VALUES, np.arange(len(VALUES)))
+    assert np.flatnonzero(scores >= 1).tolist() == found
+
+
+@pytest.mark.parametrize("name", SCALED)
+def test_the_scale_is_cut_and_restored_with_the_rest_and_a_state_of_before_goes_on_unscaled(name: str) -> None:
+    whole = registry.create(name)
+    scores, parts = whole.score(VALUES, np.arange(3000)), []
+    detector = registry.create(name)
+    for i in range(0, 3000, 7):
+        parts.append(detector.score(VALUES[i : i + 7], np.arange(3000)[i : i + 7]))
+        state = detector.snapshot()
+        detector = registry.create(name)
+        detector.restore(state)
+    np.testing.assert_array_equal(np.concatenate(parts), scores)
+    plain = registry.create(name, {"scaled": False})
+    plain.score(VALUES[:1000], np.arange(1000))
+    went_on = registry.create(name)
+    went_on.restore(plain.snapshot())
+    theirs = plain.score(VALUES[1000:1550], np.arange(550))
+    np.testing.assert_array_equal(went_on.score(VALUES[1000:1550], np.arange(550))[:500], theirs[:500])
+
+
+def test_what_jitters_about_a_constant_by_less_than_a_millionth_is_no_anomaly() -> None:
+    values = np.full(2000, 5.0)
+    values[1500:] += 1e-8
+    assert not (registry.create("gaussian_scorer").score(values, np.arange(2000)) >= 1).any()

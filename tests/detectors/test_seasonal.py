@@ -90,7 +90,7 @@ def test_a_level_that_lasts_is_told_of_once_and_comes_to_rest(minutes: int) -> N
     values, times = traffic(21, minutes=minutes, a_minute=60.0, times_us=[(begin, 1 << 62, 5.0)])
     on = alerts("seasonal", values, times)
     assert on[(times > begin + HOUR_US) & (times < begin + 20 * HOUR_US)].all()
-    assert not on[times > begin + 25 * HOUR_US].any()
+    assert not on[times > begin + 31 * HOUR_US].any()
     spike = begin + 6 * DAY_US + 17 * HOUR_US  # at night; what is usual then was learned before the level changed
     values, times = traffic(
         21, minutes=minutes, a_minute=60.0, times_us=[(begin, 1 << 62, 5.0), (spike, spike + 3 * HOUR_US, 4.0)]
@@ -151,6 +151,11 @@ class Naive:
         self.last = self.since = 0
         self.run: list[float] = []
         self.run_since, self.run_side = 0, 0
+        self.last_week: dict[int, float] = {}
+        self.raw: list[float] = []
+        self.late, self.sure, self.late_size, self.lates = 0.0, 0.0, 0.0, 0
+        self.out, self.soon = 0, 0.0
+        self.now = math.nan
 
     def window(self, kept: list[float], far: int, x: float, *, rel: float, floor: float, size: int) -> Any:
         """Score x among those kept, learn it; return distance, median, scale and the run of far ones."""
@@ -192,6 +197,9 @@ class Naive:
         days = min(time - self.last, DAY_US) / DAY_US
         self.last = time
         quarter, hour = time // (15 * MINUTE_US), time // HOUR_US
+        if self.open["week"][0] != hour and self.raw:
+            self.last_week[self.open["week"][0] % 168] = float(np.float32(sum(self.raw) / len(self.raw)))
+            self.raw = []
         self.close("day", quarter, 1 / 7)
         self.close("week", hour, 0.25)
         daily = self.day.get(quarter % 96)
@@ -209,49 +217,90 @@ class Naive:
             unit = usual * shape ** (0.5 * power)
             r = (x - forecast) / unit
             floor = max(0.01, 1e-9 / unit, self.errors[power])
+            was, far = list(self.kept), self.far
             own, middle, scale, self.far = self.window(self.kept, self.far, r, rel=0.0, floor=floor, size=150)
+            if self.out:
+                self.kept, self.far = was, far
             if not math.isnan(middle):
                 expected = forecast + middle * unit
                 if self.used:
                     z = own
-                self.n["judged"] += 1
-                if self.n["judged"] == 1:
-                    self.since = time
-                for name, error in (("median", abs(x - before)), ("ours", abs(x - expected))):
-                    self.mean[name] = self.average(self.mean[name], error, self.n["judged"], days)
-                if time - self.since >= DAY_US and self.n["judged"] >= 24:
-                    share = self.mean["ours"] / self.mean["median"]
-                    self.used = share < 0.75 or (self.used and share < 0.9)
+                if not self.out:
+                    self.n["judged"] += 1
+                    if self.n["judged"] == 1:
+                        self.since = time
+                    for name, error in (("median", abs(x - before)), ("ours", abs(x - expected))):
+                        self.mean[name] = self.average(self.mean[name], error, self.n["judged"], days)
+                    if time - self.since >= DAY_US and self.n["judged"] >= 24:
+                        share = self.mean["ours"] / self.mean["median"]
+                        self.used = share < 0.75 or (self.used and share < 0.9)
+                z = self.lasting(x, time, z, (r - middle) / scale, expected, unit * scale, days)
                 nearest = min(max(r, middle - 2.0 * scale), middle + 2.0 * scale)
                 learned = max(forecast + nearest * unit, 0.0)
-            self.n["spread"] += 1
-            share = max(1.0 / self.n["spread"], days / 7.0)
-            self.usual += share * (forecast - self.usual)
-            shape = max(forecast / self.usual, 0.05)
-            self.shape += share * (math.log(shape) - self.shape)
-            for k in range(3):
-                error = abs(x - forecast) / self.usual / shape ** (0.5 * k)
-                self.errors[k] = self.average(self.errors[k], error, self.n["spread"], days)
-            if known:
-                self.n["weeks"] += 1
-                for name, (mean, _) in (("day", daily), ("week", weekly)):
-                    error = abs(x - self.level * mean)
-                    self.mean[name] = self.average(self.mean[name], error, self.n["weeks"], days)
-        if self.far % 4 == 0:
+            if not self.out:
+                self.n["spread"] += 1
+                share = max(1.0 / self.n["spread"], days / 7.0)
+                self.usual += share * (forecast - self.usual)
+                shape = max(forecast / self.usual, 0.05)
+                self.shape += share * (math.log(shape) - self.shape)
+                for k in range(3):
+                    error = abs(x - forecast) / self.usual / shape ** (0.5 * k)
+                    self.errors[k] = self.average(self.errors[k], error, self.n["spread"], days)
+                if known:
+                    self.n["weeks"] += 1
+                    for name, (mean, _) in (("day", daily), ("week", weekly)):
+                        error = abs(x - self.level * mean)
+                        self.mean[name] = self.average(self.mean[name], error, self.n["weeks"], days)
+        self.raw.append(x / self.level)
+        if self.far % 4 == 0 and not self.out:
             self.open["day"][1].append(learned / self.level)
             self.open["week"][1].append(learned / self.level)
         if not math.isnan(middle):
-            side = int(np.sign(r - middle)) if abs(r - middle) > 3.0 * scale else 0
+            side = self.out or (int(np.sign(r - middle)) if abs(r - middle) > 3.0 * scale else 0)
             if side == 0 or side != self.run_side:
-                self.run, self.run_since, self.run_side = [], time, side if self.far else 0
+                self.run, self.run_since, self.run_side = [], time, side if self.far or self.out else 0
             if self.run_side:
                 self.run.append(x / max(expected, 0.05 * self.usual, 1e-9))
-            if self.run_side and time - self.run_since >= DAY_US and len(self.run) >= 8:
+            whole = 30 * HOUR_US if self.out else DAY_US
+            if self.run_side and time - self.run_since >= whole and len(self.run) >= 8:
                 if np.mean(self.run) >= 0.05:
                     self.level *= float(np.mean(self.run))
                     self.usual *= float(np.mean(self.run))
-                self.far = self.run_side = 0
+                self.far = self.run_side = self.out = 0
+                self.late = self.sure = 0.0
         return z / 6.0
+
+    def lasting(self, x: float, time: int, z: float, r: float, expected: float, scale: float, days: float) -> float:
+        """Return the distance of the latest values on average, in limits as of a value, where it is the larger."""
+        ago = self.last_week.get(time // HOUR_US % 168)
+        weekly = math.nan if ago is None else (x - self.level * ago) / scale
+        sure = 0.0
+        if weekly * r > 0.0 and 0.05 * x <= expected:
+            sure = math.copysign(min(abs(weekly), abs(r)), r)
+        self.late += (min(max(r, -4.0), 4.0) - self.late) / 50.0
+        sure = min(max(sure, -4.0), 4.0)
+        self.sure += (sure - self.sure) / 50.0
+        good = time - self.since >= DAY_US and self.mean["ours"] < 1.1 * self.mean["median"]
+        good, least = good or self.used, 0.1 * expected / scale
+        deviation = math.sqrt(math.pi / 2.0) * self.late_size
+        if not self.out and good and self.lates >= 60 and abs(self.sure) > max(4.5 * deviation, least):
+            self.out, self.soon = int(np.sign(self.sure)), self.sure
+        elif not self.out:
+            self.lates += 1
+            self.late_size = self.average(self.late_size, abs(self.late), self.lates, days)
+        else:
+            self.soon += (sure - self.soon) / 8.0
+            if self.out * (self.sure - self.soon) > 0.8 and self.out * self.soon < 0.35 * self.out * self.sure:
+                self.late, self.sure, self.out = 0.0, 0.0, 0
+            elif self.out * self.sure <= max(2.0 * deviation, 0.5 * least):
+                self.out = 0
+        if self.out:
+            self.used, self.since = True, time
+        width = max(0.75 * 6.0 * math.sqrt(math.pi / 2.0) * self.late_size, least) * (0.5 if self.out else 1.0)
+        known = self.sure != 0.0 and (self.out or good) and self.lates >= 60
+        if known and abs(self.sure) >= max(width, z / 6.0 * width):
+            return 6.0 * abs(self.sure) / width
+        return z
 
 
 @pytest.mark.parametrize("minutes", [12, 30])
@@ -361,7 +410,85 @@ def test_a_state_is_small_and_one_of_another_detector_is_refused() -> None:
     detector.score(values, times)
     plain.score(values, times)
     state = detector.snapshot()
-    assert len(dumps(state)) <= len(dumps(plain.snapshot())) + 3_072
+    assert len(dumps(state)) <= len(dumps(plain.snapshot())) + 4_096
     for spoilt in ({}, plain.snapshot(), {**state, "means": np.zeros(5)}, {**state, "residuals": np.zeros(500)}):
         with pytest.raises(StateError, match="seasonal"):
             registry.create("seasonal").restore(spoilt)
+
+
+def counted(
+    days: int, *, a_minute: float, lost: float, begin: int = 0, hours: float = 24, seed: int = 0, kind: str = "counts"
+) -> tuple[np.ndarray, np.ndarray]:
+    """Events a second by minute: a swing of the day of .6; of them a share is lost for some hours.
+
+    kind: counts, counts of twice the variance, or a rhythm of the week too, of half the traffic for two days of seven.
+    """
+    rng = np.random.default_rng(seed)
+    times = MONDAY_US + np.arange(days * 1440, dtype=np.int64) * MINUTE_US
+    day = (times - MONDAY_US) / DAY_US
+    mean = a_minute * (1.0 + 0.6 * np.sin(2.0 * np.pi * (day - 0.25)))
+    if kind == "week":
+        mean *= np.where(day % 7 >= 5, 0.5, 1.0)
+    mean[(times >= begin) & (times < begin + int(hours * HOUR_US))] *= 1.0 - lost
+    return (rng.negative_binomial(mean, 0.5) if kind == "spread" else rng.poisson(mean)) / 60.0, times
+
+
+@pytest.mark.parametrize("kind", ["counts", "spread", "week"])
+@pytest.mark.parametrize(("a_minute", "lost"), [(60.0, 0.3), (60.0, 0.41), (500.0, 0.2), (500.0, 0.3)])
+def test_a_part_of_the_traffic_gone_is_found_within_an_hour_and_held_until_it_is_back(
+    kind: str, a_minute: float, lost: float
+) -> None:
+    begin = MONDAY_US + 15 * DAY_US + 15 * HOUR_US
+    for seed in range(3):
+        values, times = counted(18, a_minute=a_minute, lost=lost, begin=begin, seed=seed, kind=kind)
+        over = registry.create("seasonal").score(values, times) >= 1.0
+        during = (times >= begin + HOUR_US) & (times < begin + DAY_US)
+        assert over[during].mean() > 0.99
+        assert np.diff(np.flatnonzero(over[during])).max() <= 5  # one alert, whatever the hour
+        assert not over[times > begin + DAY_US + HOUR_US].any()
+
+
+@pytest.mark.parametrize("kind", ["counts", "spread", "week"])
+@pytest.mark.parametrize("a_minute", [60.0, 500.0])
+def test_three_quiet_weeks_alarm_no_more_than_values_by_themselves_do(kind: str, a_minute: float) -> None:
+    for seed in range(3):
+        values, times = counted(21, a_minute=a_minute, lost=0.0, seed=seed, kind=kind)
+        detector = registry.create("seasonal")
+        over = np.flatnonzero(detector.score(values, times) >= 1.0)
+        assert all(detector.explain(int(i)).now is None for i in over)
+
+
+def test_what_is_gone_for_good_is_a_new_level_after_a_day() -> None:
+    begin = MONDAY_US + 9 * DAY_US + 15 * HOUR_US
+    values, times = counted(14, a_minute=60.0, lost=0.4, begin=begin, hours=1000)
+    over = registry.create("seasonal").score(values, times) >= 1.0
+    assert over[(times >= begin + HOUR_US) & (times < begin + DAY_US)].mean() > 0.99
+    assert not over[times > begin + 31 * HOUR_US].any()
+
+
+def test_evidence_of_a_loss_that_lasts_says_what_it_is_now_beside_the_line_that_alarms() -> None:
+    begin = MONDAY_US + 9 * DAY_US + 12 * HOUR_US
+    values, times = counted(10, a_minute=60.0, lost=0.3, begin=begin)
+    detector = registry.create("seasonal")
+    scores = detector.score(values, times)
+    at = int(np.flatnonzero(times == begin + 2 * HOUR_US)[0])
+    found = detector.explain(at)
+    assert found.now is not None
+    assert found.expected is not None
+    assert found.lower is not None
+    assert found.upper is not None
+    assert found.now < found.lower < found.expected < found.upper
+    assert found.now / found.expected == pytest.approx(0.7, abs=0.06)
+    assert scores[at] == pytest.approx((found.expected - found.now) / (found.expected - found.lower))
+
+
+def test_a_state_from_before_lasting_losses_is_taken_up() -> None:
+    values, times = traffic(12)
+    detector = registry.create("seasonal")
+    detector.score(values, times)
+    state = detector.snapshot()
+    old = {**state, "clock": state["clock"][:8], "sums": state["sums"][:-7]}
+    del old["last_week"]
+    younger = registry.create("seasonal")
+    younger.restore(old)
+    assert np.isfinite(younger.score(values[-20:], times[-20:] + DAY_US)).all()

@@ -42,9 +42,9 @@ def test_the_compiled_loop_equals_the_plain_one_to_the_bit() -> None:
     values[200] = 1e200
     outcomes = []
     for loop in (spike.score_spike, spike.score_spike.py_func):  # type: ignore[attr-defined]
-        state, tail, out = np.zeros(5), np.zeros(TAIL), np.empty((3, 400))
+        state, tail, out = np.zeros(5), np.zeros(TAIL), [np.empty(400), np.empty(400), np.empty((2, 400))]
         loop(values, state, tail, 50.0, 400.0, 5, 30, 0, 6.0, 1e-4, 0.01, 1e-9, *out)
-        outcomes.append((out.tobytes(), state.tobytes(), tail.tobytes()))
+        outcomes.append((*(part.tobytes() for part in (*out, state, tail)),))
     assert outcomes[0] == outcomes[1]
 
 
