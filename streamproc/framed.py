@@ -14,7 +14,7 @@ from __future__ import annotations
 import base64
 import datetime as dt
 import io
-import uuid
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
@@ -61,7 +61,8 @@ def of_header(headers: Sequence[Header]) -> tuple[SchemaName, bytes] | None:
     if told is None:
         return None
     if told[:1] == b"\1" and len(told) >= _GUID:
-        return str(uuid.UUID(bytes=told[1:_GUID])), told[_GUID:]
+        digits = told[1:_GUID].hex()
+        return "-".join(digits[a:b] for a, b in itertools.pairwise((0, 8, 12, 16, 20, 32))), told[_GUID:]
     number = schema_id(told)
     if number is None:
         raise ValueError(f"header `{HEADER}`: neither a number of a schema nor a GUID")
