@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # LiteLLM 1.110.2: `max_retries=0` holds for completions and not for embeddings, which ask three times.
 #
-# Guessed: the same argument, to the same provider, means the same for both: one request, and its error.
+# Expected: the same argument, to the same provider, means the same for both: one request, and its error.
 # Seen: a refused completion reaches the server once, a refused embedding three times. 0 is taken there for "not said",
 # and the default of 2 stands in. `max_retries=1` asks twice, as it should.
 # It matters because a limit of requests is then used up three times as fast as callers and their traces say: of the

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # mlflow-tracing 3.17.2, installed as it is meant to be, sends no span to a collector, and does not say so.
 #
-# Guessed: a package made for tracing alone traces with what it installs, or fails where it is imported.
+# Expected: a package made for tracing alone traces with what it installs, or fails where it is imported.
 # Seen: `pip check` is content, import and traced call succeed, stderr is empty, and no span is sent. Before the first
 # span it looks for the default local store, whose modules need sqlparse and PyYAML, which it does not ask for; the
 # error is logged at DEBUG. With MLFLOW_TRACKING_URI at any http address, where nobody need answer, the span is sent.

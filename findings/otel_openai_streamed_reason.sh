@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # opentelemetry-instrumentation-openai-v2 2.4b0 does not say how a streamed answer ended; of one not streamed it does.
 #
-# Guessed: `gen_ai.response.finish_reasons` is set either way, since the chunk before the last one names the reason, and
+# Expected: `gen_ai.response.finish_reasons` is set either way, since the chunk before the last one names the reason, and
 # all else that the chunks say is set: id, model and tokens.
 # Seen: the span of the same answer, cut off at its length, has ["length"] where it came whole and no such attribute
 # where it was streamed.
