@@ -348,7 +348,7 @@ class Drift:
     True
     >>> evidence = detector.explain(int(np.flatnonzero(scores >= 1)[0]))
     >>> evidence.note, round(evidence.now), round(evidence.expected), [round(x) for x in evidence.usual]
-    ('drifted up', 105, 100, [90, 111])
+    ('drifted up', 104, 100, [89, 110])
 
     References
     ----------

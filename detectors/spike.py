@@ -182,7 +182,7 @@ class Spike:
     array([450])
     >>> evidence = detector.explain(450)
     >>> round(evidence.expected), round(evidence.lower), round(evidence.upper)
-    (100, 73, 128)
+    (100, 72, 128)
 
     References
     ----------

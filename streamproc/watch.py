@@ -257,14 +257,20 @@ class Watch:
                 self.held = self._hold(self._explain(step.row) if evidence is None else evidence)
             elif step.action == "resolved":
                 pool = [*before, *zip(values[: step.row + 1].tolist(), times[: step.row + 1].tolist(), strict=True)]
-                found = self.detector.explain(step.row) if values.ndim == 1 and self._has_rhythm() else Evidence()
-                ended = self._ended(step, pool, found.expected, found.level)
+                if self._has_rhythm() and step.row > 0:
+                    self._note_rhythm(step.row - 1)
+                ended = self._ended(step, pool)
                 self.held = None
             alerts.append(self._alert(subject, step, values, scores, basis, evidence, ended))
-        if self.held is not None and self._has_rhythm():
-            found = self.detector.explain(-1)
-            self.held[5:] = found.expected, found.level
+        if self._has_rhythm():
+            self._note_rhythm(-1)
         return alerts
+
+    def _note_rhythm(self, row: int) -> None:
+        """Remember what is expected at a row, and by what the rhythm is multiplied in it."""
+        found = self.detector.explain(row)
+        if self.held is not None:
+            self.held[5:] = found.expected, found.level
 
     def _has_rhythm(self) -> bool:
         return self.held is not None and self.held[4] is not None
@@ -328,8 +334,7 @@ class Watch:
         steps = self.life.expire(now_us)
         if not steps:
             return []
-        held = self.held or [None] * 7
-        ended = self._ended(steps[-1], self.kept, held[5], held[6])
+        ended = self._ended(steps[-1], self.kept)
         self.last_peak, self.kept, self.held = steps[-1].peak, [], None
         silence = silences.at(subject.silenced(self.rule.signal), steps[-1].at_us)
         return self._told(subject, [self._alert(subject, step, ended=ended) for step in steps], silence, now_us)
@@ -392,16 +397,16 @@ class Watch:
         held = [middle, lower, upper, evidence.now if moved else None, evidence.level, middle, evidence.level]
         return [None if x is None else float(x) for x in held]
 
-    def _ended(self, step: Step, pool: list[tuple[float, int]], expected: float | None, level: float | None) -> Ended:
+    def _ended(self, step: Step, pool: list[tuple[float, int]]) -> Ended:
         """Return how an episode ended: what values are since it was last met, and whether that is as before.
 
-        pool: values and times. expected, level: what is expected at its end, and by what a rhythm is multiplied in it.
+        pool: values and times. Those from when it ended on do not count: whether they are here yet is the cut's affair.
         """
-        latest = [value for value, at in pool if at > step.until_us][-_LATEST:]
+        latest = [value for value, at in pool if step.until_us < at < step.at_us][-_LATEST:]
         if not latest or self.held is None:
             return Ended(None, None, None)
         now = math.fsum(latest) / len(latest)
-        was, lower, upper, then, level_then = self.held[:5]
+        was, lower, upper, then, level_then, expected, level = self.held
         by = 1.0
         if level is not None and level_then and expected and was:
             # Another hour has another usual: what counts is whether the rhythm is as high as it was.

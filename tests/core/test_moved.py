@@ -170,7 +170,7 @@ def _bands() -> Iterator[Any]:
         yield pytest.param(name, noise, id=name)
 
 
-@pytest.mark.parametrize(("name", "values"), _bands())
+@pytest.mark.parametrize(("name", "values"), list(_bands()))
 def test_a_band_that_is_shown_is_where_the_score_reaches_one(name: str, values: F64) -> None:
     times = MONDAY_US + np.arange(len(values), dtype=np.int64) * MINUTE_US
     for edge in ("lower", "upper"):

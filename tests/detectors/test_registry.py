@@ -132,6 +132,7 @@ def test_parameters_and_defaults_are_rivers_own(name: str) -> None:
     ours |= {"one_class_svm": {"learning_rate"}, "local_outlier_factor": {"window_size"}}.get(name, set())
     module = "river.drift.binary" if registry.spec(name).kind == "boolean" else "river.drift"
     module = module if not ours else "river.anomaly"
+    ours |= {"scaled"} if name in ("adwin", "page_hinkley") else set()
     classes = vars(importlib.import_module(module))
     kind = next(c for n, c in classes.items() if inspect.isclass(c) and n.lower() == name.replace("_", ""))
     signature = inspect.signature(kind).parameters
