@@ -480,15 +480,3 @@ def test_evidence_of_a_loss_that_lasts_says_what_it_is_now_beside_the_line_that_
     assert found.now < found.lower < found.expected < found.upper
     assert found.now / found.expected == pytest.approx(0.7, abs=0.06)
     assert scores[at] == pytest.approx((found.expected - found.now) / (found.expected - found.lower))
-
-
-def test_a_state_from_before_lasting_losses_is_taken_up() -> None:
-    values, times = traffic(12)
-    detector = registry.create("seasonal")
-    detector.score(values, times)
-    state = detector.snapshot()
-    old = {**state, "clock": state["clock"][:8], "sums": state["sums"][:-7]}
-    del old["last_week"]
-    younger = registry.create("seasonal")
-    younger.restore(old)
-    assert np.isfinite(younger.score(values[-20:], times[-20:] + DAY_US)).all()
