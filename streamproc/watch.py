@@ -276,10 +276,12 @@ class Watch:
 
     def _note_further(self, row: int) -> None:
         """Remember what it has become since it opened, in what was expected then."""
-        found, held = self.detector.explain(row), self.held
-        if held is None or held[0] is None or held[3] is None or found.now is None or not found.expected:
+        held = self.held
+        if held is None or held[0] is None or held[3] is None:
             return
-        held[3] = held[0] * found.now / found.expected
+        found = self.detector.explain(row)
+        if found.now is not None and found.expected:
+            held[3] = held[0] * found.now / found.expected
 
     def _has_rhythm(self) -> bool:
         return self.held is not None and self.held[4] is not None
