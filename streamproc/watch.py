@@ -255,6 +255,8 @@ class Watch:
             ended = None
             if values.ndim == 1 and step.action == "opened":
                 self.held = self._hold(self._explain(step.row) if evidence is None else evidence)
+            elif values.ndim == 1 and step.action in ("updated", "escalated"):
+                self._note_further(step.row)
             elif step.action == "resolved":
                 pool = [*before, *zip(values[: step.row + 1].tolist(), times[: step.row + 1].tolist(), strict=True)]
                 if self._has_rhythm() and step.row > 0:
@@ -271,6 +273,15 @@ class Watch:
         found = self.detector.explain(row)
         if self.held is not None:
             self.held[5:] = found.expected, found.level
+
+    def _note_further(self, row: int) -> None:
+        """Remember what it has become since it opened, in what was expected then."""
+        held = self.held
+        if held is None or held[0] is None or held[3] is None:
+            return
+        found = self.detector.explain(row)
+        if found.now is not None and found.expected:
+            held[3] = held[0] * found.now / found.expected
 
     def _has_rhythm(self) -> bool:
         return self.held is not None and self.held[4] is not None
@@ -394,6 +405,8 @@ class Watch:
             upper = None if upper is None else max(upper, middle + least)
         # Of a spread that changed the mean tells nothing.
         moved = evidence.late is None or evidence.note.startswith("drifted")
+        if evidence.now is not None:  # the band is of more values than tell of its end
+            lower = upper = None
         held = [middle, lower, upper, evidence.now if moved else None, evidence.level, middle, evidence.level]
         return [None if x is None else float(x) for x in held]
 
@@ -415,7 +428,9 @@ class Watch:
         if lower is None and upper is None:
             if was is None or then is None:
                 return Ended(now, was, None)
-            return Ended(now, was, abs(now - was) <= 0.5 * abs(then - was))
+            gone = (now - was) * math.copysign(1.0, then - was)
+            back = -abs(then - was) <= gone <= 0.5 * abs(then - was)  # nearer to what it was than to what it became
+            return Ended(now, was, back, rhythm=by != 1.0)
         back = (lower is None or now >= lower) and (upper is None or now <= upper)
         return Ended(now, was, back, rhythm=by != 1.0)
 
