@@ -54,12 +54,16 @@ class Shared(Struct, gc=False):
     stamps: I64
     arrivals: I64
     before: I64
-    settled: I64
+    settled: I64 | None = None  # None: nothing is ahead of the clock
 
     def at(self, rows: Any) -> Shared:
         """Return some of the records."""
         return Shared(
-            self.offsets[rows], self.stamps[rows], self.arrivals[rows], self.before[rows], self.settled[rows]
+            self.offsets[rows],
+            self.stamps[rows],
+            self.arrivals[rows],
+            self.before[rows],
+            None if self.settled is None else self.settled[rows],
         )
 
 
@@ -180,11 +184,11 @@ class ModelState:
         alerts = self._leave()
         arrivals, offsets = group.shared.arrivals, group.shared.offsets
         # What is ahead of the clock may be of a host that is: the clock tells of a gap, once it is there.
-        sure = group.shared.settled >= arrivals
-        if sure.any():
-            own = slice(None) if sure.all() else sure
+        settled = group.shared.settled
+        sure = slice(None) if settled is None else settled >= arrivals
+        if settled is None or sure.any():  # type: ignore[union-attr]
             for silence in self.silence:
-                alerts += silence.observe(self.subject, arrivals[own], offsets[own])
+                alerts += silence.observe(self.subject, arrivals[sure], offsets[sure])
         if self.started_us is None:
             self.started_us = int(group.times[0])
             self.first_stamp_us = int(group.shared.stamps[0])

@@ -208,6 +208,7 @@ class Pipeline:
         self.gone: set[str] = set()
         self.clock_us = 0  # the arrival clock: the greatest record time that a quorum of records has come to
         self.clock = new_clock()
+        self._timely_all = False  # whether all events of the batch at hand are near their records
         self._wall_us = 0  # to where the clock was let pass without a record
         # Our own records come seldom, and have the times of our own clocks.
         self._slack_us = ANY_STEP if kind in _OURS else _CLOCK_SLACK_US
@@ -334,7 +335,9 @@ class Pipeline:
         out = Output(came=len(batch))
         # A record that is ahead of the others counts as arrived at its own time, and moves nothing else.
         arrivals = np.maximum(settled, stamps)
-        shared = Shared(np.asarray(batch.offsets, np.int64), stamps, arrivals, before, settled)
+        ahead = settled if (arrivals != settled).any() else None
+        shared = Shared(np.asarray(batch.offsets, np.int64), stamps, arrivals, before, ahead)
+        self._timely_all = False
         self._tell_unmapped(out)
         if self._templates is None:
             decoded = self._decoder.decode(batch)
@@ -398,6 +401,7 @@ class Pipeline:
                     events.append(event)
             templates.learn(batch, rows, events)
         columns = read_columns(walked, templates, shared.stamps, rows, events)
+        self._timely_all = self._is_timely(columns.times - shared.stamps)
         if (models == models[0]).all():
             if models[0] >= 0:
                 name = templates.models.names[models[0]]
@@ -480,11 +484,15 @@ class Pipeline:
         self.dirty.add(name)
         self._schedule(name, model)
 
+    def _is_timely(self, apart_us: I64) -> bool:
+        """Whether no event is further from its record than is allowed, given by how much each is ahead of it."""
+        limits = self.book.config.defaults
+        return int(apart_us.max()) <= limits.max_future.us and int(apart_us.min()) >= -limits.max_past.us
+
     def _timely(self, group: Group, out: Output) -> Group:
         """Return the records whose times are not far from when their records were written; reject the others."""
         stamps, limits = group.shared.stamps, self.book.config.defaults
-        apart_us = group.times - stamps
-        if int(apart_us.max()) <= limits.max_future.us and int(apart_us.min()) >= -limits.max_past.us:
+        if self._timely_all or self._is_timely(group.times - stamps):
             return group
         # Where the broker has no record time (-1), nothing tells what is ahead of it.
         future = (group.times > stamps + limits.max_future.us) & (stamps >= 0)

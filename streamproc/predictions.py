@@ -98,7 +98,7 @@ class PredictionState(ModelState):
         return self._put_together(self.exchanges.join(group.what, shared.arrivals, shared.before, shared.offsets))
 
     def _put_together(self, joined: Joined) -> Group:
-        shared = Shared(joined.offsets, joined.arrivals, joined.arrivals, joined.before, joined.arrivals)
+        shared = Shared(joined.offsets, joined.arrivals, joined.arrivals, joined.before)
         return Group(self.name, np.arange(len(joined.what)), joined.what.times, shared, joined.what, joined.made)
 
     def _once(self, group: Group) -> Group:
@@ -340,6 +340,7 @@ class PredictionState(ModelState):
             both = zip(what.llm.tolist(), failed.tolist(), strict=True)
             calls = np.array([genai.facts(llm, failed=f) for llm, f in both])
         for window, rows in self._by_window(placed, offsets, versions):
+            errors = window.errors
             window.tally(placed.index, placed.late, values=values, buckets=buckets, failed=failed)
             self._count_classes(window, what.labels[rows], what.names)
             if judged is not None and not window.judged:
@@ -357,7 +358,11 @@ class PredictionState(ModelState):
                 window.repeated += int(np.count_nonzero(again[rows]))
             if self._wants_errors and what.errors is not None:
                 self._count_errors(window, what.errors[rows], what.error_names)
-            self._count_answered(window, what.answered, failed, rows)
+            if what.answered is None:  # what did not fail was answered
+                came = len(failed) if isinstance(rows, slice) else len(rows)
+                window.by_answer[READ] += came - (window.errors - errors)
+            else:
+                self._count_answered(window, what.answered, failed, rows)
         if self._wants_answers:
             self._count_answers(values, progress, placed)
         if self._wants_drift:
@@ -592,12 +597,8 @@ class PredictionState(ModelState):
 
     @staticmethod
     def _count_answered(
-        window: Accumulator, answered: npt.NDArray[np.uint8] | None, failed: npt.NDArray[np.bool_], rows: Any
+        window: Accumulator, answered: npt.NDArray[np.uint8], failed: npt.NDArray[np.bool_], rows: Any
     ) -> None:
-        if answered is None:
-            own = failed[rows]
-            window.by_answer[READ] += len(own) - int(np.count_nonzero(own))
-            return
         for code, n in enumerate(np.bincount(answered[rows][~failed[rows]], minlength=4).tolist()):
             window.by_answer[code] += n
 
