@@ -882,7 +882,8 @@ def step_clock(clock: I64, time: int, slack_us: int) -> None:
     step = time - latest
     if clock[AGREED] < _QUORUM:  # the first may have been of a host that is ahead, and nothing was before it
         if step >= -slack:
-            clock[AGREED] += 1
+            # What is later confirms it, and may close windows, behind which no clock goes back.
+            clock[AGREED] = _QUORUM if step > 0 else clock[AGREED] + 1
         else:
             clock[MOST_BEHIND] = time if clock[BEHIND] == 0 else max(clock[MOST_BEHIND], time)
             clock[BEHIND] += 1
@@ -944,6 +945,8 @@ def follow(
     arrived = last_arrival_us
     for i in range(times.size):
         earlier = clock[LATEST]
+        if reached > earlier:  # a silence has moved on what the first began
+            clock[AGREED] = _QUORUM
         step_clock(clock, times[i], slack_us)
         latest = clock[LATEST]
         if latest < earlier:  # the first event was far ahead of all others: begin with these
