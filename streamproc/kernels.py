@@ -850,7 +850,7 @@ def match(
     return count
 
 
-# What a clock that follows the times of records keeps: (6,) microseconds, and counts.
+# What a clock that follows the times of records keeps: (CLOCK_SIZE,) microseconds, and counts.
 LATEST: Final = 0  # the clock itself; NO_TIME before the first
 GAP: Final = 1  # by how much it usually goes on
 AHEAD: Final = 2  # times beyond what is usual that came since, and the least and the greatest of them
