@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 __all__ = [
+    "TIMES",
     "TimeError",
     "connect_payload",
     "decimal",
@@ -169,7 +170,8 @@ def _guess(text: str) -> str:
 
 # ---------------------------------------------------------------------------- events of ours
 
-_TIMES = ("time", "feature_time", "observed_at", "start_time")
+#: Fields that are times.
+TIMES: Final = ("time", "feature_time", "observed_at", "start_time")
 _IDS = ("id", "prediction_id", "request_id", "source", "session_id")
 _NUMBERS = ("duration_s", "value", "count", "sum", "window_s", "gen_ai.evaluation.score.value")
 _OF_ANSWER = ("value", "score")
@@ -186,7 +188,7 @@ def eased(tree: dict[str, Any]) -> dict[str, Any]:
     for name in _IDS:
         if (value := found.get(name)) is not None and isinstance(value, int | float) and not isinstance(value, bool):
             found[name] = str(value)
-    for name in _TIMES:
+    for name in TIMES:
         if isinstance(value := found.get(name), str):
             found[name] = read_time(value)
     _numbers_in(found, _NUMBERS)

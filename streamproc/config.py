@@ -939,6 +939,14 @@ def _literals(kind: Any) -> list[Any]:
     return [a for arg in args for a in _literals(arg)]
 
 
+def suggested(word: str, known: Sequence[str], *, of: str = "known", near: str = "`{}`", each: str = "{}") -> str:
+    """Return what was probably meant by a word, or all there are; near, each: how a name is shown in either."""
+    found = difflib.get_close_matches(word, known, n=1)
+    if found:
+        return f"did you mean {near.format(found[0])}?"
+    return f"{of}: {', '.join(each.format(name) for name in known)}"
+
+
 def _friendly(message: str, choices: Sequence[str]) -> str:
     wrong = re.match(r"Invalid enum value '?(.*?)'?$", message)
     if wrong is not None and choices:
@@ -969,9 +977,7 @@ def _find_unknown(tree: Any, kind: Any, path: str, report: Report) -> None:
                 if key in known:
                     _find_unknown(value, known[key], child, report)
                 else:
-                    near = difflib.get_close_matches(key, known, n=1)
-                    hint = f"did you mean `{near[0]}`?" if near else f"known here: {', '.join(sorted(known))}"
-                    report(child, "E011", f"there is no `{key}`; {hint}")
+                    report(child, "E011", f"there is no `{key}`; {suggested(key, sorted(known), of='known here')}")
             for key in tree.keys() - known.keys():
                 del tree[key]
 

@@ -92,6 +92,11 @@ class Vote(Struct):
             else:
                 self.words += 1
 
+    @property
+    def came(self) -> int:
+        """How many values there were."""
+        return self.numbers + self.decimals + self.words + self.texts
+
     def kind(self) -> str:
         """Return numeric, text or categorical."""
         words = self.words + (0 if len(self.different) > _DECIMALS else self.decimals)
@@ -128,7 +133,7 @@ class FeatureSchema:
     def _bind(self) -> None:
         self._in_order = self.numeric if not self.categorical and not self.texts else ()
         self._get = itemgetter(*self.numeric) if len(self.numeric) > 1 else None
-        derived = {f"{t}{column}" for t in self.texts for column in _TEXT_COLUMNS}
+        derived = _columns_of(self.texts)
         self._known = frozenset((*(n for n in self.numeric if n not in derived), *self.categorical, *self.texts))
         self.usual: set[tuple[str, ...]] = set()  # tuples of names that are just the known ones
 
@@ -171,8 +176,8 @@ class FeatureSchema:
         kinds = {n: v.kind() for n, v in votes.items()}
         texts = [n for n, kind in kinds.items() if kind == "text"]
         self.texts = (*self.texts, *texts)
-        derived = [f"{n}{column}" for n in texts for column in _TEXT_COLUMNS]
-        self.numeric = (*self.numeric, *(n for n, kind in kinds.items() if kind == "numeric"), *derived)
+        numeric = [n for n, kind in kinds.items() if kind == "numeric"]
+        self.numeric = (*self.numeric, *numeric, *_columns_of(texts))
         self.categorical = (*self.categorical, *(n for n, kind in kinds.items() if kind == "categorical"))
         self._bind()
 
@@ -234,8 +239,7 @@ class FeatureSchema:
                 self._strangers[name] = (1, Vote())
             rows, vote = self._strangers[name]
             vote.add(row[name])
-            came = vote.numbers + vote.decimals + vote.words + vote.texts
-            due = due or (came >= _JOINS_AFTER and came >= _JOINS_SHARE * rows and self._room() > 0)
+            due = due or (vote.came >= _JOINS_AFTER and vote.came >= _JOINS_SHARE * rows and self._room() > 0)
         return due
 
     def _is_gone(self, name: str, since: list[int], now_us: int, window_us: int) -> bool:
@@ -252,11 +256,10 @@ class FeatureSchema:
         gone = [n for n, since in self._absent.items() if self._is_gone(n, since, now_us, window_us)]
         came = {}
         for name, (rows, vote) in self._strangers.items():
-            n = vote.numbers + vote.decimals + vote.words + vote.texts
             # Those that came with it join with it, so that one change does for all.
-            if n >= _JOINS_AFTER // 2 and n >= _JOINS_SHARE * rows:
+            if vote.came >= _JOINS_AFTER // 2 and vote.came >= _JOINS_SHARE * rows:
                 came[name] = vote
-        lost = {*gone, *(f"{n}{column}" for n in gone if n in self.texts for column in _TEXT_COLUMNS)}
+        lost = {*gone, *_columns_of(n for n in gone if n in self.texts)}
         self.numeric = tuple(n for n in self.numeric if n not in lost)
         self.categorical = tuple(n for n in self.categorical if n not in lost)
         self.texts = tuple(n for n in self.texts if n not in lost)
@@ -444,6 +447,10 @@ class FeatureSchema:
         self._absent = {n: since for n, *since in state["absent"]}
         self._centres = {n: [count, total] for n, count, total in state["centres"]}
         self._bind()
+
+
+def _columns_of(texts: Iterable[str]) -> list[str]:
+    return [f"{name}{column}" for name in texts for column in _TEXT_COLUMNS]
 
 
 _NONE: dict[int, npt.NDArray[np.int64]] = {}

@@ -27,7 +27,7 @@ __all__ = ["FieldMap", "FieldPath", "path_parts", "target_problem"]
 UNITS: Final = {"ns": 1e9, "us": 1e6, "ms": 1e3, "s": 1.0, "m": 1 / 60, "h": 1 / 3600}
 
 #: Targets that a unit may be given for, all in seconds.
-_SECONDS: Final = ("duration_s", "time", "feature_time", "observed_at", "start_time", "window_s")
+_SECONDS: Final = ("duration_s", "window_s", *coercion.TIMES)
 
 #: Short names for targets.
 _SHORT: Final = {"duration": "duration_s", "latency": "duration_s"}
@@ -173,11 +173,10 @@ def _put(tree: dict[str, Any], target: tuple[str, ...], value: Any) -> None:
     node = tree
     for name in target[:-1]:
         inner = node.get(name)
+        # What a producer has there of his own stays, beside what is mapped.
         node[name] = dict(inner) if isinstance(inner, dict) else {}
         node = node[name]
-    last = target[-1]
-    # A producer's own `features` beside mapped ones stays, under them.
-    node[last] = value
+    node[target[-1]] = value
 
 
 def _scaled(value: Any, rule: _Rule) -> Any:
@@ -186,12 +185,9 @@ def _scaled(value: Any, rule: _Rule) -> Any:
         value = value if number is None else number
     if isinstance(value, bool) or not isinstance(value, int | float) or rule.scale is None:
         return value
-    if rule.target[-1] in _TIMES_IN_US:
+    if rule.target[-1] in coercion.TIMES:
         return round(value * rule.scale * 1e6) if rule.scale >= 1e-6 else int(value) // 1000
     return value * rule.scale
-
-
-_TIMES_IN_US: Final = frozenset({"time", "feature_time", "observed_at", "start_time"})
 
 
 def unit_problem(target: str, unit: str | None) -> str | None:

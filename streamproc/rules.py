@@ -21,7 +21,7 @@ from streamproc import config as config_module
 from streamproc import sense, signals, topology
 from streamproc.alerts import Policy
 from streamproc.baseline import Table, from_table
-from streamproc.config import Config, Effect, ModelBlock, ReferenceRule, Report, Sensitivity, SignalRule
+from streamproc.config import Config, Effect, ModelBlock, ReferenceRule, Report, Sensitivity, SignalRule, suggested
 from streamproc.errors import ConfigIssue
 from streamproc.events import Label, Prediction, Telemetry, lasted
 from streamproc.field_map import path_parts, target_problem, unit_problem
@@ -460,9 +460,7 @@ def check(config: Config, report: Report) -> None:
         for name, rule in rules.items():
             spec = signals.find(name)
             if spec is None:
-                near = difflib.get_close_matches(name, signals.names(), n=1)
-                hint = f"did you mean `{near[0]}`?" if near else f"known: {', '.join(signals.names())}"
-                report(f"{path}.{name}", "E030", f"there is no signal `{name}`; {hint}")
+                report(f"{path}.{name}", "E030", f"there is no signal `{name}`; {suggested(name, signals.names())}")
             else:
                 _check_rule(f"{path}.{name}", rule, spec, report)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import fnmatch
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -11,7 +10,7 @@ from typing import Any
 import msgspec
 
 from streamproc import signals
-from streamproc.config import BRIDGES, Bridge, Config, Duration, ModelBlock, Quantity, Report, SignalRule
+from streamproc.config import BRIDGES, Bridge, Config, Duration, ModelBlock, Quantity, Report, SignalRule, suggested
 from streamproc.signals import SignalSpec
 
 __all__ = ["check"]
@@ -152,9 +151,7 @@ def _check_match(place: str, bridge: Bridge, report: Report) -> None:
         if label not in _LABELS:
             if not ours:
                 continue  # whoever writes to that topic has labels of his own
-            near = difflib.get_close_matches(label, _LABELS, n=1)
-            hint = f"did you mean `{near[0]}`?" if near else f"known: {', '.join(_LABELS)}"
-            report(f"{place}.{label}", "E052", f"no alert has a label `{label}`; {hint}")
+            report(f"{place}.{label}", "E052", f"no alert has a label `{label}`; {suggested(label, _LABELS)}")
             continue
         among = _VALUES.get(label) or (_signal_names() if label == "signal" else None)
         _check_glob(f"{place}.{label}", glob, report, among=among)
@@ -181,9 +178,7 @@ def _check_glob(place: str, glob: str, report: Report, *, among: Iterable[str] |
         # A member of a family goes by the family's name and its own.
         names = list(among)
         if not any(fnmatch.fnmatchcase(n, g) for n in names for g in (glob, glob.partition(":")[0])):
-            near = difflib.get_close_matches(glob.strip("*?"), names, n=1)
-            hint = f"did you mean `{near[0]}`?" if near else f"known: {', '.join(names)}"
-            report(place, "E052", f'"{glob}" matches nothing; {hint}')
+            report(place, "E052", f'"{glob}" matches nothing; {suggested(glob.strip("*?"), names)}')
 
 
 # ----------------------------------------------------------------------------------------- placeholders
@@ -202,8 +197,7 @@ def _check_placeholders(config: Config, report: Report) -> None:
 def _check_template(place: str, text: str | None, known: tuple[str, ...], report: Report) -> None:
     for name in dict.fromkeys(_PLACEHOLDER.findall(text or "")):
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {{{near[0]}}}?" if near else f"known: {', '.join(f'{{{k}}}' for k in known)}"
+            hint = suggested(name, known, near="{{{}}}", each="{{{}}}")
             report(place, "E053", f"nothing stands for {{{name}}}; {hint}")
 
 
