@@ -23,17 +23,22 @@ def usage(tree: Mapping[str, Any]) -> LlmUsage | None:
     if not isinstance(choices, list) and not (isinstance(used, Mapping) and isinstance(tree.get("model"), str)):
         return None
     found = LlmUsage()
-    reasons = []
-    for choice in choices[:_MOST] if isinstance(choices, list) else ():
-        reason = choice.get("finish_reason") if isinstance(choice, Mapping) else None
-        if isinstance(reason, str) and reason:
-            reasons.append(reason[:64])
-    found.finish_reasons = reasons or None
+    found.finish_reasons = finish_reasons(choices) or None
     if isinstance(model := tree.get("model"), str):
         found.response_model = model
     if isinstance(used, Mapping):
         found.input_tokens = _count(used, "prompt_tokens", "input_tokens")
         found.output_tokens = _count(used, "completion_tokens", "output_tokens")
+    return found
+
+
+def finish_reasons(choices: Any) -> list[str]:
+    """Return why each of an answer's choices ended, of those that say it."""
+    found = []
+    for choice in choices[:_MOST] if isinstance(choices, list) else ():
+        reason = choice.get("finish_reason") if isinstance(choice, Mapping) else None
+        if isinstance(reason, str) and reason:
+            found.append(reason[:64])
     return found
 
 

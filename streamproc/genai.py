@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 from msgspec import UNSET
 
-from streamproc import otlp, span_kinds
+from streamproc import chat, otlp, span_kinds
 from streamproc.events import (
     OTHER_ERROR,
     ErrorInfo,
@@ -395,32 +395,27 @@ def _add_more(known: dict[str, Any], attributes: dict[str, Any]) -> None:
     model = _text(span_kinds.plain(attributes.get("model")))
     if model is not None:
         known.setdefault("request_model", model)
-    tokens = _json(attributes.get("mlflow.chat.tokenUsage"))
-    for theirs, ours in (
-        ("input_tokens", "input_tokens"),
-        ("output_tokens", "output_tokens"),
-        ("cache_read_input_tokens", "cache_read_tokens"),
-    ):
-        if (number := _converted(ours, tokens.get(theirs))) is not None:
-            known.setdefault(ours, number)
-    cost = _json(attributes.get("mlflow.llm.cost"))
-    if (number := _converted("cost", cost.get("total_cost"))) is not None:
-        known.setdefault("cost", number)
+    tokens, cost = _json(attributes.get("mlflow.chat.tokenUsage")), _json(attributes.get("mlflow.llm.cost"))
     answer = _json(attributes.get("mlflow.spanOutputs"))
-    used = _json(answer.get("usage"))  # of embeddings MLflow tells it nowhere else
-    if "input_tokens" not in known and (number := _converted("input_tokens", used.get("prompt_tokens"))) is not None:
-        known["input_tokens"] = number
-    choices = answer.get("choices")
-    if isinstance(choices, list):
-        reasons = [r for c in choices if isinstance(c, dict) and (r := _text(c.get("finish_reason"))) is not None]
-        if reasons:
-            known.setdefault("finish_reasons", reasons[:16])
+    for name, value in (
+        ("input_tokens", tokens.get("input_tokens")),
+        ("output_tokens", tokens.get("output_tokens")),
+        ("cache_read_tokens", tokens.get("cache_read_input_tokens")),
+        ("cost", cost.get("total_cost")),
+        # Of embeddings MLflow tells it nowhere else.
+        ("input_tokens", _json(answer.get("usage")).get("prompt_tokens")),
+    ):
+        if (number := _converted(name, value)) is not None:
+            known.setdefault(name, number)
+    if isinstance(answer.get("choices"), list):
+        if reasons := chat.finish_reasons(answer["choices"]):
+            known.setdefault("finish_reasons", reasons)
     elif (reason := _text(answer.get("stop_reason"))) is not None:
         known.setdefault("finish_reasons", [reason])
     elif (details := answer.get("incomplete_details")) is not None and isinstance(details, dict):
         known.setdefault("finish_reasons", [_text(details.get("reason")) or "incomplete"])
-    if (number := _text(answer.get("id"))) is not None:
-        known.setdefault("response_id", number)
+    if (response_id := _text(answer.get("id"))) is not None:
+        known.setdefault("response_id", response_id)
 
 
 def _json(value: Any) -> dict[str, Any]:

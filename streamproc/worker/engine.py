@@ -309,12 +309,7 @@ class Engine:
             held = self._owned.get(tp)
             if held is None or not held.sound:
                 return  # delivered before its state was restored, or after it left us: read again later
-            if batch.offsets[-1] < held.expected:
-                self._doubt(tp, held.expected, batch)
-                return
-            self._note_gone(tp, held.expected, batch)
-            if batch.offsets[0] > held.expected and not self._contiguous(tp, held.expected, batch):
-                await self._rewind(tp, held.expected, batch)
+            if not await self._follows(tp, held.expected, batch):
                 return
             started = time.perf_counter()
             fresh = batch.since(held.expected)
@@ -337,14 +332,7 @@ class Engine:
         """Send a batch of a source that is not keyed by model on under its models' keys."""
         tp = TP(batch.topic, batch.partition)
         expected = self._taken.get(tp)
-        if expected is None:
-            return
-        if batch.offsets[-1] < expected:
-            self._doubt(tp, expected, batch)
-            return
-        self._note_gone(tp, expected, batch)
-        if batch.offsets[0] > expected and not self._contiguous(tp, expected, batch):
-            await self._rewind(tp, expected, batch)
+        if expected is None or not await self._follows(tp, expected, batch):
             return
         fresh = batch.since(expected)
         self._taken[tp] = batch.offsets[-1] + 1
@@ -377,6 +365,17 @@ class Engine:
         """Whether there is, or may be, something to read that was not handed to us yet."""
         end = self.app.consumer.highwater(tp)
         return end is None or driver.reached(tp, self._taken.get(tp, 0)) < end
+
+    async def _follows(self, tp: TP, expected: int, batch: RecordBatch) -> bool:
+        """Whether a batch has what is expected next; what went missing before it is read again."""
+        if batch.offsets[-1] < expected:
+            self._doubt(tp, expected, batch)
+            return False
+        self._note_gone(tp, expected, batch)
+        if batch.offsets[0] > expected and not self._contiguous(tp, expected, batch):
+            await self._rewind(tp, expected, batch)
+            return False
+        return True
 
     def _contiguous(self, tp: TP, expected: int, batch: RecordBatch) -> bool:
         """Whether nothing was read between what we expect and this batch: a hole in the log itself.
@@ -992,11 +991,11 @@ class Engine:
             marked=tp not in self._foreign_marks,
             fresh=manifest is None or at.why != "manifest",
         )
-        told = (manifest or {}).get("log", {}).get("feedback") or ["", 0]
+        noted = (manifest or {}).get("log", {})
+        told = noted.get("feedback") or ["", 0]
         held.said_id, held.said_life = self._ids.get(self.config.kafka.feedback, "") or told[0], int(told[1])
         if told[0] and held.said_id != told[0]:
             held.said_life += 1  # its offsets are those of another topic
-        noted = (manifest or {}).get("log", {})
         held.count, held.grown_until_s = noted.get("partitions") or [0, 0.0]
         pipeline.movers.update(noted.get("movers") or ())
         if at.why == "new":
