@@ -120,10 +120,6 @@ class FieldMap:
         """Return targets, with their paths, that no record has had anything at yet."""
         return [(r.name, r.path) for r in self._rules if not r.seen]
 
-    def path_of(self, target: str) -> tuple[str | int, ...] | None:
-        """Return the path of a target, None where the map has none."""
-        return next((r.parts for r in self._rules if r.name == target), None)
-
     def apply(self, tree: dict[str, Any]) -> dict[str, Any]:
         """Return a record's tree with our fields beside the producer's; what a path does not find stays as it is."""
         self.records += 1

@@ -7,7 +7,7 @@ depend on how many there are in it.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -135,6 +135,13 @@ class Taken(Struct):
     late: int = 0
     ignored: Counter[str] = field(default_factory=Counter)
     notes: list[str] = field(default_factory=list)  # what an operator should know of it once
+
+
+def add_warming(found: dict[str, tuple[int, int, int]], more: Mapping[str, tuple[int, int, int]]) -> None:
+    """Add to what `ModelState.warming` gave what it gave of others."""
+    for name, (n, most, longest_us) in more.items():
+        before = found.get(name, (0, 0, 0))
+        found[name] = (before[0] + n, max(before[1], most), max(before[2], longest_us))
 
 
 class ModelState:
@@ -298,8 +305,7 @@ class ModelState:
         for rule, values in left:
             if values:
                 name = rule.signal.partition(":")[0]
-                n, most, longest_us = found.get(name, (0, 0, 0))
-                found[name] = (n + 1, max(most, values), max(longest_us, values * rule.window_us))
+                add_warming(found, {name: (1, values, values * rule.window_us)})
         self.warm = -1 if found else watching
         return found
 

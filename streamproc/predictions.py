@@ -19,7 +19,7 @@ from streamproc.events import Alert, Feedback
 from streamproc.exchanges import Exchanges, Joined, key_of
 from streamproc.feature_schema import FeatureSchema, Matrix
 from streamproc.kernels import I32
-from streamproc.models import DAY_US, Aggregate, Classes, Group, ModelState, Placed, Shared
+from streamproc.models import DAY_US, Aggregate, Classes, Group, ModelState, Placed, Shared, add_warming
 from streamproc.reference import Bins, Lately, jsd, psi
 from streamproc.rules import RuleBook
 from streamproc.segments import VERSION, HeavyHitters
@@ -219,9 +219,7 @@ class PredictionState(ModelState):
         """Return each signal of which a series gives no scores yet, those of segments too."""
         found = super().warming()
         for part in self.parts.values():
-            for name, (n, most, longest_us) in part.warming().items():
-                before = found.get(name, (0, 0, 0))
-                found[name] = (before[0] + n, max(before[1], most), max(before[2], longest_us))
+            add_warming(found, part.warming())
         return found
 
     def _watching(self) -> int:

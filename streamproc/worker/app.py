@@ -14,13 +14,12 @@ from faust.web import Request, Response, View
 
 from streamproc.baseline import Table
 from streamproc.config import Config
-from streamproc.topology import internal_topic
+from streamproc.topology import MAX_RECORD_BYTES, internal_topic
 from streamproc.worker import driver, web
 from streamproc.worker.connection import METADATA_MAX_AGE_MS, connection, for_aiokafka, for_faust
 from streamproc.worker.engine import Cluster, Engine
 from streamproc.worker.metrics import Metrics
 from streamproc.worker.repartition import Repartitioner
-from streamproc.worker.snapshots import MAX_SNAPSHOT_BYTES
 
 log = structlog.get_logger("streamproc.app")
 
@@ -80,7 +79,7 @@ def build(
         consumer_auto_offset_reset="earliest",
         consumer_metadata_max_age_ms=METADATA_MAX_AGE_MS,
         producer_metadata_max_age_ms=METADATA_MAX_AGE_MS,
-        producer_max_request_size=MAX_SNAPSHOT_BYTES,
+        producer_max_request_size=MAX_RECORD_BYTES,
         producer_request_timeout=120.0,
         web_host=config.worker.web_host,
         web_bind=config.worker.web_host,

@@ -150,7 +150,7 @@ async def _identities(config: Config, topics: Sequence[str]) -> dict[str, Identi
 async def _clients(config: Config) -> AsyncIterator[tuple[Any, Any]]:
     settings = for_aiokafka(connection(config))
     consumer = aiokafka.AIOKafkaConsumer(**settings, group_id=config.kafka.app_id, enable_auto_commit=False)
-    producer = aiokafka.AIOKafkaProducer(**settings, acks="all", max_request_size=snapshots.MAX_SNAPSHOT_BYTES)
+    producer = aiokafka.AIOKafkaProducer(**settings, acks="all", max_request_size=topology.MAX_RECORD_BYTES)
     await consumer.start()
     try:
         await producer.start()

@@ -165,10 +165,6 @@ def _show_info(metrics: Metrics, digest: str) -> None:
     metrics.info.labels(version=__version__, config=digest).set(1)
 
 
-def _named(reason: object) -> str:
-    return named(reason) if isinstance(reason, BaseException) else str(reason)
-
-
 def _into(future: Future[None], work: Callable[[], None]) -> Callable[[], None]:
     """Return work that leaves its end, good or bad, in a future."""
 

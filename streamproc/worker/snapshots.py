@@ -51,9 +51,6 @@ _SMALLEST = 20_000
 #: A topic that takes less cannot hold states, not even in parts: clients put that much into one batch.
 LEAST_MESSAGE_BYTES = 2 * _SMALLEST
 
-#: Largest record of a snapshot; the topic is created for it.
-MAX_SNAPSHOT_BYTES = MAX_RECORD_BYTES
-
 
 class Stored(Struct):
     """What the snapshot topic holds for one source partition."""
@@ -99,7 +96,7 @@ class Limit:
     """How large a record of the snapshot topic may be, as far as brokers have told."""
 
     def __init__(self) -> None:
-        self.bytes = MAX_SNAPSHOT_BYTES - _OVERHEAD
+        self.bytes = MAX_RECORD_BYTES - _OVERHEAD
 
     def narrow(self, topic: str) -> None:
         """Take note that a record was too large. Raise `MessageSizeTooLargeError` where even small ones are."""
@@ -108,7 +105,7 @@ class Limit:
         self.bytes = min(_BY_DEFAULT, self.bytes // 2)
         log.warning(
             "the snapshot topic takes no record this large, so states are written in parts; "
-            f"raise its max.message.bytes to {MAX_SNAPSHOT_BYTES}",
+            f"raise its max.message.bytes to {MAX_RECORD_BYTES}",
             topic=topic,
             part_bytes=self.bytes,
         )
@@ -136,7 +133,7 @@ async def read(
         **settings,
         enable_auto_commit=False,
         auto_offset_reset="earliest",
-        max_partition_fetch_bytes=MAX_SNAPSHOT_BYTES,
+        max_partition_fetch_bytes=MAX_RECORD_BYTES,
         fetch_max_wait_ms=100,
     )
     await consumer.start()

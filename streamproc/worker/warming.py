@@ -34,6 +34,8 @@ class Warming:
 
     def look(self, pipelines: Iterable[Pipeline]) -> Iterator[None]:
         """Look at all models, some at a time: the caller lets others run in between."""
+        from streamproc.models import add_warming
+
         for pipeline in pipelines:
             if pipeline.kind == "alerts":
                 continue
@@ -41,9 +43,7 @@ class Warming:
                 self.of += 1
                 found = model.warming()
                 self.models += bool(found)
-                for name, (n, most, longest_us) in found.items():
-                    had = self.signals.get(name, (0, 0, 0))
-                    self.signals[name] = (had[0] + n, max(had[1], most), max(had[2], longest_us))
+                add_warming(self.signals, found)
                 if count % _AT_ONCE == 0:
                     yield
 

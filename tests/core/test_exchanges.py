@@ -275,7 +275,7 @@ def test_what_waits_is_bounded_in_bytes_too(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_a_state_of_the_most_that_may_wait_can_be_stored() -> None:
     from detectors import state as codec
-    from streamproc.worker.snapshots import MAX_SNAPSHOT_BYTES
+    from streamproc.topology import MAX_RECORD_BYTES
 
     most = 50_000  # what a config may ask for
     big = (1 << 31) - 1
@@ -285,7 +285,7 @@ def test_a_state_of_the_most_that_may_wait_can_be_stored() -> None:
     keys = [i - (1 << 62) for i in range(2 * most)]
     of.restore([[[*bare, k, False] for k in keys[:most]], [[k, BEGIN_US, big, big, big, big] for k in keys], rest])
     # What is held weighs a few bytes more once it is written.
-    assert len(codec.dumps({"exchanges": of.snapshot()})) + 1.3 * exchanges.MAX_HELD < MAX_SNAPSHOT_BYTES
+    assert len(codec.dumps({"exchanges": of.snapshot()})) + 1.3 * exchanges.MAX_HELD < MAX_RECORD_BYTES
 
 
 def test_requests_of_one_id_from_two_sources_are_two() -> None:
