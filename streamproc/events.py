@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Final, Literal, TypeAlias
 
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType, field
@@ -533,6 +533,14 @@ def rfc3339(us: int) -> str:
     """
     moment = _EPOCH + dt.timedelta(microseconds=us)
     return moment.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+#: The type of each kind of event that sources carry.
+EVENTS: Final[dict[str, type[Prediction] | type[Telemetry] | type[Label]]] = {
+    "predictions": Prediction,
+    "telemetry": Telemetry,
+    "labels": Label,
+}
 
 
 def model_name(event: Prediction | Telemetry | Label) -> str:

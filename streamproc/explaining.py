@@ -11,7 +11,7 @@ from msgspec import Struct
 from streamproc import compression, framed, serving
 from streamproc.config import Config
 from streamproc.decoding import Decoder
-from streamproc.events import REASONS, Half, Header, Label, Prediction, RecordBatch, Telemetry
+from streamproc.events import EVENTS, REASONS, Half, Header, Prediction, RecordBatch
 from streamproc.models import Group
 from streamproc.pipeline import Output, Pipeline
 from streamproc.rules import RuleBook
@@ -19,12 +19,6 @@ from streamproc.signals import SourceKind
 from streamproc.unpack import unpack
 
 __all__ = ["Explained", "explain"]
-
-_TYPES: dict[SourceKind, type[Prediction] | type[Telemetry] | type[Label]] = {
-    "predictions": Prediction,
-    "telemetry": Telemetry,
-    "labels": Label,
-}
 
 #: Copies of a record that are shown to a pipeline, in windows of so many each: enough that all is learned that a signal
 #: needs before it has a value.
@@ -71,7 +65,7 @@ def explain(
     unpacked = unpack(batch, None, traces=traces)
     records = batch if unpacked is None else unpacked.batch
     rejected = [] if unpacked is None else list(unpacked.rejected)
-    decoded = Decoder(_TYPES[kind], field_map=config.fields.get(kind)).decode(records)
+    decoded = Decoder(EVENTS[kind], field_map=config.fields.get(kind)).decode(records)
     rejected += decoded.rejected
     pipeline = Pipeline(RuleBook(config), kind=kind, topic=batch.topic)
     found = pipeline.process(batch)

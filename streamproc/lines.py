@@ -91,6 +91,7 @@ class InOrder:
         self.bound = bound
         self.moved = 0
         self.beyond = 0
+        self._left_ms = -(1 << 62)  # the latest time that has gone
 
     def take(self, rows: Iterable[tuple[int | None, Row]]) -> Iterator[Row]:
         """Yield rows in order; each comes with its partition, None where it is not told."""
@@ -99,23 +100,22 @@ class InOrder:
             return
         kept: list[tuple[int, Row]] = []
         ordered = True  # what is kept, by its times
-        left_ms = -(1 << 62)  # the latest time that has gone
         for at_ms, row in self._dated(rows):
             if kept and at_ms < kept[-1][0]:
                 ordered = False
             kept.append((at_ms, row))
             if len(kept) >= 2 * self.bound:
                 kept = self._sorted(kept, ordered=ordered)
-                for at_ms_, each in kept[: self.bound]:
-                    self.beyond += at_ms_ < left_ms
-                    left_ms = max(left_ms, at_ms_)
-                    yield each
+                yield from self._leaving(kept[: self.bound])
                 del kept[: self.bound]
                 ordered = True
-        for at_ms_, each in self._sorted(kept, ordered=ordered):
-            self.beyond += at_ms_ < left_ms
-            left_ms = max(left_ms, at_ms_)
-            yield each
+        yield from self._leaving(self._sorted(kept, ordered=ordered))
+
+    def _leaving(self, kept: Iterable[tuple[int, Row]]) -> Iterator[Row]:
+        for at_ms, row in kept:
+            self.beyond += at_ms < self._left_ms
+            self._left_ms = max(self._left_ms, at_ms)
+            yield row
 
     def _sorted(self, kept: list[tuple[int, Row]], *, ordered: bool) -> list[tuple[int, Row]]:
         if ordered:

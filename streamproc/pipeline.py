@@ -31,6 +31,7 @@ from streamproc.config import Config
 from streamproc.decoding import Decoded, Decoder, OwnDecoder
 from streamproc.errors import SnapshotError
 from streamproc.events import (
+    EVENTS,
     MAX_NAME,
     ORIGIN_HEADER,
     REASONS,
@@ -38,12 +39,9 @@ from streamproc.events import (
     Feedback,
     Header,
     Incident,
-    Label,
     ModelRef,
-    Prediction,
     RecordBatch,
     Rejected,
-    Telemetry,
     model_name,
     time_us,
 )
@@ -69,12 +67,6 @@ from streamproc.signals import Kind
 from streamproc.templates import Templates
 from streamproc.unpack import OTHER_SPAN, Unpacked, unpack
 from streamproc.windows import ANY_STEP, new_clock
-
-_KINDS: dict[Kind, type[Prediction] | type[Telemetry] | type[Label]] = {
-    "predictions": Prediction,
-    "telemetry": Telemetry,
-    "labels": Label,
-}
 
 _STATES: dict[Kind, type[ModelState]] = {
     "predictions": PredictionState,
@@ -226,7 +218,7 @@ class Pipeline:
             self._decoder = _OURS[self.kind](book.config)
             return
         field_map = book.config.fields.get(self.kind)  # type: ignore[arg-type]
-        self._decoder = Decoder(_KINDS[self.kind], field_map=field_map)
+        self._decoder = Decoder(EVENTS[self.kind], field_map=field_map)
         # Seldon's own topics hold tensors in protobuf, which begin as traces do.
         self._traces = self.kind == "predictions" and serving.seldon_topic(self.topic) is None
         if self.kind == "predictions":

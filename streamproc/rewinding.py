@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import os
-from collections.abc import Awaitable, Callable
-from pathlib import Path
+from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from streamproc.errors import BrokerUnreachable, UsageError
+from streamproc.looking import load
 
 if TYPE_CHECKING:
     from streamproc.config import Config
@@ -107,17 +106,11 @@ def _place(text: str) -> dict[str, Any]:
         raise UsageError(f"--to: takes {', '.join(_WORDS)}, an offset or a time: {e}") from None
 
 
-def _run(config_path: str, work: Callable[[Config], Awaitable[list[Position]]]) -> list[Position]:
+def _run(config_path: str, work: Callable[[Config], Coroutine[Any, Any, list[Position]]]) -> list[Position]:
     from aiokafka.errors import KafkaError
 
-    from streamproc import rules
-
-    config = rules.load(Path(config_path), env=dict(os.environ))
-
-    async def all_of_it() -> list[Position]:
-        return await work(config)
-
+    config = load(config_path)
     try:
-        return asyncio.run(all_of_it())
+        return asyncio.run(work(config))
     except KafkaError as e:
         raise BrokerUnreachable(f"{type(e).__name__}: {e}") from None

@@ -23,7 +23,7 @@ from streamproc.alerts import Policy
 from streamproc.baseline import Table, from_table
 from streamproc.config import Config, Effect, ModelBlock, ReferenceRule, Report, Sensitivity, SignalRule, suggested
 from streamproc.errors import ConfigIssue
-from streamproc.events import Label, Prediction, Telemetry, lasted
+from streamproc.events import EVENTS, lasted
 from streamproc.field_map import path_parts, target_problem, unit_problem
 from streamproc.signals import Kind, SignalSpec
 from streamproc.silences import Silence, Silences
@@ -465,16 +465,13 @@ def check(config: Config, report: Report) -> None:
                 _check_rule(f"{path}.{name}", rule, spec, report)
 
 
-_EVENTS = {"predictions": Prediction, "telemetry": Telemetry, "labels": Label}
-
-
 def _check_fields(config: Config, report: Report) -> None:
     """Report targets, paths and units of field maps that are none."""
     for kind, fields in config.fields.items():
         for target, where in fields.items():
             path, unit = (where, None) if isinstance(where, str) else (where.path, where.unit)
             place = f"fields.{kind}.{target}"
-            if (problem := target_problem(target, _EVENTS[kind])) is not None:
+            if (problem := target_problem(target, EVENTS[kind])) is not None:
                 report(place, "E040", problem)
             try:
                 parts = path_parts(path)

@@ -27,14 +27,12 @@ from faust.types import TP
 from streamproc.config import Config
 from streamproc.decoding import Decoder
 from streamproc.events import (
+    EVENTS,
     KEY_HEADER,
     ORIGIN_HEADER,
     TOPIC_HEADER,
-    Label,
-    Prediction,
     RecordBatch,
     Rejected,
-    Telemetry,
     model_name,
 )
 from streamproc.framed import Codec, SchemaName
@@ -50,7 +48,6 @@ _ALONE = 1 << 58
 #: Records of a pair that wait at most before what is ahead goes on all the same.
 _MOST_HELD = 50_000
 
-_KINDS: dict[SourceKind, Any] = {"predictions": Prediction, "telemetry": Telemetry, "labels": Label}
 
 def _origin(partition: int, topic_id: str, *, apart: bool) -> int:
     """Return the number of a partition that records come from, as no other partition of the same target has it.
@@ -117,7 +114,7 @@ class Repartitioner:
         self._traces = kind == "predictions" and seldon_topic(topic) is None
         self.target = internal_topic(config.kafka.app_id, topic)
         self._seldon = seldon_topic(topic)
-        self._decoder = Decoder(_KINDS[kind], field_map=config.fields.get(kind))
+        self._decoder = Decoder(EVENTS[kind], field_map=config.fields.get(kind))
 
     async def forward(self, batch: RecordBatch, *, topic_id: str = "") -> list[Rejected]:
         """Send a batch on and await the broker; return the records that their topic never takes.
